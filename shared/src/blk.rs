@@ -1,0 +1,101 @@
+//! Block requests. VirtIO 1.3 §5.2.6 "Device Operation", plus our vendor requests.
+//!
+//! A request is a descriptor chain: a [`RequestHeader`] the device reads, data
+//! buffers, and a footer the device writes. The standard footer is one status
+//! byte. Vendor requests end in a [`VendorFooter`], whose last byte is that
+//! same status, preceded by the host's errno.
+
+use zerocopy::little_endian::{U32, U64};
+
+/// Unit of [`RequestHeader::sector`] in standard requests.
+pub const SECTOR_SIZE: u64 = 512;
+/// Largest data length of one request: bounds the I/O vector of a chain.
+pub const MAX_REQUEST_BYTES: u64 = 64 << 20;
+/// Length of a device identifier. VirtIO 1.3 §5.2.6.
+pub const ID_BYTES: usize = 20;
+
+wire_enum! {
+    /// Request types: VirtIO 1.3 §5.2.6, and from 0x8000_0000 on our own.
+    pub enum RequestType: u32 {
+        /// Read sectors.
+        In = 0,
+        /// Write sectors.
+        Out = 1,
+        /// Make completed writes durable.
+        Flush = 4,
+        /// Read the identifier, [`ID_BYTES`] bytes.
+        GetId = 8,
+        /// Discard sectors.
+        Discard = 11,
+        /// Write zeroes to sectors.
+        WriteZeroes = 13,
+        /// Vendor: read any number of bytes from any byte offset (`sector` is a byte offset).
+        /// Past the end the bytes are zeros.
+        ReadBytes = 0x8000_0000,
+        /// Vendor: the exact length in bytes now; data is one `U64`.
+        GetLength = 0x8000_0001,
+        /// Vendor: runs of data and holes from byte offset `sector` on; data is an array of
+        /// [`StatusExtent`], filled from the front and ended by the first `len` of 0.
+        BlockStatus = 0x8000_0002,
+    }
+}
+
+impl RequestType {
+    /// Whether the request ends in a [`VendorFooter`].
+    #[must_use]
+    pub const fn is_vendor(self) -> bool {
+        self.raw() >= 0x8000_0000
+    }
+}
+
+wire_enum! {
+    /// The status byte. VirtIO 1.3 §5.2.6.
+    pub enum Status: u8 {
+        /// Done.
+        Ok = 0,
+        /// The request failed; vendor footers say why.
+        IoErr = 1,
+        /// The device does not know or does not offer the request.
+        Unsupported = 2,
+    }
+}
+
+wire_struct! {
+    /// What every request starts with.
+    pub struct RequestHeader {
+        /// A [`RequestType`].
+        pub request_type: U32,
+        /// Zero.
+        pub reserved: U32,
+        /// First sector; a byte offset in vendor requests.
+        pub sector: U64,
+    }
+}
+wire_layout!(RequestHeader, size = 16, { request_type @ 0, reserved @ 4, sector @ 8 });
+
+wire_struct! {
+    /// What a vendor request ends with.
+    pub struct VendorFooter {
+        /// The host's errno (Linux numbering) if the status is [`Status::IoErr`], else 0.
+        pub errno: U32,
+        /// Zero.
+        pub reserved: [u8; 3],
+        /// A [`Status`].
+        pub status: u8,
+    }
+}
+wire_layout!(VendorFooter, size = 8, { errno @ 0, reserved @ 4, status @ 7 });
+
+/// The extent holds data.
+pub const EXTENT_DATA: u64 = 1 << 0;
+
+wire_struct! {
+    /// One run of [`RequestType::BlockStatus`].
+    pub struct StatusExtent {
+        /// Length in bytes; 0 ends the list.
+        pub len: U64,
+        /// [`EXTENT_DATA`] or 0 for a hole.
+        pub flags: U64,
+    }
+}
+wire_layout!(StatusExtent, size = 16, { len @ 0, flags @ 8 });

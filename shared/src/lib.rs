@@ -1,0 +1,35 @@
+//! The contract between the host and an operation's guest.
+//!
+//! Both sides compile this crate. It is the single place for every address,
+//! port, status value, magic number and struct that crosses the boundary. It
+//! does no I/O and allocates nothing; it only names, encodes and validates.
+//!
+//! Integers on the wire are little-endian types without alignment
+//! ([`zerocopy::little_endian`]); reserved bytes are fields and must be zero.
+//! A changed number needs a new [`abi::ABI_VERSION`] (see `docs/abi.md`).
+#![cfg_attr(not(test), no_std)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
+
+#[macro_use]
+mod macros;
+
+pub mod abi;
+pub mod blk;
+pub mod boot;
+pub mod check;
+pub mod control;
+pub mod device;
+pub mod doorbell;
+pub mod info;
+pub mod layout;
+pub mod op;
+pub mod record;
+pub mod ring;
+#[cfg(test)]
+mod tripwires;
+
+pub use macros::bits;
+pub use zerocopy;

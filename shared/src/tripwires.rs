@@ -1,0 +1,55 @@
+//! Numbers of the contract, written a second time.
+//!
+//! A failure here means that the contract changed. Do not just mend the number:
+//! raise [`crate::abi::ABI_VERSION`] and say in `docs/abi.md` what changed.
+
+use crate::{device, doorbell, layout};
+
+#[test]
+fn regions_are_ordered_aligned_and_apart() {
+    let mut end = 0;
+    for (name, region) in layout::REGIONS {
+        assert_eq!(region.start % layout::REGION_ALIGN, 0, "{name}");
+        assert!(
+            region.start > end || *name == "image",
+            "{name} touches the region before it"
+        );
+        end = region.end();
+    }
+    assert!(layout::HEAP_START > end);
+    assert_eq!(layout::HEAP_START % layout::LARGE_PAGE_SIZE, 0);
+}
+
+#[test]
+fn tables_fill_their_regions() {
+    let entries = u64::from(device::MAX_DEVICES);
+    assert!(entries * size_of::<device::DeviceEntry>() as u64 <= layout::DEVICE_TABLE.size);
+    assert_eq!(entries * device::QUEUE_STRIDE, layout::QUEUES.size);
+    assert!(size_of::<crate::control::ControlPage>() as u64 <= layout::CONTROL.size);
+    assert!(size_of::<crate::boot::BootPage>() as u64 <= layout::BOOT.size);
+    assert!(size_of::<crate::check::CheckResult>() as u64 <= layout::RESULT.size);
+}
+
+#[test]
+fn queue_parts_do_not_overlap() {
+    let n = u64::from(device::QUEUE_SIZE);
+    assert!(16 * n <= device::AVAIL_OFFSET);
+    assert!(device::AVAIL_OFFSET + 6 + 2 * n <= device::USED_OFFSET);
+    assert!(device::USED_OFFSET + 6 + 8 * n <= device::QUEUE_STRIDE);
+}
+
+#[test]
+fn numbers_of_version_1() {
+    assert_eq!(crate::abi::ABI_VERSION, 1);
+    assert_eq!(
+        (
+            doorbell::KICK_PORT,
+            doorbell::WAIT_PORT,
+            doorbell::TRAP_PORT_BASE
+        ),
+        (0x510, 0x514, 0x80)
+    );
+    assert_eq!(layout::IMAGE.start, 0x20_0000);
+    assert_eq!(layout::HEAP_START, 0x200_0000);
+    assert_eq!(crate::boot::BOOT_MAGIC, 0x5241_5453);
+}
