@@ -1,0 +1,160 @@
+//! Moves file bytes into guest buffers.
+
+use crate::memory::GuestSlot;
+use instar_devices::blk::{Errno, GuestBuffer};
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+/// Most I/O vectors of one system call (`UIO_MAXIOV`).
+const MAX_IOVECS: usize = 1024;
+
+/// A read on its way: buffers, and how far it got.
+#[derive(Debug)]
+pub struct Transfer {
+    /// File offset of the first byte.
+    pub offset: u64,
+    /// Where the bytes go, in order.
+    pub buffers: Vec<GuestBuffer>,
+    /// Bytes already there.
+    pub done: u64,
+}
+
+/// How a step of a transfer ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// All buffers are filled; the file may have ended before, then with zeros.
+    Finished,
+    /// Going on would sleep.
+    WouldBlock,
+    /// The host's error.
+    Failed(Errno),
+}
+
+impl Transfer {
+    /// Bytes of all buffers.
+    pub fn len(&self) -> u64 {
+        self.buffers.iter().map(|b| u64::from(b.len)).sum()
+    }
+
+    /// Reads on. With `nowait` only what the page cache holds.
+    pub fn read(&mut self, file: &File, slot: &GuestSlot, nowait: bool) -> Step {
+        loop {
+            let Some(iovecs) = self.iovecs(slot) else { return Step::Failed(Errno::EIO) };
+            if iovecs.is_empty() {
+                return Step::Finished;
+            }
+            match read_once(file, &iovecs, self.offset.saturating_add(self.done), nowait) {
+                Ok(0) => return self.zero_rest(slot),
+                Ok(n) => self.done = self.done.saturating_add(n),
+                Err(libc::EINTR) => {}
+                Err(libc::EAGAIN | libc::EOPNOTSUPP) if nowait => return Step::WouldBlock,
+                Err(errno) => return Step::Failed(u32::try_from(errno).map_or(Errno::EIO, Errno)),
+            }
+        }
+    }
+
+    /// What is left of the buffers: guest address and length.
+    fn rest(&self) -> impl Iterator<Item = (GuestAddress, u32)> {
+        let mut skip = self.done;
+        self.buffers.iter().filter_map(move |buffer| {
+            let passed = u32::try_from(skip).unwrap_or(u32::MAX).min(buffer.len);
+            skip = skip.saturating_sub(u64::from(passed));
+            let addr = GuestAddress(buffer.addr.0.saturating_add(u64::from(passed)));
+            (passed < buffer.len).then(|| (addr, buffer.len.saturating_sub(passed)))
+        })
+    }
+
+    /// Host vectors of what is left, or `None` if a buffer is not the guest's.
+    fn iovecs(&self, slot: &GuestSlot) -> Option<Vec<libc::iovec>> {
+        let host = |(addr, len): (GuestAddress, u32)| {
+            let len = usize::try_from(len).ok()?;
+            let slice = slot.dma().get_slice(addr, len).ok()?;
+            Some(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: len })
+        };
+        self.rest().take(MAX_IOVECS).map(host).collect()
+    }
+
+    /// The file ended: what is left reads as zeros.
+    fn zero_rest(&mut self, slot: &GuestSlot) -> Step {
+        const ZEROS: [u8; 4096] = [0; 4096];
+        let left: Vec<_> = self.rest().collect();
+        for (addr, len) in left {
+            let mut at = 0;
+            while at < len {
+                let n = (len - at).min(4096);
+                let to = GuestAddress(addr.0.saturating_add(u64::from(at)));
+                let zeros = ZEROS.get(..n as usize).unwrap_or_default();
+                if slot.dma().write_slice(zeros, to).is_err() {
+                    return Step::Failed(Errno::EIO);
+                }
+                at += n;
+            }
+        }
+        self.done = self.len();
+        Step::Finished
+    }
+}
+
+/// One system call; bytes read, or the errno.
+fn read_once(file: &File, iovecs: &[libc::iovec], offset: u64, nowait: bool) -> Result<u64, i32> {
+    let offset = i64::try_from(offset).map_err(|_| libc::EINVAL)?;
+    let count = i32::try_from(iovecs.len()).map_err(|_| libc::EINVAL)?;
+    let fd = file.as_raw_fd();
+    // SAFETY: every vector lies in guest memory, which the slot keeps mapped during the call; the
+    // guest may see or change the bytes at any time, which plain memory allows.
+    let n = unsafe { positional_read(fd, iovecs.as_ptr(), count, offset, nowait) };
+    u64::try_from(n).map_err(|_| std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
+}
+
+/// # Safety
+/// As `preadv(2)`: the vectors must be valid for writes.
+#[cfg(target_os = "linux")]
+unsafe fn positional_read(fd: i32, iovecs: *const libc::iovec, count: i32, offset: i64, nowait: bool) -> isize {
+    let flags = if nowait { libc::RWF_NOWAIT } else { 0 };
+    // SAFETY: the caller's promise.
+    unsafe { libc::preadv2(fd, iovecs, count, offset, flags) }
+}
+
+/// # Safety
+/// As `preadv(2)`: the vectors must be valid for writes.
+#[cfg(not(target_os = "linux"))]
+unsafe fn positional_read(fd: i32, iovecs: *const libc::iovec, count: i32, offset: i64, _nowait: bool) -> isize {
+    // SAFETY: the caller's promise.
+    unsafe { libc::preadv(fd, iovecs, count, offset) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use instar_shared::layout::HEAP_START;
+    use std::io::Write;
+
+    fn buffer(at: u64, len: u32) -> GuestBuffer {
+        GuestBuffer { addr: GuestAddress(HEAP_START + at), len }
+    }
+
+    #[test]
+    fn scattered_read_past_the_end_is_zero_filled() {
+        let slot = GuestSlot::new(64 << 20).unwrap();
+        slot.write(HEAP_START, &[0xff; 64]).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"0123456789").unwrap();
+        let buffers = vec![buffer(0, 3), buffer(16, 5), buffer(32, 4)];
+        let mut transfer = Transfer { offset: 4, buffers, done: 0 };
+        assert_eq!(transfer.read(&file, &slot, false), Step::Finished);
+        let mut seen = [0; 37];
+        slot.read(HEAP_START, &mut seen).unwrap();
+        assert_eq!(&seen[..4], b"456\xff");
+        assert_eq!(&seen[16..22], b"789\0\0\xff");
+        assert_eq!(&seen[32..37], b"\0\0\0\0\xff");
+    }
+
+    #[test]
+    fn offsets_beyond_i64_are_an_errno() {
+        let slot = GuestSlot::new(64 << 20).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let mut transfer = Transfer { offset: u64::MAX - 2, buffers: vec![buffer(0, 8)], done: 0 };
+        assert_eq!(transfer.read(&file, &slot, true), Step::Failed(Errno::EINVAL));
+    }
+}

@@ -1,0 +1,25 @@
+//! Virtual machines: hypervisors, guest memory and the operation microVM.
+//!
+//! - [`hypervisor`]: the traits; one module per hypervisor implements them
+//!   (`kvm` on Linux, `hvf` on Apple silicon).
+//! - [`arch`]: what ring 3 (EL0) stands on: page tables, descriptor tables, traps.
+//! - [`memory`]: the guest's one memory slot and the part that devices may reach.
+//! - [`operation`]: a microVM that runs one operation binary to its end.
+//!
+//! Nothing here reads a byte of an image for its meaning: files are moved, not
+//! parsed. The only file format known here is ELF, of the binaries that this
+//! project builds itself.
+
+pub mod arch;
+mod block;
+mod error;
+#[cfg(all(target_os = "macos", target_arch = "aarch64"))]
+mod hvf;
+pub mod hypervisor;
+#[cfg(target_os = "linux")]
+mod kvm;
+mod loader;
+pub mod memory;
+pub mod operation;
+
+pub use error::VmError;

@@ -1,0 +1,193 @@
+//! The guest's memory: one lazy slot from address 0.
+//!
+//! The host reserves the whole slot and pays only for pages that are touched.
+//! The slot starts at a 2 MiB boundary of host memory, so that the heap past its
+//! first 2 MiB may sit on huge pages: a guest streams through fresh memory forty
+//! times faster that way, and a small operation never touches one.
+
+use crate::VmError;
+use instar_shared::layout;
+use instar_shared::zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+use rustix::mm::{MapFlags, ProtFlags};
+use std::sync::Arc;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+
+/// The memory slot; unmapped when the last owner goes.
+#[derive(Debug)]
+pub struct GuestSlot {
+    map_start: *mut std::ffi::c_void,
+    map_len: usize,
+    size: u64,
+    /// The whole slot, for the host's own use.
+    all: GuestMemoryMmap,
+    /// [`layout::DMA_START`] to the end, for devices.
+    dma: GuestMemoryMmap,
+}
+
+// SAFETY: the mapping is plain shared memory that lives as long as the value;
+// all access goes through vm-memory's volatile slices, never references.
+unsafe impl Send for GuestSlot {}
+// SAFETY: as above; concurrent volatile access is what guest memory is for.
+unsafe impl Sync for GuestSlot {}
+
+impl GuestSlot {
+    /// Reserves a slot of `size` bytes, a multiple of 2 MiB.
+    ///
+    /// # Errors
+    /// [`VmError::Memory`] if the address space is refused.
+    pub fn new(size: u64) -> Result<Arc<Self>, VmError> {
+        let fail = |source: std::io::Error| VmError::Memory { bytes: size, source };
+        let align = layout::LARGE_PAGE_SIZE;
+        let len = size.checked_add(align).and_then(|len| usize::try_from(len).ok());
+        let len = len.ok_or_else(|| fail(std::io::ErrorKind::OutOfMemory.into()))?;
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice.
+        let start = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, prot, map_flags()) }
+            .map_err(|e| fail(e.into()))?;
+        let shift = start.align_offset(usize::try_from(align).unwrap_or(1));
+        let base = start.cast::<u8>().wrapping_add(shift);
+        let views = view(base, 0, size).and_then(|all| Ok((all, view(base, layout::DMA_START, size)?)));
+        match views {
+            Ok((all, dma)) => {
+                advise_huge(base, size);
+                Ok(Arc::new(Self { map_start: start, map_len: len, size, all, dma }))
+            }
+            Err(text) => {
+                // SAFETY: the mapping made above, which nothing refers to.
+                let _ = unsafe { rustix::mm::munmap(start, len) };
+                Err(fail(std::io::Error::other(text)))
+            }
+        }
+    }
+
+    /// Size of the slot in bytes.
+    #[must_use]
+    pub const fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Host address of guest address 0.
+    #[must_use]
+    pub fn host_address(&self) -> *mut u8 {
+        let shift = self.map_start.align_offset(usize::try_from(layout::LARGE_PAGE_SIZE).unwrap_or(1));
+        self.map_start.cast::<u8>().wrapping_add(shift)
+    }
+
+    /// The part that devices may reach.
+    #[must_use]
+    pub const fn dma(&self) -> &GuestMemoryMmap {
+        &self.dma
+    }
+
+    /// Copies `bytes` to `gpa`.
+    ///
+    /// # Errors
+    /// [`VmError::OutsideMemory`].
+    pub fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), VmError> {
+        let outside = |_| VmError::OutsideMemory { gpa, len: bytes.len() };
+        self.all.write_slice(bytes, GuestAddress(gpa)).map_err(outside)
+    }
+
+    /// Copies from `gpa` into `buf`: the one read of memory that the guest may change.
+    ///
+    /// # Errors
+    /// [`VmError::OutsideMemory`].
+    pub fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), VmError> {
+        let outside = VmError::OutsideMemory { gpa, len: buf.len() };
+        self.all.read_slice(buf, GuestAddress(gpa)).map_err(|_| outside)
+    }
+
+    /// Writes a wire struct at `gpa`.
+    ///
+    /// # Errors
+    /// [`VmError::OutsideMemory`].
+    pub fn store<T: IntoBytes + Immutable>(&self, gpa: u64, value: &T) -> Result<(), VmError> {
+        self.write(gpa, value.as_bytes())
+    }
+
+    /// Reads a wire struct at `gpa` into a copy.
+    ///
+    /// # Errors
+    /// [`VmError::OutsideMemory`].
+    pub fn load<T: FromBytes + FromZeros + IntoBytes>(&self, gpa: u64) -> Result<T, VmError> {
+        let mut value = T::new_zeroed();
+        self.read(gpa, value.as_mut_bytes())?;
+        Ok(value)
+    }
+}
+
+impl Drop for GuestSlot {
+    fn drop(&mut self) {
+        // SAFETY: the mapping of `new`; the views hold raw pointers into it but go with self.
+        let _ = unsafe { rustix::mm::munmap(self.map_start, self.map_len) };
+    }
+}
+
+/// The heap past its first 2 MiB may use huge pages; everything below stays small.
+fn advise_huge(base: *mut u8, size: u64) {
+    let from = layout::HEAP_START.saturating_add(layout::LARGE_PAGE_SIZE);
+    let (Ok(skip), Ok(len)) = (usize::try_from(from), usize::try_from(size.saturating_sub(from))) else {
+        return;
+    };
+    if len == 0 {
+        return;
+    }
+    #[cfg(target_os = "linux")]
+    // SAFETY: a range inside our own mapping; the advice changes no contents. A kernel
+    // without huge pages refuses, and small pages serve.
+    let _ = unsafe {
+        rustix::mm::madvise(base.wrapping_add(skip).cast(), len, rustix::mm::Advice::LinuxHugepage)
+    };
+    #[cfg(not(target_os = "linux"))]
+    let _ = (base, skip, len);
+}
+
+#[cfg(target_os = "linux")]
+const fn map_flags() -> MapFlags {
+    MapFlags::PRIVATE.union(MapFlags::NORESERVE)
+}
+
+#[cfg(not(target_os = "linux"))]
+const fn map_flags() -> MapFlags {
+    MapFlags::PRIVATE
+}
+
+/// Guest addresses `from..size` of the slot at `base`, as vm-memory sees them.
+fn view(base: *mut u8, from: u64, size: u64) -> Result<GuestMemoryMmap, String> {
+    let skip = usize::try_from(from).map_err(|e| e.to_string())?;
+    let len = size.checked_sub(from).ok_or("the slot is too small")?;
+    let len = usize::try_from(len).map_err(|e| e.to_string())?;
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANON;
+    // SAFETY: the range lies inside the mapping of GuestSlot, which outlives the view: both are
+    // fields of one value and the view does not own (unmap) its memory.
+    let region = unsafe { MmapRegion::build_raw(base.wrapping_add(skip), len, prot, flags) };
+    let region = region.map_err(|e| e.to_string())?;
+    let region = GuestRegionMmap::new(region, GuestAddress(from)).ok_or("address overflow")?;
+    GuestMemoryMmap::from_regions(vec![region]).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_cannot_reach_below_the_dma_window() {
+        let slot = GuestSlot::new(64 << 20).unwrap();
+        slot.write(0x1000, b"table").unwrap();
+        assert!(slot.dma().write_slice(b"x", GuestAddress(0x1000)).is_err());
+        assert!(slot.dma().write_slice(b"x", GuestAddress(layout::DMA_START - 1)).is_err());
+        slot.dma().write_slice(b"x", GuestAddress(layout::DMA_START)).unwrap();
+        let mut seen = [0; 1];
+        slot.read(layout::DMA_START, &mut seen).unwrap();
+        assert_eq!(&seen, b"x");
+    }
+
+    #[test]
+    fn accesses_past_the_end_are_refused() {
+        let slot = GuestSlot::new(64 << 20).unwrap();
+        assert!(slot.write((64 << 20) - 1, b"ab").is_err());
+        assert!(slot.read(u64::MAX, &mut [0; 2]).is_err());
+        assert_eq!(slot.host_address() as u64 % layout::LARGE_PAGE_SIZE, 0);
+    }
+}

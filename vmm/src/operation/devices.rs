@@ -1,0 +1,126 @@
+//! The block devices of a run, by slot, over the operation transport.
+
+use super::OperationFile;
+use crate::VmError;
+use crate::block::{FileBackend, IoQueue};
+use crate::memory::GuestSlot;
+use instar_devices::blk::{BlkConfig, BlkDevice, DeviceFault};
+use instar_shared::device::{
+    AVAIL_OFFSET, DeviceEntry, FEATURE_BLOCK_STATUS, FEATURE_BYTE_IO, FLAG_BLOCK_DEVICE, FLAG_PRESENT,
+    FLAG_READ_ONLY, MAX_DEVICES, QUEUE_SIZE, USED_OFFSET, entry_address, queue_region,
+};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::GuestAddress;
+
+const FEATURES: u64 = FEATURE_BYTE_IO | FEATURE_BLOCK_STATUS;
+
+/// One device and what stands behind it.
+#[derive(Debug)]
+struct Slot {
+    device: BlkDevice,
+    backend: FileBackend,
+}
+
+/// All devices of a run.
+#[derive(Debug)]
+pub struct Devices {
+    slots: BTreeMap<u16, Slot>,
+    memory: Arc<GuestSlot>,
+    io: Arc<IoQueue>,
+}
+
+impl Devices {
+    /// No devices yet.
+    pub fn new(memory: Arc<GuestSlot>, io: Arc<IoQueue>) -> Self {
+        Self { slots: BTreeMap::new(), memory, io }
+    }
+
+    /// Whether `slot` exists and is empty.
+    pub fn is_free(&self, slot: u16) -> bool {
+        slot < MAX_DEVICES && !self.slots.contains_key(&slot)
+    }
+
+    /// Whether `slot` holds a device.
+    pub fn is_present(&self, slot: u16) -> bool {
+        self.slots.contains_key(&slot)
+    }
+
+    /// Makes `file` the device of `slot` and announces it in the device table.
+    ///
+    /// # Errors
+    /// [`VmError`] if there is no such slot.
+    pub fn add(&mut self, slot: u16, file: OperationFile) -> Result<(), VmError> {
+        let no_slot = || VmError::Image(format!("there is no device slot {slot}"));
+        let region = queue_region(slot).ok_or_else(no_slot)?;
+        let address = entry_address(slot).ok_or_else(no_slot)?;
+        let parts = [region.start, region.start + AVAIL_OFFSET, region.start + USED_OFFSET];
+        let queue = queue_at(parts).map_err(|e| VmError::Image(format!("queue of slot {slot}: {e}")))?;
+        let flag = |set: bool, bit: u32| if set { bit } else { 0 };
+        let flags = FLAG_PRESENT | flag(file.read_only, FLAG_READ_ONLY) | flag(file.block_device, FLAG_BLOCK_DEVICE);
+        let [desc_table, avail_ring, used_ring] = parts;
+        let entry = DeviceEntry {
+            flags: flags.into(),
+            queue_size: QUEUE_SIZE.into(),
+            features: FEATURES.into(),
+            len_bytes: file.len_bytes.into(),
+            desc_table: desc_table.into(),
+            avail_ring: avail_ring.into(),
+            used_ring: used_ring.into(),
+            ..DeviceEntry::zeroed()
+        };
+        let config = BlkConfig {
+            virtio_features: 0,
+            vendor_features: FEATURES,
+            read_only: file.read_only,
+            len_bytes: file.len_bytes,
+        };
+        let backend = FileBackend::new(slot, file.file, Arc::clone(&self.memory), Arc::clone(&self.io));
+        self.slots.insert(slot, Slot { device: BlkDevice::new(config, queue), backend });
+        self.memory.store(address, &entry)
+    }
+
+    /// Looks at the queue of `slot`; how many requests were completed at once.
+    ///
+    /// # Errors
+    /// What the guest did wrong.
+    pub fn kick(&mut self, slot: u16) -> Result<u32, String> {
+        let memory = Arc::clone(&self.memory);
+        let Slot { device, backend } = self.get(slot)?;
+        device.kick(memory.dma(), backend).map_err(|e| fault(slot, e))
+    }
+
+    /// Publishes what the I/O thread finished for `slot`; how many requests.
+    ///
+    /// # Errors
+    /// What the guest did wrong.
+    pub fn complete(&mut self, slot: u16) -> Result<u32, String> {
+        let memory = Arc::clone(&self.memory);
+        let Slot { device, backend } = self.get(slot)?;
+        device.complete(memory.dma(), backend).map_err(|e| fault(slot, e))
+    }
+
+    /// Requests of all devices that are not completed.
+    pub fn in_flight(&self) -> usize {
+        self.slots.values().map(|slot| slot.device.in_flight()).sum()
+    }
+
+    fn get(&mut self, slot: u16) -> Result<&mut Slot, String> {
+        self.slots.get_mut(&slot).ok_or_else(|| format!("it rang for device {slot}, which is not there"))
+    }
+}
+
+fn fault(slot: u16, fault: DeviceFault) -> String {
+    format!("device {slot}: {fault}")
+}
+
+fn queue_at([desc, avail, used]: [u64; 3]) -> Result<Queue, virtio_queue::Error> {
+    let mut queue = Queue::new(QUEUE_SIZE)?;
+    queue.try_set_desc_table_address(GuestAddress(desc))?;
+    queue.try_set_avail_ring_address(GuestAddress(avail))?;
+    queue.try_set_used_ring_address(GuestAddress(used))?;
+    queue.set_size(QUEUE_SIZE);
+    queue.set_ready(true);
+    Ok(queue)
+}

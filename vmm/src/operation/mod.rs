@@ -1,0 +1,100 @@
+//! A microVM that runs one operation binary to its end.
+//!
+//! [`Operation::prepare`] does everything that needs the host's permissions: it
+//! opens the hypervisor, reserves memory, loads the image and makes the devices.
+//! Between it and [`Operation::run`] the caller confines the process. While the
+//! guest runs, what it asks for goes to an [`OperationHost`].
+
+mod control;
+mod devices;
+mod limits;
+mod machine;
+mod records;
+mod report;
+
+pub use machine::Operation;
+pub use report::{CrashReport, RunError};
+
+use instar_shared::control::{FileRequest, FileResponse};
+use instar_shared::record::RecordKind;
+use std::fs::File;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+/// Bytes of the result region that are handed over: the largest result struct fits.
+pub const RESULT_BYTES: usize = 256;
+
+/// A file that becomes a block device of the guest.
+#[derive(Debug)]
+pub struct OperationFile {
+    /// The open file.
+    pub file: File,
+    /// Writes are refused by the device, whatever the descriptor allows.
+    pub read_only: bool,
+    /// A block device rather than a regular file.
+    pub block_device: bool,
+    /// Exact length in bytes when it was opened.
+    pub len_bytes: u64,
+}
+
+/// What an operation may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Size of the guest's heap in bytes; rounded down to 2 MiB.
+    pub memory_bytes: u64,
+    /// Longest guest CPU time without a completed request or a progress step.
+    pub stall: Duration,
+    /// Longest wall time of the whole run.
+    pub timeout: Option<Duration>,
+}
+
+/// What to run.
+#[derive(Debug)]
+pub struct OperationSpec {
+    /// The operation binary.
+    pub elf: &'static [u8],
+    /// Bytes of the operation's config struct.
+    pub config: Vec<u8>,
+    /// Files by device slot.
+    pub files: Vec<OperationFile>,
+    /// What it may use.
+    pub limits: Limits,
+    /// Set (by a signal handler) when the user cancels.
+    pub cancel: &'static AtomicBool,
+}
+
+/// What the microVM asks of its owner while it runs.
+pub trait OperationHost {
+    /// Opens a file that an image names; the request's numbers have been validated.
+    ///
+    /// # Errors
+    /// The answer that the guest gets instead.
+    fn open_file(&mut self, request: &FileRequest) -> Result<OperationFile, FileResponse>;
+
+    /// Takes one record; the payload is untrusted.
+    ///
+    /// # Errors
+    /// Why the record is malformed: the guest is stopped.
+    fn record(&mut self, kind: RecordKind, payload: &[u8]) -> Result<(), String>;
+}
+
+/// What a run cost.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RunStats {
+    /// VM exits, all kinds.
+    pub exits: u64,
+    /// From before the hypervisor was opened to the guest's first exit, less the time
+    /// spent outside this module in between.
+    pub setup: Duration,
+    /// Memory granted on request, bytes.
+    pub granted_bytes: u64,
+}
+
+/// The end of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Completed {
+    /// Copy of the front of the result region; untrusted.
+    pub result: [u8; RESULT_BYTES],
+    /// What it cost.
+    pub stats: RunStats,
+}
