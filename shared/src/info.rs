@@ -100,10 +100,8 @@ wire_struct! {
         pub compression: U32,
         /// An [`Encryption`].
         pub encryption: U32,
-        /// Slot of the backing file's image, 0 if it was not opened.
-        pub backing_slot: U32,
-        /// Slot of the external data file, 0 if there is none.
-        pub data_slot: U32,
+        /// Zero.
+        pub reserved: [u8; 8],
         /// Length of the backing file's name.
         pub backing_len: U32,
         /// Length of the backing format's name.
@@ -114,7 +112,7 @@ wire_struct! {
 }
 wire_layout!(ImageRecord, size = 64, {
     slot @ 0, format @ 4, version @ 8, flags @ 12, virtual_size @ 16, cluster_size @ 24, refcount_bits @ 32,
-    compression @ 36, encryption @ 40, backing_slot @ 44, data_slot @ 48, backing_len @ 52,
+    compression @ 36, encryption @ 40, reserved @ 44, backing_len @ 52,
     backing_format_len @ 56, data_file_len @ 60,
 });
 

@@ -31,6 +31,8 @@ wire_enum! {
         Failure = 4,
         /// The guest's own panic message.
         Panic = 5,
+        /// A line for standard error that begins with the program's name, which the host adds.
+        Prefixed = 6,
         /// [`crate::info::ImageRecord`] and names: a new image of the chain.
         Image = 16,
         /// [`crate::info::SnapshotRecord`] and names, of the last image.

@@ -191,8 +191,10 @@ impl Run<'_> {
         let deadline = (timeout_ms > 0).then(|| Instant::now() + Duration::from_millis(timeout_ms.into()));
         loop {
             self.look_at_limits()?;
-            if self.operation.devices.in_flight() == 0 && deadline.is_none() {
-                return Err(RunError::Protocol("it waits, but nothing is in flight".into()));
+            if self.operation.devices.in_flight() == 0 {
+                return Err(RunError::Protocol(
+                    "it waits, but nothing is in flight".into(),
+                ));
             }
             let left = deadline.map_or(WAIT_SLICE, |end| end.saturating_duration_since(Instant::now()));
             if let Some(slot) = self.operation.io.wait(left.min(WAIT_SLICE)) {

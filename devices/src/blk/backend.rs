@@ -1,0 +1,157 @@
+//! What stands behind a block device.
+
+use instar_shared::blk::ID_BYTES;
+use vm_memory::{Bytes, GuestAddress, GuestMemory};
+
+/// Names one request in flight; the device chooses it, the backend hands it back.
+pub type Token = u64;
+
+/// A host error number in Linux numbering, e.g. 5 for EIO. Never 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Errno(pub u32);
+
+impl Errno {
+    /// Input/output error.
+    pub const EIO: Self = Self(5);
+    /// Invalid argument.
+    pub const EINVAL: Self = Self(22);
+    /// Read-only file system: a write to a read-only device.
+    pub const EROFS: Self = Self(30);
+    /// Operation not supported.
+    pub const EOPNOTSUPP: Self = Self(95);
+}
+
+/// A run of guest memory. Never empty, and validated to lie in the device's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestBuffer {
+    /// Guest address of the first byte.
+    pub addr: GuestAddress,
+    /// Length in bytes.
+    pub len: u32,
+}
+
+/// What is to be done. Offsets and lengths are in bytes; no range passes `i64::MAX`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoKind {
+    /// Fill all buffers from `offset`; zeros past the end.
+    Read {
+        /// First byte.
+        offset: u64,
+    },
+    /// Write all buffers at `offset`.
+    Write {
+        /// First byte.
+        offset: u64,
+    },
+    /// Make completed writes durable. No buffers.
+    Flush,
+    /// The range's content is no longer needed. No buffers.
+    Discard {
+        /// First byte.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+    /// The range reads as zeros from now on. No buffers.
+    WriteZeroes {
+        /// First byte.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+        /// Whether the range may be deallocated.
+        unmap: bool,
+    },
+    /// Fill the buffers with [`instar_shared::blk::StatusExtent`]s from `offset` on, ended by one of
+    /// length 0 if there is room ([`IoRequest::fill`] puts them there). At or past the end: none.
+    BlockStatus {
+        /// Where the first run starts.
+        offset: u64,
+    },
+}
+
+/// One request to a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IoRequest {
+    /// What is to be done.
+    pub kind: IoKind,
+    /// The data buffers in order; at most the queue size of them, at most
+    /// [`instar_shared::blk::MAX_REQUEST_BYTES`] in all.
+    pub buffers: Vec<GuestBuffer>,
+}
+
+impl IoRequest {
+    /// Bytes of all buffers.
+    #[must_use]
+    pub fn data_len(&self) -> u64 {
+        self.buffers
+            .iter()
+            .fold(0, |sum, buffer| sum.saturating_add(u64::from(buffer.len)))
+    }
+
+    /// Writes `bytes` into the buffers from the front; says how many fitted.
+    ///
+    /// # Errors
+    /// EIO if guest memory cannot be accessed.
+    pub fn fill<M: GuestMemory>(&self, mem: &M, bytes: &[u8]) -> Result<u32, Errno> {
+        scatter(mem, &self.buffers, bytes).map_err(|()| Errno::EIO)
+    }
+}
+
+/// Writes `bytes` into `buffers` from the front; says how many fitted.
+pub(super) fn scatter<M: GuestMemory>(
+    mem: &M,
+    buffers: &[GuestBuffer],
+    bytes: &[u8],
+) -> Result<u32, ()> {
+    let mut rest = bytes;
+    let mut written = 0_u32;
+    for buffer in buffers {
+        let len = buffer
+            .len
+            .min(u32::try_from(rest.len()).unwrap_or(u32::MAX));
+        let (now, later) = rest.split_at_checked(len as usize).ok_or(())?;
+        if now.is_empty() {
+            break;
+        }
+        mem.write_slice(now, buffer.addr).map_err(|_| ())?;
+        written = written.saturating_add(len);
+        rest = later;
+    }
+    Ok(written)
+}
+
+/// How a request ended: the bytes written to its buffers (0 for all but reads), or the host's error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// Bytes written to the guest, or why not.
+    pub result: Result<u32, Errno>,
+}
+
+/// What became of a submitted request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Submission {
+    /// It is done; `poll` does not return it.
+    Done(Completion),
+    /// It goes on; [`BlockBackend::poll`] returns its token later. Until then the buffers are the backend's.
+    Pending,
+}
+
+/// A store that serves a block device. It reaches guest memory by a handle of its own.
+pub trait BlockBackend {
+    /// Starts a request, or does it at once if that is cheap.
+    fn submit(&mut self, token: Token, request: IoRequest) -> Submission;
+
+    /// The next finished request of those that were pending, in any order; `None` if there is none now.
+    fn poll(&mut self) -> Option<(Token, Completion)>;
+
+    /// The exact length in bytes now.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn len_bytes(&mut self) -> Result<u64, Errno>;
+
+    /// The device's identifier, NUL-padded. VirtIO 1.3 §5.2.6 (`VIRTIO_BLK_T_GET_ID`).
+    fn id(&mut self) -> [u8; ID_BYTES] {
+        [0; ID_BYTES]
+    }
+}

@@ -1,0 +1,309 @@
+//! The device: takes chains off the queue, submits them, publishes what completed.
+
+use super::DeviceFault;
+use super::backend::{BlockBackend, Completion, Errno, Submission, Token, scatter};
+use super::chain::read_chain;
+use super::request::{Action, Footer, parse};
+use super::state::{BlkState, RestoreError, STATE_VERSION};
+use instar_shared::blk::{SECTOR_SIZE, Status, VendorFooter};
+use instar_shared::zerocopy::IntoBytes;
+use instar_shared::zerocopy::little_endian::{U32, U64};
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::GuestMemory;
+
+/// What a block device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlkConfig {
+    /// `VIRTIO_BLK_F_*` that the driver has accepted, as bits; 0 over the operation transport.
+    pub virtio_features: u64,
+    /// [`instar_shared::device`]'s `FEATURE_*` bits; 0 for a Linux guest.
+    pub vendor_features: u64,
+    /// Requests that change anything are refused.
+    pub read_only: bool,
+    /// Length in bytes when the device was made; bounds the requests that count in sectors.
+    pub len_bytes: u64,
+}
+
+impl BlkConfig {
+    /// Sectors of the device; a last partial one counts.
+    #[must_use]
+    pub const fn capacity_sectors(&self) -> u64 {
+        self.len_bytes.div_ceil(SECTOR_SIZE)
+    }
+
+    /// Whether bit `feature` (a `VIRTIO_BLK_F_*` number) was accepted.
+    #[must_use]
+    pub fn has_virtio_feature(&self, feature: u32) -> bool {
+        1_u64
+            .checked_shl(feature)
+            .is_some_and(|bit| self.virtio_features & bit != 0)
+    }
+}
+
+/// A request that the device owns.
+#[derive(Debug)]
+struct InFlight {
+    token: Token,
+    footer: Footer,
+}
+
+/// A virtio block device with one queue.
+#[derive(Debug)]
+pub struct BlkDevice {
+    config: BlkConfig,
+    queue: Queue,
+    /// By head descriptor: what is in flight. As long as the queue.
+    in_flight: Vec<Option<InFlight>>,
+    /// Heads to submit again after a restore, oldest first.
+    resubmit: VecDeque<u16>,
+    next_sequence: u64,
+    fault: Option<DeviceFault>,
+}
+
+impl BlkDevice {
+    /// A device over `queue`, which the caller has sized, placed and made ready.
+    #[must_use]
+    pub fn new(config: BlkConfig, queue: Queue) -> Self {
+        let mut in_flight = Vec::new();
+        in_flight.resize_with(usize::from(queue.size()), || None);
+        Self {
+            config,
+            queue,
+            in_flight,
+            resubmit: VecDeque::new(),
+            next_sequence: 0,
+            fault: None,
+        }
+    }
+
+    /// What the device was made with.
+    #[must_use]
+    pub const fn config(&self) -> &BlkConfig {
+        &self.config
+    }
+
+    /// Requests that are submitted and not completed.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.iter().flatten().count()
+    }
+
+    /// Looks at the queue: submits every chain that is available and publishes what is done at once.
+    ///
+    /// Returns how many completions were published.
+    ///
+    /// # Errors
+    /// What the driver did wrong. The device does nothing more then; this error comes back each time.
+    pub fn kick<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        backend: &mut dyn BlockBackend,
+    ) -> Result<u32, DeviceFault> {
+        self.guarded(|device| device.submit_available(mem, backend))
+    }
+
+    /// Publishes every request that the backend has finished since; returns how many.
+    ///
+    /// # Errors
+    /// As [`Self::kick`].
+    pub fn complete<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        backend: &mut dyn BlockBackend,
+    ) -> Result<u32, DeviceFault> {
+        self.guarded(|device| device.publish_finished(mem, backend))
+    }
+
+    /// The device as plain data. Requests in flight stay the backend's: stop it before the state is used.
+    #[must_use]
+    pub fn save(&self) -> BlkState {
+        let mut owned: Vec<(u64, u16)> = (0_u16..)
+            .zip(&self.in_flight)
+            .filter_map(|(head, entry)| entry.as_ref().map(|entry| (entry.token, head)))
+            .collect();
+        owned.sort_unstable();
+        let heads = owned.into_iter().map(|(_, head)| head);
+        BlkState {
+            version: STATE_VERSION,
+            config: self.config,
+            queue: self.queue.state(),
+            in_flight: self.resubmit.iter().copied().chain(heads).collect(),
+            needs_reset: self.fault.is_some(),
+        }
+    }
+
+    /// A device that goes on where `state` was saved; what was in flight is submitted again by the next
+    /// [`Self::kick`].
+    ///
+    /// # Errors
+    /// Says what no device can have.
+    pub fn restore(state: &BlkState) -> Result<Self, RestoreError> {
+        if state.version != STATE_VERSION {
+            return Err(RestoreError::Version(state.version));
+        }
+        let queue = Queue::try_from(state.queue).map_err(|_| RestoreError::Queue)?;
+        for (position, head) in state.in_flight.iter().enumerate() {
+            let twice = state.in_flight.iter().take(position).any(|h| h == head);
+            if *head >= queue.size() || twice {
+                return Err(RestoreError::InFlight(*head));
+            }
+        }
+        let mut device = Self::new(state.config, queue);
+        device.resubmit = state.in_flight.iter().copied().collect();
+        device.fault = state.needs_reset.then_some(DeviceFault::NeedsReset);
+        Ok(device)
+    }
+
+    /// Runs `work` unless the device has faulted, and remembers a fault.
+    fn guarded(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<u32, DeviceFault>,
+    ) -> Result<u32, DeviceFault> {
+        if let Some(fault) = self.fault {
+            return Err(fault);
+        }
+        let result = work(self);
+        self.fault = result.err();
+        result
+    }
+
+    fn submit_available<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        backend: &mut dyn BlockBackend,
+    ) -> Result<u32, DeviceFault> {
+        if !self.queue.is_valid(mem) {
+            return Err(DeviceFault::QueueOutside);
+        }
+        let mut published = 0_u32;
+        while let Some(head) = self.resubmit.pop_front() {
+            published = published.saturating_add(self.submit(mem, backend, head)?);
+        }
+        for head in self.available_heads(mem)? {
+            published = published.saturating_add(self.submit(mem, backend, head)?);
+        }
+        Ok(published)
+    }
+
+    /// Takes the heads that the driver has made available; the index is read once.
+    fn available_heads<M: GuestMemory>(&mut self, mem: &M) -> Result<Vec<u16>, DeviceFault> {
+        let seen = self.queue.next_avail();
+        let index = self
+            .queue
+            .avail_idx(mem, Ordering::Acquire)
+            .map_err(|_| DeviceFault::QueueOutside)?
+            .0;
+        if index.wrapping_sub(seen) > self.queue.size() {
+            return Err(DeviceFault::AvailIndex { index, seen });
+        }
+        let chains = self.queue.iter(mem);
+        let chains = chains.map_err(|_| DeviceFault::AvailIndex { index, seen })?;
+        Ok(chains.map(|chain| chain.head_index()).collect())
+    }
+
+    /// Parses and submits one chain; returns 1 if it was completed at once.
+    fn submit<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        backend: &mut dyn BlockBackend,
+        head: u16,
+    ) -> Result<u32, DeviceFault> {
+        if let Some(Some(_)) = self.in_flight.get(usize::from(head)) {
+            return Err(DeviceFault::HeadInUse { head });
+        }
+        let chain = read_chain(mem, &self.queue, head)?;
+        let request = parse(mem, &self.config, head, &chain)?;
+        let (status, result) = match request.action {
+            Action::Refuse(status, errno) => (status, Err(errno)),
+            Action::GetId(buffers) => {
+                let written = scatter(mem, &buffers, &backend.id());
+                settled(written.map_err(|()| Errno::EIO))
+            }
+            Action::GetLength(buffers) => settled(backend.len_bytes().and_then(|len| {
+                scatter(mem, &buffers, U64::new(len).as_bytes()).map_err(|()| Errno::EIO)
+            })),
+            Action::Io(io) => {
+                let token = self.token_for(head);
+                match backend.submit(token, io) {
+                    Submission::Done(completion) => settled(completion.result),
+                    Submission::Pending => {
+                        return self.own(head, token, request.footer);
+                    }
+                }
+            }
+        };
+        self.publish(mem, head, &request.footer, status, result)?;
+        Ok(1)
+    }
+
+    /// A token that no other request of this device has had.
+    fn token_for(&mut self, head: u16) -> Token {
+        self.next_sequence = self.next_sequence.wrapping_add(1);
+        self.next_sequence.wrapping_shl(16) | u64::from(head)
+    }
+
+    fn own(&mut self, head: u16, token: Token, footer: Footer) -> Result<u32, DeviceFault> {
+        let entry = self
+            .in_flight
+            .get_mut(usize::from(head))
+            .ok_or(DeviceFault::UnknownToken)?;
+        *entry = Some(InFlight { token, footer });
+        Ok(0)
+    }
+
+    fn publish_finished<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        backend: &mut dyn BlockBackend,
+    ) -> Result<u32, DeviceFault> {
+        let mut published = 0_u32;
+        while let Some((token, Completion { result })) = backend.poll() {
+            let head = u16::try_from(token & 0xffff).map_err(|_| DeviceFault::UnknownToken)?;
+            let entry = self
+                .in_flight
+                .get_mut(usize::from(head))
+                .and_then(|entry| entry.take_if(|owned| owned.token == token))
+                .ok_or(DeviceFault::UnknownToken)?;
+            let (status, result) = settled(result);
+            self.publish(mem, head, &entry.footer, status, result)?;
+            published = published.saturating_add(1);
+        }
+        Ok(published)
+    }
+
+    /// Writes the footer, then gives the chain back. VirtIO 1.3 §2.7.8 "The Virtqueue Used Ring".
+    fn publish<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        head: u16,
+        footer: &Footer,
+        status: Status,
+        result: Result<u32, Errno>,
+    ) -> Result<(), DeviceFault> {
+        let full = VendorFooter {
+            errno: U32::new(result.err().map_or(0, |errno| errno.0)),
+            reserved: [0; 3],
+            status: status.raw(),
+        };
+        let bytes: &[u8] = if footer.vendor {
+            full.as_bytes()
+        } else {
+            full.status.as_bytes()
+        };
+        scatter(mem, &footer.buffers, bytes).map_err(|()| DeviceFault::Memory)?;
+        let written = result.unwrap_or(0).saturating_add(footer.len());
+        self.queue
+            .add_used(mem, head, written)
+            .map_err(|_| DeviceFault::QueueOutside)
+    }
+}
+
+/// The status that goes with a backend's result.
+const fn settled(result: Result<u32, Errno>) -> (Status, Result<u32, Errno>) {
+    match result {
+        Ok(_) => (Status::Ok, result),
+        Err(_) => (Status::IoErr, result),
+    }
+}

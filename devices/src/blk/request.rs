@@ -1,0 +1,265 @@
+//! From a descriptor chain to a typed request. VirtIO 1.3 §5.2.6 "Device Operation".
+
+use super::backend::{Errno, GuestBuffer, IoKind, IoRequest};
+use super::chain::{Chain, gather, split_at, total_len};
+use super::device::BlkConfig;
+use super::{
+    DISCARD_SEGMENT_BYTES, DeviceFault, MAX_OFFSET, MAX_STATUS_EXTENTS, WRITE_ZEROES_UNMAP,
+};
+use instar_shared::blk::{
+    ID_BYTES, MAX_REQUEST_BYTES, RequestHeader, RequestType, SECTOR_SIZE, Status, StatusExtent,
+    VendorFooter,
+};
+use instar_shared::device::{FEATURE_BLOCK_STATUS, FEATURE_BYTE_IO};
+use instar_shared::zerocopy::{FromBytes, IntoBytes};
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES};
+use vm_memory::GuestMemory;
+
+/// A request whose chain is sound.
+#[derive(Debug)]
+pub(super) struct Request {
+    /// What to do.
+    pub action: Action,
+    /// Where the outcome goes.
+    pub footer: Footer,
+}
+
+/// What to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Hand it to the backend.
+    Io(IoRequest),
+    /// Put the identifier into these buffers.
+    GetId(Vec<GuestBuffer>),
+    /// Put the length into these buffers.
+    GetLength(Vec<GuestBuffer>),
+    /// Nothing: the request makes no sense, or is not on offer.
+    Refuse(Status, Errno),
+}
+
+/// The writable end of a chain.
+#[derive(Clone, Debug)]
+pub(super) struct Footer {
+    /// [`VendorFooter`] or one status byte.
+    pub vendor: bool,
+    /// Its bytes; more than one buffer if the driver framed it so.
+    pub buffers: Vec<GuestBuffer>,
+}
+
+impl Footer {
+    /// Length in bytes.
+    pub(super) const fn len(&self) -> u32 {
+        footer_len(self.vendor)
+    }
+}
+
+#[allow(clippy::cast_possible_truncation)] // 1 or 8
+const fn footer_len(vendor: bool) -> u32 {
+    if vendor {
+        size_of::<VendorFooter>() as u32
+    } else {
+        1
+    }
+}
+
+/// The parts of a chain, once the header is known.
+struct Parts {
+    head: u16,
+    start: u64,
+    out_data: Vec<GuestBuffer>,
+    in_data: Vec<GuestBuffer>,
+}
+
+/// Reads the header and decides what the request is.
+pub(super) fn parse<M: GuestMemory>(
+    mem: &M,
+    config: &BlkConfig,
+    head: u16,
+    chain: &Chain,
+) -> Result<Request, DeviceFault> {
+    let mut raw = [0; size_of::<RequestHeader>()];
+    let short = DeviceFault::HeaderShort { head };
+    let (header_buffers, out_data) =
+        split_at(&chain.readable, size_of::<RequestHeader>() as u64).ok_or(short)?;
+    if !gather(mem, &header_buffers, &mut raw) {
+        return Err(DeviceFault::Memory);
+    }
+    let header = RequestHeader::read_from_bytes(raw.as_bytes()).map_err(|_| short)?;
+
+    let raw_type = header.request_type.get();
+    let vendor = config.vendor_features != 0 && raw_type >= RequestType::ReadBytes.raw();
+    let data_len = total_len(&chain.writable)
+        .checked_sub(u64::from(footer_len(vendor)))
+        .ok_or(DeviceFault::FooterShort { head })?;
+    let (in_data, buffers) =
+        split_at(&chain.writable, data_len).ok_or(DeviceFault::FooterShort { head })?;
+    let parts = Parts {
+        head,
+        start: header.sector.get(),
+        out_data,
+        in_data,
+    };
+    let action = match RequestType::try_from(raw_type) {
+        Ok(_) if vendor && header.reserved.get() != 0 => INVALID,
+        Ok(kind) => act(mem, config, kind, parts)?,
+        Err(_) => Action::Refuse(Status::Unsupported, Errno::EOPNOTSUPP),
+    };
+    Ok(Request {
+        action,
+        footer: Footer { vendor, buffers },
+    })
+}
+
+/// The request is known, but its numbers make no sense.
+const INVALID: Action = Action::Refuse(Status::IoErr, Errno::EINVAL);
+
+/// Whether the device offers `kind`.
+fn offered(config: &BlkConfig, kind: RequestType) -> bool {
+    match kind {
+        RequestType::In | RequestType::Out | RequestType::Flush | RequestType::GetId => true,
+        RequestType::Discard => config.has_virtio_feature(VIRTIO_BLK_F_DISCARD),
+        RequestType::WriteZeroes => config.has_virtio_feature(VIRTIO_BLK_F_WRITE_ZEROES),
+        RequestType::ReadBytes | RequestType::GetLength => {
+            config.vendor_features & FEATURE_BYTE_IO != 0
+        }
+        RequestType::BlockStatus => config.vendor_features & FEATURE_BLOCK_STATUS != 0,
+    }
+}
+
+/// Checks direction, size and range, in that order.
+fn act<M: GuestMemory>(
+    mem: &M,
+    config: &BlkConfig,
+    kind: RequestType,
+    parts: Parts,
+) -> Result<Action, DeviceFault> {
+    if !offered(config, kind) {
+        return Ok(Action::Refuse(Status::Unsupported, Errno::EOPNOTSUPP));
+    }
+    let writes = matches!(
+        kind,
+        RequestType::Out | RequestType::Discard | RequestType::WriteZeroes
+    );
+    let (data, other) = if writes {
+        (&parts.out_data, &parts.in_data)
+    } else {
+        (&parts.in_data, &parts.out_data)
+    };
+    if !other.is_empty() {
+        return Err(DeviceFault::DataDirection { head: parts.head });
+    }
+    let len = total_len(data);
+    if len > MAX_REQUEST_BYTES || !size_fits(kind, len) {
+        return Ok(INVALID);
+    }
+    if writes && config.read_only {
+        return Ok(Action::Refuse(Status::IoErr, Errno::EROFS));
+    }
+    perform(mem, config, kind, len, parts)
+}
+
+/// Whether a request of `kind` may have `len` data bytes.
+fn size_fits(kind: RequestType, len: u64) -> bool {
+    const EXTENT: u64 = size_of::<StatusExtent>() as u64;
+    match kind {
+        RequestType::In | RequestType::Out => len > 0 && len.is_multiple_of(SECTOR_SIZE),
+        RequestType::Flush => len == 0,
+        RequestType::GetId => len == ID_BYTES as u64,
+        // One segment: the device offers a maximum of 1 in its configuration.
+        RequestType::Discard | RequestType::WriteZeroes => len == DISCARD_SEGMENT_BYTES as u64,
+        RequestType::ReadBytes => len > 0,
+        RequestType::GetLength => len == 8,
+        RequestType::BlockStatus => {
+            len > 0
+                && len.is_multiple_of(EXTENT)
+                && len <= EXTENT.saturating_mul(MAX_STATUS_EXTENTS as u64)
+        }
+    }
+}
+
+fn perform<M: GuestMemory>(
+    mem: &M,
+    config: &BlkConfig,
+    kind: RequestType,
+    len: u64,
+    parts: Parts,
+) -> Result<Action, DeviceFault> {
+    let sectors = || sector_range(config, parts.start, len);
+    let io = |kind, buffers| Action::Io(IoRequest { kind, buffers });
+    let action = match kind {
+        RequestType::In => match sectors() {
+            Some(offset) => io(IoKind::Read { offset }, parts.in_data),
+            None => INVALID,
+        },
+        RequestType::Out => match sectors() {
+            Some(offset) => io(IoKind::Write { offset }, parts.out_data),
+            None => INVALID,
+        },
+        RequestType::Flush => io(IoKind::Flush, Vec::new()),
+        RequestType::GetId => Action::GetId(parts.in_data),
+        RequestType::GetLength => Action::GetLength(parts.in_data),
+        RequestType::Discard | RequestType::WriteZeroes => {
+            return segment(mem, config, kind, &parts.out_data);
+        }
+        RequestType::ReadBytes => match byte_range(parts.start, len) {
+            Some(offset) => io(IoKind::Read { offset }, parts.in_data),
+            None => INVALID,
+        },
+        RequestType::BlockStatus => match byte_range(parts.start, 0) {
+            Some(offset) => io(IoKind::BlockStatus { offset }, parts.in_data),
+            None => INVALID,
+        },
+    };
+    Ok(action)
+}
+
+/// The one segment of a discard or write-zeroes request.
+fn segment<M: GuestMemory>(
+    mem: &M,
+    config: &BlkConfig,
+    kind: RequestType,
+    data: &[GuestBuffer],
+) -> Result<Action, DeviceFault> {
+    use instar_shared::zerocopy::little_endian::{U32, U64};
+    let mut raw = [0; DISCARD_SEGMENT_BYTES];
+    if !gather(mem, data, &mut raw) {
+        return Err(DeviceFault::Memory);
+    }
+    let Ok((sector, rest)) = U64::read_from_prefix(raw.as_bytes()) else {
+        return Err(DeviceFault::Memory);
+    };
+    let Ok([sectors, flags]) = <[U32; 2]>::read_from_bytes(rest) else {
+        return Err(DeviceFault::Memory);
+    };
+    let unmap = flags.get() & WRITE_ZEROES_UNMAP != 0;
+    // VirtIO 1.3 §5.2.6.2: unknown flags, and unmap on a discard, are unsupported.
+    if flags.get() & !WRITE_ZEROES_UNMAP != 0 || (unmap && kind == RequestType::Discard) {
+        return Ok(Action::Refuse(Status::Unsupported, Errno::EOPNOTSUPP));
+    }
+    let len = u64::from(sectors.get()).saturating_mul(SECTOR_SIZE);
+    let Some(offset) = sector_range(config, sector.get(), len) else {
+        return Ok(INVALID);
+    };
+    let kind = if kind == RequestType::Discard {
+        IoKind::Discard { offset, len }
+    } else {
+        IoKind::WriteZeroes { offset, len, unmap }
+    };
+    Ok(Action::Io(IoRequest {
+        kind,
+        buffers: Vec::new(),
+    }))
+}
+
+/// Byte offset of a sector range that lies in the capacity.
+fn sector_range(config: &BlkConfig, sector: u64, len: u64) -> Option<u64> {
+    let offset = sector.checked_mul(SECTOR_SIZE)?;
+    let end = offset.checked_add(len)?;
+    let capacity = config.capacity_sectors().checked_mul(SECTOR_SIZE)?;
+    (end <= capacity && end <= MAX_OFFSET).then_some(offset)
+}
+
+/// The byte offset, if the range can be named on the host.
+fn byte_range(offset: u64, len: u64) -> Option<u64> {
+    (offset.checked_add(len)? <= MAX_OFFSET).then_some(offset)
+}

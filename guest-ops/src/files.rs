@@ -1,0 +1,69 @@
+//! Files that stand in images: asked for by name, opened by the host.
+
+use crate::disk::DiskError;
+use crate::page::{device_entry, file_request, file_response};
+use crate::{Context, Disk, Platform};
+use instar_shared::control::{FileAccess, FileRequest, FileRole, FileStatus};
+use instar_shared::device::{FLAG_PRESENT, MAX_DEVICES};
+use instar_shared::doorbell::{Control, Kick};
+use instar_shared::zerocopy::little_endian::U32;
+
+/// Why a file is not there. The host has the sentence for the user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// The host's answer; the errno goes with [`FileStatus::Failed`] and is 0 otherwise.
+    #[error("the host did not open it")]
+    Host(FileStatus, u32),
+    /// The name is longer than [`instar_shared::control::MAX_NAME_BYTES`]; the host was not asked.
+    #[error("the file name in it is too long")]
+    NameTooLong,
+    /// All slots are in use; the host was not asked.
+    #[error("the chain has more than {} files", MAX_DEVICES)]
+    NoSlot,
+    /// The host opened it, but its device table entry is no disk.
+    #[error("the host gave no usable disk for it")]
+    Disk(DiskError),
+}
+
+impl<P: Platform> Context<P> {
+    /// Opens the file that the image in `parent_slot` names, read-only, in the next free slot.
+    ///
+    /// # Errors
+    /// Why it is not there.
+    pub fn open_backing(
+        &mut self,
+        parent_slot: u16,
+        name: &[u8],
+        role: FileRole,
+    ) -> Result<Disk<P>, OpenError> {
+        let slot = self.next_slot().ok_or(OpenError::NoSlot)?;
+        let mut request = FileRequest {
+            slot: U32::new(u32::from(slot)),
+            role: U32::new(role.raw()),
+            access: U32::new(FileAccess::Read.raw()),
+            parent_slot: U32::new(u32::from(parent_slot)),
+            name_len: U32::new(u32::try_from(name.len()).unwrap_or(u32::MAX)),
+            ..FileRequest::zeroed()
+        };
+        let target = request.name.get_mut(..name.len());
+        target.ok_or(OpenError::NameTooLong)?.copy_from_slice(name);
+        file_request(&self.platform).write(request);
+        self.platform
+            .kick(Kick::Control(Control::OpenFile).encode());
+        let response = file_response(&self.platform).read();
+        match FileStatus::try_from(response.status.get()) {
+            Ok(FileStatus::Opened) => self.disk(slot).map_err(OpenError::Disk),
+            Ok(status) => Err(OpenError::Host(status, response.errno.get())),
+            Err(_) => Err(OpenError::Host(FileStatus::Invalid, 0)),
+        }
+    }
+
+    /// The slot that the next file will get: the first empty one of the device table.
+    #[must_use]
+    pub fn next_slot(&self) -> Option<u16> {
+        (1..MAX_DEVICES).find(|slot| {
+            device_entry(&self.platform, *slot)
+                .is_some_and(|entry| entry.flags.get() & FLAG_PRESENT == 0)
+        })
+    }
+}

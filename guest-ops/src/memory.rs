@@ -1,0 +1,24 @@
+//! Working memory: announced before it is used.
+
+use crate::page::memory_grant;
+use crate::{Context, Platform};
+use instar_shared::control::MemoryGrant;
+use instar_shared::doorbell::{Control, Kick};
+use instar_shared::zerocopy::little_endian::U64;
+
+impl<P: Platform> Context<P> {
+    /// Asks for `bytes` of working memory in all, on top of what was granted at start; returns how
+    /// much may be used, at most `bytes`. Less means: do it in smaller steps, or fail with
+    /// [`instar_shared::record::FailureKind::Memory`].
+    #[must_use]
+    pub fn grant(&mut self, bytes: u64) -> u64 {
+        let page = memory_grant(&self.platform);
+        page.write(MemoryGrant {
+            wanted: U64::new(bytes),
+            granted: U64::new(0),
+        });
+        self.platform
+            .kick(Kick::Control(Control::GrantMemory).encode());
+        page.read().granted.get().min(bytes)
+    }
+}

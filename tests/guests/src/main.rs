@@ -1,0 +1,72 @@
+//! The guest that misbehaves; see the library for what it can do.
+#![no_std]
+#![no_main]
+#![allow(clippy::cast_possible_truncation)] // 64-bit machines only, and small numbers
+
+use instar_guest_ops::Context;
+use instar_test_guests::{Case, DONE_MAGIC, GuestConfig, GuestResult};
+use zerocopy::FromZeros;
+
+extern crate alloc;
+
+mod control;
+mod cpu;
+mod heap;
+mod memory;
+mod ring;
+
+instar_guest_ops::entry!(run);
+
+fn run(ctx: &mut Context) {
+    let config: GuestConfig = ctx.config();
+    let Ok(case) = Case::try_from(config.case.get()) else {
+        fail("no such case");
+    };
+    let mut result = GuestResult::new_zeroed();
+    result.magic.set(DONE_MAGIC);
+    result.case.set(case.raw());
+    ctx.set_result(&result);
+    match case.raw() {
+        0..10 => behave(ctx, case),
+        10..60 => cpu::run(case),
+        60..80 => memory::run(ctx, case),
+        80..120 => control::run(ctx, case),
+        120..150 => ring::run(ctx, case),
+        _ => heap::run(ctx, case),
+    }
+}
+
+/// The cases that do nothing wrong.
+fn behave(ctx: &mut Context, case: Case) {
+    use instar_guest_ops::storage::Storage;
+    ctx.records().line(format_args!("case {}", case.name()));
+    if case != Case::ReadDisk {
+        return;
+    }
+    let Ok(disk) = ctx.disk(0) else {
+        fail("no disk in slot 0");
+    };
+    let mut buf = [0; 4096];
+    let mut at = 0;
+    while at < disk.len_bytes() {
+        if disk.read_at(at, &mut buf).is_err() {
+            fail("slot 0 cannot be read");
+        }
+        at += buf.len() as u64;
+    }
+}
+
+/// Ends the guest: the host did something that the case did not expect.
+#[allow(clippy::panic)]
+#[track_caller]
+fn fail(why: &str) -> ! {
+    panic!("unexpected: {why}")
+}
+
+/// Fails unless `holds`.
+#[track_caller]
+fn check(holds: bool, why: &str) {
+    if !holds {
+        fail(why);
+    }
+}
