@@ -295,6 +295,8 @@ unsafe impl Platform for FakeMachine {
 
     unsafe fn dma_free(&self, _pointer: NonNull<u8>, _layout: Layout) {}
 
+    fn heap_grew(&self, _heap_end: u64) {}
+
     fn ticks(&self) -> u64 {
         self.0.clock.get()
     }

@@ -3,6 +3,7 @@
 use crate::Platform;
 use core::alloc::Layout;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
 use instar_shared::layout::DMA_START;
 
 /// The microVM this program runs in. Rings doorbells with privileged meaning: anywhere else it faults.
@@ -46,14 +47,24 @@ unsafe impl Platform for Machine {
         unsafe { alloc::alloc::dealloc(pointer.as_ptr(), layout) }
     }
 
+    fn heap_grew(&self, heap_end: u64) {
+        GRANTED_END.fetch_max(heap_end, Ordering::Relaxed);
+    }
+
     fn ticks(&self) -> u64 {
         doorbell::ticks()
     }
 }
 
-/// First address past the heap, which is the end of the slot.
-fn heap_end() -> u64 {
-    crate::page::Boot::new(&Machine).read().heap_end.get()
+/// First address past the last grant; 0 before the first one.
+static GRANTED_END: AtomicU64 = AtomicU64::new(0);
+
+/// First address past the heap as it is now.
+pub(crate) fn heap_end() -> u64 {
+    match GRANTED_END.load(Ordering::Relaxed) {
+        0 => crate::page::Boot::new(&Machine).read().heap_end.get(),
+        granted => granted,
+    }
 }
 
 #[cfg(target_arch = "x86_64")]

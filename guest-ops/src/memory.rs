@@ -7,7 +7,7 @@ use instar_shared::doorbell::{Control, Kick};
 use instar_shared::zerocopy::little_endian::U64;
 
 impl<P: Platform> Context<P> {
-    /// Asks for `bytes` of working memory in all, on top of what was granted at start; returns how
+    /// Asks for `bytes` of working memory besides what is in use; returns how
     /// much may be used, at most `bytes`. Less means: do it in smaller steps, or fail with
     /// [`instar_shared::record::FailureKind::Memory`].
     #[must_use]
@@ -15,10 +15,12 @@ impl<P: Platform> Context<P> {
         let page = memory_grant(&self.platform);
         page.write(MemoryGrant {
             wanted: U64::new(bytes),
-            granted: U64::new(0),
+            ..MemoryGrant::zeroed()
         });
         self.platform
             .kick(Kick::Control(Control::GrantMemory).encode());
-        page.read().granted.get().min(bytes)
+        let answer = page.read();
+        self.platform.heap_grew(answer.heap_end.get());
+        answer.granted.get().min(bytes)
     }
 }

@@ -44,6 +44,10 @@ pub unsafe trait Platform: Clone {
     /// devices included.
     unsafe fn dma_free(&self, pointer: NonNull<u8>, layout: Layout);
 
+    /// Takes note that the heap ends at `heap_end` now; memory up to there is given to the allocator
+    /// when it needs more.
+    fn heap_grew(&self, heap_end: u64);
+
     /// A counter that runs at the boot page's `tsc_hz`.
     fn ticks(&self) -> u64;
 }

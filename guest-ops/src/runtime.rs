@@ -1,5 +1,6 @@
 //! What the language needs of a program without an operating system: allocator and panic handler.
 
+use crate::machine::heap_end;
 use crate::page::Boot;
 use crate::{Machine, Platform, Records};
 use core::alloc::Layout;
@@ -13,26 +14,28 @@ use talc::base::binning::{Binning, DefaultBinning};
 use talc::cell::TalcSyncCell;
 use talc::source::Source;
 
-/// Gives the allocator the boot page's heap, once.
+/// Gives the allocator the heap: what the boot page says, and what was granted since.
 #[derive(Debug)]
-struct BootHeap {
-    claimed: bool,
+struct GrantedHeap {
+    /// First address that the allocator has not; 0 at start.
+    claimed_end: u64,
 }
 
 // SAFETY: `acquire` uses no other allocator.
-unsafe impl Source for BootHeap {
+unsafe impl Source for GrantedHeap {
     fn acquire<B: Binning>(talc: &mut Talc<Self, B>, _layout: Layout) -> Result<(), ()> {
-        if core::mem::replace(&mut talc.source.claimed, true) {
-            return Err(());
-        }
         let boot = Boot::new(&Machine).read();
         if boot.magic.get() != BOOT_MAGIC {
             return Err(());
         }
-        let len = boot.heap_end.get().saturating_sub(boot.heap_start.get());
+        let start = talc.source.claimed_end.max(boot.heap_start.get());
+        let end = heap_end();
+        let len = end.checked_sub(start).filter(|len| *len > 0).ok_or(())?;
         let len = usize::try_from(len).map_err(|_| ())?;
-        let base = Machine.pointer(boot.heap_start.get(), len);
-        // SAFETY: the contract gives this range to the operation, and only this allocator uses it.
+        talc.source.claimed_end = end;
+        let base = Machine.pointer(start, len);
+        // SAFETY: the contract gives this range to the operation, and only this allocator uses it:
+        // each range starts where the last one ended.
         unsafe { talc.claim(base.as_ptr(), len) }
             .map(|_| ())
             .ok_or(())
@@ -41,8 +44,8 @@ unsafe impl Source for BootHeap {
 
 // SAFETY: an operation has one thread and no interrupts or signals.
 #[global_allocator]
-static HEAP: TalcSyncCell<BootHeap, DefaultBinning> =
-    unsafe { TalcSyncCell::new(TalcCell::new(BootHeap { claimed: false })) };
+static HEAP: TalcSyncCell<GrantedHeap, DefaultBinning> =
+    unsafe { TalcSyncCell::new(TalcCell::new(GrantedHeap { claimed_end: 0 })) };
 
 /// Tells the host why, and does not go on.
 #[panic_handler]
@@ -61,4 +64,17 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     loop {
         Machine.wait(0);
     }
+}
+
+/// Named by the unwind tables of the precompiled `alloc` crate. Guests abort on panic, so nothing
+/// ever unwinds and nothing calls it.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[unsafe(no_mangle)]
+extern "C" fn rust_eh_personality() {}
+
+/// As above: the end of a landing pad that no panic reaches.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[unsafe(no_mangle)]
+extern "C" fn _Unwind_Resume() -> ! {
+    panic!("a landing pad was entered although panics abort")
 }

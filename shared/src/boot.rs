@@ -31,7 +31,7 @@ wire_struct! {
         pub reserved: U32,
         /// First address of the heap.
         pub heap_start: U64,
-        /// First address past the heap.
+        /// First address past the heap at start; see [`crate::control::MemoryGrant::heap_end`].
         pub heap_end: U64,
         /// Bits of [`cpu`].
         pub cpu_features: U64,

@@ -79,13 +79,15 @@ wire_layout!(FileResponse, size = 8, { status @ 0, errno @ 4 });
 wire_struct! {
     /// Asks for working memory before it is allocated, and the answer.
     pub struct MemoryGrant {
-        /// Guest: bytes wanted in all, on top of what was granted at start.
+        /// Guest: bytes wanted, besides what it uses now.
         pub wanted: U64,
         /// Host: bytes that may be used, at most `wanted`.
         pub granted: U64,
+        /// Host: first address past the heap now.
+        pub heap_end: U64,
     }
 }
-wire_layout!(MemoryGrant, size = 16, { wanted @ 0, granted @ 8 });
+wire_layout!(MemoryGrant, size = 24, { wanted @ 0, granted @ 8, heap_end @ 16 });
 
 wire_struct! {
     /// The control page, at [`crate::layout::CONTROL`].
@@ -102,4 +104,6 @@ wire_struct! {
         pub file_request: FileRequest,
     }
 }
-wire_layout!(ControlPage, size = 4152, { memory @ 0, record_bytes @ 16, reserved @ 20, file_response @ 24, file_request @ 32 });
+wire_layout!(ControlPage, size = 4160, {
+    memory @ 0, record_bytes @ 24, reserved @ 28, file_response @ 32, file_request @ 40,
+});

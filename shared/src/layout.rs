@@ -1,4 +1,4 @@
-//! Guest memory of an operation: one slot from address 0, identity-mapped.
+//! Guest memory of an operation: one reservation from address 0, identity-mapped.
 //!
 //! A guest-virtual address equals its guest-physical address wherever ring 3
 //! (EL0) may look. Every region starts at a 16 KiB boundary, so the same map
@@ -17,7 +17,7 @@
 //! | records | 17 MiB + 128 KiB | 256 KiB | read, write |
 //! | stack | 20 MiB | 256 KiB | read, write; devices too |
 //! | queues | 22 MiB | 8 MiB | read, write; devices too |
-//! | heap | 32 MiB | to the end of the slot | read, write; devices too |
+//! | heap | 32 MiB | grows by grants | read, write; devices too |
 //!
 //! Devices reach only [`DMA_START`] to the end of the slot: a request that
 //! names page tables, code or the boot page is refused.
@@ -105,9 +105,12 @@ pub const DMA_START: u64 = STACK.start;
 pub const MAX_SLOT_SIZE: u64 = 256 << 30;
 /// Smallest heap that an operation is given, whatever the memory cap says.
 pub const MIN_HEAP_SIZE: u64 = 4 << 20;
+/// Largest heap at start; what is granted later comes on top. The hypervisor keeps tables for every
+/// page of guest memory, so memory that nobody asked for still costs time.
+pub const INITIAL_HEAP_SIZE: u64 = 32 << 20;
 
 /// arm64 only: a page that stage 1 maps for EL0 and stage 2 does not, so that a store exits.
-pub const ARM64_DOORBELL_PAGE: u64 = 0x18_0000_0000 - REGION_ALIGN;
+pub const ARM64_DOORBELL_PAGE: u64 = 0x80_0000_0000 - REGION_ALIGN;
 
 /// The fixed regions in address order, with names for crash reports.
 pub const REGIONS: &[(&str, Region)] = &[

@@ -24,7 +24,9 @@ pub enum VmError {
         device: &'static str,
     },
     /// The hypervisor's device cannot be opened for another reason.
-    #[error("cannot open {device}: {source}; check that no other hypervisor holds the CPU's virtualisation")]
+    #[error(
+        "cannot open {device}: {source}; check that no other hypervisor holds the CPU's virtualisation"
+    )]
     OpenHypervisor {
         /// The device node.
         device: &'static str,
@@ -59,7 +61,9 @@ pub enum VmError {
         emulation: &'static str,
     },
     /// The host has not enough memory for the guest.
-    #[error("cannot reserve {bytes} bytes of guest memory: {source}; lower --memory or raise the limit (ulimit -v)")]
+    #[error(
+        "cannot reserve {bytes} bytes of guest memory: {source}; lower --memory or raise the limit (ulimit -v)"
+    )]
     Memory {
         /// Size of the slot.
         bytes: u64,
@@ -67,7 +71,9 @@ pub enum VmError {
         source: io::Error,
     },
     /// A guest address outside the slot.
-    #[error("internal error: guest address {gpa:#x} (+{len}) is outside the guest's memory; please report this")]
+    #[error(
+        "internal error: guest address {gpa:#x} (+{len}) is outside the guest's memory; please report this"
+    )]
     OutsideMemory {
         /// The address.
         gpa: u64,

@@ -37,7 +37,7 @@ pub trait Hypervisor: Sized {
     /// One of [`VmError`]'s sentences on what is missing.
     fn open() -> Result<Self, VmError>;
 
-    /// Creates a machine whose guest-physical memory is `slot`, from address 0.
+    /// Creates a machine over `slot`, of which the guest sees nothing yet.
     ///
     /// # Errors
     /// [`VmError::Call`].
@@ -48,6 +48,13 @@ pub trait Hypervisor: Sized {
 pub trait Vm {
     /// Its vCPUs.
     type Vcpu: Vcpu;
+
+    /// Gives the guest `size` bytes of the slot from `start`, both multiples of 2 MiB, at the same
+    /// guest-physical address. Done again as memory is granted, each time for a range of its own.
+    ///
+    /// # Errors
+    /// [`VmError::Call`].
+    fn map_memory(&mut self, start: u64, size: u64) -> Result<(), VmError>;
 
     /// Creates the vCPU of `index`, ready to enter user mode (ring 3, EL0) at `entry`.
     /// It belongs to the calling thread.

@@ -28,21 +28,40 @@ pub fn load(elf: &[u8], slot: &GuestSlot) -> Result<LoadedImage, VmError> {
     check_abi(&file)?;
     let endian = file.endian();
     let mut mappings = Vec::new();
-    for header in file.elf_program_headers().iter().filter(|h| h.p_type(endian) == elf::PT_LOAD) {
+    for header in file
+        .elf_program_headers()
+        .iter()
+        .filter(|h| h.p_type(endian) == elf::PT_LOAD)
+    {
         let (start, size) = (header.p_vaddr(endian), header.p_memsz(endian));
-        let end = start.checked_add(size).filter(|end| start >= IMAGE.start && *end <= IMAGE.end());
-        let end = end.ok_or_else(|| VmError::Image(format!("segment at {start:#x} leaves the image region")))?;
-        let data = header.data(endian, elf).map_err(|()| VmError::Image("segment data is missing".into()))?;
+        let end = start
+            .checked_add(size)
+            .filter(|end| start >= IMAGE.start && *end <= IMAGE.end());
+        let end = end.ok_or_else(|| {
+            VmError::Image(format!("segment at {start:#x} leaves the image region"))
+        })?;
+        let data = header
+            .data(endian, elf)
+            .map_err(|()| VmError::Image("segment data is missing".into()))?;
         slot.write(start, data)?;
         let page = start - start % PAGE_SIZE;
         let size = (end - page).next_multiple_of(PAGE_SIZE);
-        mappings.push(Mapping { start: page, size, access: access(header.p_flags(endian))? });
+        mappings.push(Mapping {
+            start: page,
+            size,
+            access: access(header.p_flags(endian))?,
+        });
     }
-    let apart = mappings.windows(2).all(|pair| matches!(pair, [a, b] if a.start + a.size <= b.start));
+    let apart = mappings
+        .windows(2)
+        .all(|pair| matches!(pair, [a, b] if a.start + a.size <= b.start));
     if !apart || mappings.is_empty() {
         return Err(VmError::Image("segments share a page".into()));
     }
-    Ok(LoadedImage { entry_gva: file.entry(), mappings })
+    Ok(LoadedImage {
+        entry_gva: file.entry(),
+        mappings,
+    })
 }
 
 /// The function that holds `address` and the offset in it, for crash reports.
@@ -51,7 +70,9 @@ pub fn symbolize(elf: &[u8], address: u64) -> Option<(String, u64)> {
     let file = parse(elf).ok()?;
     let symbol = file
         .symbols()
-        .filter(|s| s.is_definition() && s.address() <= address && address < s.address() + s.size().max(1))
+        .filter(|s| {
+            s.is_definition() && s.address() <= address && address < s.address() + s.size().max(1)
+        })
         .max_by_key(ObjectSymbol::address)?;
     let name = rustc_demangle::demangle(symbol.name().ok()?);
     Some((format!("{name:#}"), address - symbol.address()))
@@ -77,7 +98,9 @@ fn check_abi(file: &ElfFile64<'_>) -> Result<(), VmError> {
 fn access(flags: elf::ProgramFlags) -> Result<Access, VmError> {
     let has = |flag: elf::ProgramFlags| flags.0 & flag.0 != 0;
     match (has(elf::PF_W), has(elf::PF_X)) {
-        (true, true) => Err(VmError::Image("a segment is writable and executable".into())),
+        (true, true) => Err(VmError::Image(
+            "a segment is writable and executable".into(),
+        )),
         (true, false) => Ok(Access::ReadWrite),
         (false, true) => Ok(Access::ReadExecute),
         (false, false) => Ok(Access::Read),

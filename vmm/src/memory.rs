@@ -36,21 +36,34 @@ impl GuestSlot {
     /// # Errors
     /// [`VmError::Memory`] if the address space is refused.
     pub fn new(size: u64) -> Result<Arc<Self>, VmError> {
-        let fail = |source: std::io::Error| VmError::Memory { bytes: size, source };
+        let fail = |source: std::io::Error| VmError::Memory {
+            bytes: size,
+            source,
+        };
         let align = layout::LARGE_PAGE_SIZE;
-        let len = size.checked_add(align).and_then(|len| usize::try_from(len).ok());
+        let len = size
+            .checked_add(align)
+            .and_then(|len| usize::try_from(len).ok());
         let len = len.ok_or_else(|| fail(std::io::ErrorKind::OutOfMemory.into()))?;
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice.
-        let start = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, prot, map_flags()) }
-            .map_err(|e| fail(e.into()))?;
+        let start =
+            unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, prot, map_flags()) }
+                .map_err(|e| fail(e.into()))?;
         let shift = start.align_offset(usize::try_from(align).unwrap_or(1));
         let base = start.cast::<u8>().wrapping_add(shift);
-        let views = view(base, 0, size).and_then(|all| Ok((all, view(base, layout::DMA_START, size)?)));
+        let views =
+            view(base, 0, size).and_then(|all| Ok((all, view(base, layout::DMA_START, size)?)));
         match views {
             Ok((all, dma)) => {
                 advise_huge(base, size);
-                Ok(Arc::new(Self { map_start: start, map_len: len, size, all, dma }))
+                Ok(Arc::new(Self {
+                    map_start: start,
+                    map_len: len,
+                    size,
+                    all,
+                    dma,
+                }))
             }
             Err(text) => {
                 // SAFETY: the mapping made above, which nothing refers to.
@@ -69,7 +82,9 @@ impl GuestSlot {
     /// Host address of guest address 0.
     #[must_use]
     pub fn host_address(&self) -> *mut u8 {
-        let shift = self.map_start.align_offset(usize::try_from(layout::LARGE_PAGE_SIZE).unwrap_or(1));
+        let shift = self
+            .map_start
+            .align_offset(usize::try_from(layout::LARGE_PAGE_SIZE).unwrap_or(1));
         self.map_start.cast::<u8>().wrapping_add(shift)
     }
 
@@ -84,8 +99,13 @@ impl GuestSlot {
     /// # Errors
     /// [`VmError::OutsideMemory`].
     pub fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), VmError> {
-        let outside = |_| VmError::OutsideMemory { gpa, len: bytes.len() };
-        self.all.write_slice(bytes, GuestAddress(gpa)).map_err(outside)
+        let outside = |_| VmError::OutsideMemory {
+            gpa,
+            len: bytes.len(),
+        };
+        self.all
+            .write_slice(bytes, GuestAddress(gpa))
+            .map_err(outside)
     }
 
     /// Copies from `gpa` into `buf`: the one read of memory that the guest may change.
@@ -93,8 +113,13 @@ impl GuestSlot {
     /// # Errors
     /// [`VmError::OutsideMemory`].
     pub fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), VmError> {
-        let outside = VmError::OutsideMemory { gpa, len: buf.len() };
-        self.all.read_slice(buf, GuestAddress(gpa)).map_err(|_| outside)
+        let outside = VmError::OutsideMemory {
+            gpa,
+            len: buf.len(),
+        };
+        self.all
+            .read_slice(buf, GuestAddress(gpa))
+            .map_err(|_| outside)
     }
 
     /// Writes a wire struct at `gpa`.
@@ -126,7 +151,10 @@ impl Drop for GuestSlot {
 /// The heap past its first 2 MiB may use huge pages; everything below stays small.
 fn advise_huge(base: *mut u8, size: u64) {
     let from = layout::HEAP_START.saturating_add(layout::LARGE_PAGE_SIZE);
-    let (Ok(skip), Ok(len)) = (usize::try_from(from), usize::try_from(size.saturating_sub(from))) else {
+    let (Ok(skip), Ok(len)) = (
+        usize::try_from(from),
+        usize::try_from(size.saturating_sub(from)),
+    ) else {
         return;
     };
     if len == 0 {
@@ -136,7 +164,11 @@ fn advise_huge(base: *mut u8, size: u64) {
     // SAFETY: a range inside our own mapping; the advice changes no contents. A kernel
     // without huge pages refuses, and small pages serve.
     let _ = unsafe {
-        rustix::mm::madvise(base.wrapping_add(skip).cast(), len, rustix::mm::Advice::LinuxHugepage)
+        rustix::mm::madvise(
+            base.wrapping_add(skip).cast(),
+            len,
+            rustix::mm::Advice::LinuxHugepage,
+        )
     };
     #[cfg(not(target_os = "linux"))]
     let _ = (base, skip, len);
@@ -176,8 +208,14 @@ mod tests {
         let slot = GuestSlot::new(64 << 20).unwrap();
         slot.write(0x1000, b"table").unwrap();
         assert!(slot.dma().write_slice(b"x", GuestAddress(0x1000)).is_err());
-        assert!(slot.dma().write_slice(b"x", GuestAddress(layout::DMA_START - 1)).is_err());
-        slot.dma().write_slice(b"x", GuestAddress(layout::DMA_START)).unwrap();
+        assert!(
+            slot.dma()
+                .write_slice(b"x", GuestAddress(layout::DMA_START - 1))
+                .is_err()
+        );
+        slot.dma()
+            .write_slice(b"x", GuestAddress(layout::DMA_START))
+            .unwrap();
         let mut seen = [0; 1];
         slot.read(layout::DMA_START, &mut seen).unwrap();
         assert_eq!(&seen, b"x");

@@ -10,7 +10,7 @@ extern crate alloc;
 
 use alloc::vec;
 use instar_guest_ops::{Context, Disk, OpenError};
-use instar_raw::Probed;
+use instar_raw::ImageFormat as Probed;
 use instar_shared::control::FileRole;
 use instar_shared::op::ImageFormat;
 use instar_shared::record::FailureKind;
@@ -56,13 +56,10 @@ pub fn format_of(
         return Err(fail(
             ctx,
             disk.slot(),
-            format_args!(
-                "Could not read image for determining its format: {}",
-                instar_qcow2::Errno(e.errno)
-            ),
+            format_args!("Could not read its first bytes: {e}"),
         ));
     }
-    match (instar_raw::probe(&head), by) {
+    match (instar_raw::probe(&head, disk.len_bytes()), by) {
         (Probed::Qcow2, _) => Ok(ImageFormat::Qcow2),
         (Probed::Raw, NamedBy::User) => Ok(ImageFormat::Raw),
         (Probed::Raw, NamedBy::Image) => Err(fail(

@@ -8,6 +8,7 @@ use instar_qcow2::bitmaps::Bitmap;
 use instar_qcow2::header::CompressionType;
 use instar_qcow2::info::{Encryption as Found, ImageInfo};
 use instar_qcow2::snapshot::Snapshot;
+use instar_raw::RawInfo;
 use instar_shared::info::{
     BITMAP_AUTO, BITMAP_IN_USE, BitmapRecord, Compression, Encryption, IMAGE_BACKING,
     IMAGE_BACKING_FORMAT, IMAGE_BITMAPS, IMAGE_CORRUPT, IMAGE_DATA_FILE, IMAGE_DATA_FILE_NAME,
@@ -15,8 +16,6 @@ use instar_shared::info::{
     LUKS_NAME_BYTES, LuksRecord, NO_ICOUNT, SnapshotRecord,
 };
 use instar_shared::op::ImageFormat;
-
-const SECTOR_SIZE: u64 = 512;
 
 /// A fixed part as the bytes of a record.
 #[derive(Clone, Copy)]
@@ -31,12 +30,10 @@ impl<T: IntoBytes + instar_guest_ops::shared::zerocopy::Immutable> Fixed<T> {
 
 /// A raw image: its size in whole sectors.
 pub fn raw_image(disk: &Disk) -> Fixed<ImageRecord> {
-    let size = disk.len_bytes();
-    let size = size.checked_next_multiple_of(SECTOR_SIZE).unwrap_or(size);
     Fixed(ImageRecord {
         slot: u32::from(disk.slot()).into(),
         format: ImageFormat::Raw.raw().into(),
-        virtual_size: size.into(),
+        virtual_size: RawInfo::new(disk.len_bytes()).virtual_size().into(),
         ..ImageRecord::zeroed()
     })
 }

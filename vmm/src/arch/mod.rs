@@ -1,7 +1,7 @@
 //! What user mode stands on: address space, descriptor tables and traps, by architecture.
 
-#[cfg(target_arch = "aarch64")]
-mod aarch64;
+#[cfg(any(target_arch = "aarch64", test))]
+pub mod aarch64;
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;
 

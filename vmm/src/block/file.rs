@@ -22,16 +22,30 @@ pub struct FileBackend {
 impl FileBackend {
     /// Serves `file` as device `slot`.
     pub fn new(slot: u16, file: File, memory: Arc<GuestSlot>, io: Arc<IoQueue>) -> Self {
-        Self { slot, file: Arc::new(file), memory, io }
+        Self {
+            slot,
+            file: Arc::new(file),
+            memory,
+            io,
+        }
     }
 
     fn read(&self, token: Token, offset: u64, request: IoRequest) -> Submission {
-        let mut transfer = Transfer { offset, buffers: request.buffers, done: 0 };
+        let mut transfer = Transfer {
+            offset,
+            buffers: request.buffers,
+            done: 0,
+        };
         match transfer.read(&self.file, &self.memory, true) {
             Step::Finished => done(u32::try_from(transfer.len()).unwrap_or(u32::MAX)),
             Step::Failed(errno) => failed(errno),
             Step::WouldBlock => {
-                self.io.submit(Job { slot: self.slot, token, file: Arc::clone(&self.file), transfer });
+                self.io.submit(Job {
+                    slot: self.slot,
+                    token,
+                    file: Arc::clone(&self.file),
+                    transfer,
+                });
                 Submission::Pending
             }
         }
@@ -56,7 +70,10 @@ impl FileBackend {
         while extents.len() < room && at < end {
             let (len, data) = self.extent_at(at, end)?;
             let flags = if data { EXTENT_DATA } else { 0 };
-            extents.push(StatusExtent { len: len.into(), flags: flags.into() });
+            extents.push(StatusExtent {
+                len: len.into(),
+                flags: flags.into(),
+            });
             at = at.saturating_add(len);
         }
         if extents.len() < room {
@@ -98,7 +115,9 @@ impl BlockBackend for FileBackend {
             IoKind::Read { offset } => self.read(token, offset, request),
             IoKind::BlockStatus { offset } => self.block_status(offset, &request),
             IoKind::Flush => done(0),
-            IoKind::Write { .. } | IoKind::Discard { .. } | IoKind::WriteZeroes { .. } => failed(Errno::EROFS),
+            IoKind::Write { .. } | IoKind::Discard { .. } | IoKind::WriteZeroes { .. } => {
+                failed(Errno::EROFS)
+            }
         }
     }
 

@@ -48,7 +48,11 @@ impl IoQueue {
     ///
     /// # Errors
     /// [`VmError::Start`], or what `on_start` said.
-    pub fn start(self: &Arc<Self>, memory: Arc<GuestSlot>, on_start: OnStart) -> Result<(), VmError> {
+    pub fn start(
+        self: &Arc<Self>,
+        memory: Arc<GuestSlot>,
+        on_start: OnStart,
+    ) -> Result<(), VmError> {
         let queue = Arc::clone(self);
         let (ready, started) = mpsc::sync_channel(1);
         let body = move || {
@@ -64,8 +68,14 @@ impl IoQueue {
             .name("io".into())
             .stack_size(STACK_BYTES)
             .spawn(body)
-            .map_err(|source| VmError::Start { what: "the I/O thread", source })?;
-        started.recv().map_err(|e| VmError::IoThread(e.to_string()))?.map_err(VmError::IoThread)
+            .map_err(|source| VmError::Start {
+                what: "the I/O thread",
+                source,
+            })?;
+        started
+            .recv()
+            .map_err(|e| VmError::IoThread(e.to_string()))?
+            .map_err(VmError::IoThread)
     }
 
     /// Hands a job to the thread.
@@ -77,8 +87,14 @@ impl IoQueue {
     /// The next completion of device `slot`.
     pub fn take(&self, slot: u16) -> Option<(Token, Completion)> {
         let mut state = self.lock();
-        let index = state.completions.iter().position(|(of, _, _)| *of == slot)?;
-        state.completions.remove(index).map(|(_, token, completion)| (token, completion))
+        let index = state
+            .completions
+            .iter()
+            .position(|(of, _, _)| *of == slot)?;
+        state
+            .completions
+            .remove(index)
+            .map(|(_, token, completion)| (token, completion))
     }
 
     /// Waits for a completion, at most `timeout`; the slot of the first one there is.
@@ -104,7 +120,9 @@ impl IoQueue {
                 Step::WouldBlock => Err(Errno::EIO),
                 Step::Failed(errno) => Err(errno),
             };
-            self.lock().completions.push_back((job.slot, job.token, Completion { result }));
+            self.lock()
+                .completions
+                .push_back((job.slot, job.token, Completion { result }));
             self.completed.notify_one();
         }
     }
@@ -118,7 +136,10 @@ impl IoQueue {
             if let Some(job) = state.jobs.pop_front() {
                 return Some(job);
             }
-            state = self.job_added.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .job_added
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 

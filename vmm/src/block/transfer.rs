@@ -40,7 +40,9 @@ impl Transfer {
     /// Reads on. With `nowait` only what the page cache holds.
     pub fn read(&mut self, file: &File, slot: &GuestSlot, nowait: bool) -> Step {
         loop {
-            let Some(iovecs) = self.iovecs(slot) else { return Step::Failed(Errno::EIO) };
+            let Some(iovecs) = self.iovecs(slot) else {
+                return Step::Failed(Errno::EIO);
+            };
             if iovecs.is_empty() {
                 return Step::Finished;
             }
@@ -70,7 +72,10 @@ impl Transfer {
         let host = |(addr, len): (GuestAddress, u32)| {
             let len = usize::try_from(len).ok()?;
             let slice = slot.dma().get_slice(addr, len).ok()?;
-            Some(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: len })
+            Some(libc::iovec {
+                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+                iov_len: len,
+            })
         };
         self.rest().take(MAX_IOVECS).map(host).collect()
     }
@@ -104,13 +109,23 @@ fn read_once(file: &File, iovecs: &[libc::iovec], offset: u64, nowait: bool) -> 
     // SAFETY: every vector lies in guest memory, which the slot keeps mapped during the call; the
     // guest may see or change the bytes at any time, which plain memory allows.
     let n = unsafe { positional_read(fd, iovecs.as_ptr(), count, offset, nowait) };
-    u64::try_from(n).map_err(|_| std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
+    u64::try_from(n).map_err(|_| {
+        std::io::Error::last_os_error()
+            .raw_os_error()
+            .unwrap_or(libc::EIO)
+    })
 }
 
 /// # Safety
 /// As `preadv(2)`: the vectors must be valid for writes.
 #[cfg(target_os = "linux")]
-unsafe fn positional_read(fd: i32, iovecs: *const libc::iovec, count: i32, offset: i64, nowait: bool) -> isize {
+unsafe fn positional_read(
+    fd: i32,
+    iovecs: *const libc::iovec,
+    count: i32,
+    offset: i64,
+    nowait: bool,
+) -> isize {
     let flags = if nowait { libc::RWF_NOWAIT } else { 0 };
     // SAFETY: the caller's promise.
     unsafe { libc::preadv2(fd, iovecs, count, offset, flags) }
@@ -119,7 +134,13 @@ unsafe fn positional_read(fd: i32, iovecs: *const libc::iovec, count: i32, offse
 /// # Safety
 /// As `preadv(2)`: the vectors must be valid for writes.
 #[cfg(not(target_os = "linux"))]
-unsafe fn positional_read(fd: i32, iovecs: *const libc::iovec, count: i32, offset: i64, _nowait: bool) -> isize {
+unsafe fn positional_read(
+    fd: i32,
+    iovecs: *const libc::iovec,
+    count: i32,
+    offset: i64,
+    _nowait: bool,
+) -> isize {
     // SAFETY: the caller's promise.
     unsafe { libc::preadv(fd, iovecs, count, offset) }
 }
@@ -131,7 +152,10 @@ mod tests {
     use std::io::Write;
 
     fn buffer(at: u64, len: u32) -> GuestBuffer {
-        GuestBuffer { addr: GuestAddress(HEAP_START + at), len }
+        GuestBuffer {
+            addr: GuestAddress(HEAP_START + at),
+            len,
+        }
     }
 
     #[test]
@@ -141,7 +165,11 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"0123456789").unwrap();
         let buffers = vec![buffer(0, 3), buffer(16, 5), buffer(32, 4)];
-        let mut transfer = Transfer { offset: 4, buffers, done: 0 };
+        let mut transfer = Transfer {
+            offset: 4,
+            buffers,
+            done: 0,
+        };
         assert_eq!(transfer.read(&file, &slot, false), Step::Finished);
         let mut seen = [0; 37];
         slot.read(HEAP_START, &mut seen).unwrap();
@@ -154,7 +182,14 @@ mod tests {
     fn offsets_beyond_i64_are_an_errno() {
         let slot = GuestSlot::new(64 << 20).unwrap();
         let file = tempfile::tempfile().unwrap();
-        let mut transfer = Transfer { offset: u64::MAX - 2, buffers: vec![buffer(0, 8)], done: 0 };
-        assert_eq!(transfer.read(&file, &slot, true), Step::Failed(Errno::EINVAL));
+        let mut transfer = Transfer {
+            offset: u64::MAX - 2,
+            buffers: vec![buffer(0, 8)],
+            done: 0,
+        };
+        assert_eq!(
+            transfer.read(&file, &slot, true),
+            Step::Failed(Errno::EINVAL)
+        );
     }
 }

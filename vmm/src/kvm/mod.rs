@@ -1,5 +1,7 @@
 //! KVM. Documentation/virt/kvm/api.rst of the Linux kernel.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod error;
 #[cfg(test)]
 #[cfg(target_arch = "x86_64")]
@@ -29,7 +31,8 @@ pub struct KvmVm {
     vm: VmFd,
     #[cfg(target_arch = "x86_64")]
     cpuid: kvm_bindings::CpuId,
-    _slot: Arc<GuestSlot>,
+    slot: Arc<GuestSlot>,
+    regions: u32,
 }
 
 impl Hypervisor for Kvm {
@@ -45,16 +48,6 @@ impl Hypervisor for Kvm {
 
     fn create_vm(&self, slot: Arc<GuestSlot>) -> Result<KvmVm, VmError> {
         let vm = self.kvm.create_vm().map_err(call("KVM_CREATE_VM"))?;
-        let region = kvm_userspace_memory_region {
-            slot: 0,
-            flags: 0,
-            guest_phys_addr: 0,
-            memory_size: slot.size(),
-            userspace_addr: slot.host_address() as u64,
-        };
-        // SAFETY: the slot's mapping covers the region and lives as long as the machine,
-        // which holds it.
-        unsafe { vm.set_user_memory_region(region) }.map_err(call("KVM_SET_USER_MEMORY_REGION"))?;
         Ok(KvmVm {
             #[cfg(target_arch = "x86_64")]
             cpuid: self
@@ -62,8 +55,32 @@ impl Hypervisor for Kvm {
                 .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
                 .map_err(call("KVM_GET_SUPPORTED_CPUID"))?,
             vm,
-            _slot: slot,
+            slot,
+            regions: 0,
         })
+    }
+}
+
+impl KvmVm {
+    /// Adds a memory region; its number is the next one.
+    fn add_region(&mut self, start: u64, size: u64) -> Result<(), VmError> {
+        let inside = start
+            .checked_add(size)
+            .is_some_and(|end| end <= self.slot.size());
+        let skip = usize::try_from(start).ok().filter(|_| inside);
+        let skip = skip.ok_or(VmError::OutsideMemory { gpa: start, len: 0 })?;
+        let region = kvm_userspace_memory_region {
+            slot: self.regions,
+            flags: 0,
+            guest_phys_addr: start,
+            memory_size: size,
+            userspace_addr: self.slot.host_address().wrapping_add(skip) as u64,
+        };
+        // SAFETY: the range lies in the slot's mapping, which lives as long as the machine holds it.
+        unsafe { self.vm.set_user_memory_region(region) }
+            .map_err(call("KVM_SET_USER_MEMORY_REGION"))?;
+        self.regions += 1;
+        Ok(())
     }
 }
 
@@ -71,11 +88,32 @@ impl Hypervisor for Kvm {
 impl Vm for KvmVm {
     type Vcpu = x86_64::KvmVcpu;
 
+    fn map_memory(&mut self, start: u64, size: u64) -> Result<(), VmError> {
+        self.add_region(start, size)
+    }
+
     fn create_vcpu(&self, index: u8, entry: &UserEntry) -> Result<Self::Vcpu, VmError> {
         let vcpu = self
             .vm
             .create_vcpu(u64::from(index))
             .map_err(call("KVM_CREATE_VCPU"))?;
         x86_64::KvmVcpu::new(vcpu, &self.cpuid, entry)
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+impl Vm for KvmVm {
+    type Vcpu = aarch64::KvmVcpu;
+
+    fn map_memory(&mut self, start: u64, size: u64) -> Result<(), VmError> {
+        self.add_region(start, size)
+    }
+
+    fn create_vcpu(&self, index: u8, entry: &UserEntry) -> Result<Self::Vcpu, VmError> {
+        let vcpu = self
+            .vm
+            .create_vcpu(u64::from(index))
+            .map_err(call("KVM_CREATE_VCPU"))?;
+        aarch64::KvmVcpu::new(&self.vm, vcpu, self._slot.size(), entry)
     }
 }

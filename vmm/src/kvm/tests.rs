@@ -24,7 +24,8 @@ fn run(code: &[u8]) -> (Exit, Option<TrapFrame>) {
         access: Access::ReadWrite,
     };
     arch::native::install(&slot, &[text, stack]).unwrap();
-    let vm = Kvm::open().unwrap().create_vm(Arc::clone(&slot)).unwrap();
+    let mut vm = Kvm::open().unwrap().create_vm(Arc::clone(&slot)).unwrap();
+    vm.map_memory(0, slot.size()).unwrap();
     let entry = UserEntry {
         entry_gva: CODE,
         stack_gva: STACK.end() - 64,

@@ -8,7 +8,7 @@ use crate::VmError;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-const PERIOD_US: libc::suseconds_t = 100_000;
+const PERIOD_US: i64 = 100_000;
 
 static TICKED: AtomicBool = AtomicBool::new(false);
 

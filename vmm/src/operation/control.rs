@@ -5,13 +5,14 @@ use super::devices::Devices;
 use crate::VmError;
 use crate::memory::GuestSlot;
 use instar_shared::control::{
-    ControlPage, FileAccess, FileRequest, FileResponse, FileRole, FileStatus, MAX_NAME_BYTES, MemoryGrant,
+    ControlPage, FileAccess, FileRequest, FileResponse, FileRole, FileStatus, MAX_NAME_BYTES,
+    MemoryGrant,
 };
-use instar_shared::layout::CONTROL;
+use instar_shared::layout::{CONTROL, HEAP_START, LARGE_PAGE_SIZE};
 use std::mem::offset_of;
 
-/// Working memory that stays with the guest's own allocations, whatever it asks for.
-const RESERVE_BYTES: u64 = 16 << 20;
+/// What the guest's allocator and its small allocations need besides what was asked for.
+const RESERVE_BYTES: u64 = 12 << 20;
 
 fn field(offset: usize) -> u64 {
     CONTROL.start.saturating_add(offset as u64)
@@ -25,18 +26,74 @@ pub fn take_record_bytes(slot: &GuestSlot) -> Result<u32, VmError> {
     Ok(u32::from_le_bytes(filled))
 }
 
-/// Answers a memory request; how much was granted.
-pub fn grant_memory(slot: &GuestSlot, heap_bytes: u64) -> Result<u64, VmError> {
-    let at = field(offset_of!(ControlPage, memory));
-    let request: MemoryGrant = slot.load(at)?;
-    let most = heap_bytes.saturating_sub(RESERVE_BYTES.min(heap_bytes / 4));
-    let granted = request.wanted.get().min(most);
-    slot.store(at, &MemoryGrant { wanted: request.wanted, granted: granted.into() })?;
-    Ok(granted)
+/// The guest's heap: what it has, and what the memory cap lets it have.
+#[derive(Clone, Copy, Debug)]
+pub struct Heap {
+    /// First address past what is mapped.
+    pub end: u64,
+    /// First address past what may ever be.
+    pub limit: u64,
+}
+
+/// How a memory request is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Bytes that may be used.
+    pub bytes: u64,
+    /// Where the heap ends then; the caller maps what is new.
+    pub heap_end: u64,
+}
+
+impl Heap {
+    /// Grants `wanted` bytes besides a reserve, or as much as the cap leaves.
+    pub fn grant(self, wanted: u64) -> Grant {
+        let now = self.end.saturating_sub(HEAP_START);
+        let reserve = RESERVE_BYTES.min(now / 2);
+        if wanted <= now - reserve {
+            return Grant {
+                bytes: wanted,
+                heap_end: self.end,
+            };
+        }
+        // The new part is a heap of its own to the allocator, so the whole wish must fit in it.
+        let room = self.limit.saturating_sub(self.end);
+        let more = wanted
+            .saturating_add(LARGE_PAGE_SIZE)
+            .checked_next_multiple_of(LARGE_PAGE_SIZE);
+        let more = more.unwrap_or(u64::MAX).min(room);
+        let bytes = more
+            .saturating_sub(LARGE_PAGE_SIZE)
+            .min(wanted)
+            .max(now - reserve);
+        Grant {
+            bytes,
+            heap_end: self.end + more,
+        }
+    }
+}
+
+/// Reads a memory request.
+pub fn memory_wanted(slot: &GuestSlot) -> Result<u64, VmError> {
+    let request: MemoryGrant = slot.load(field(offset_of!(ControlPage, memory)))?;
+    Ok(request.wanted.get())
+}
+
+/// Writes the answer to a memory request.
+pub fn answer_memory(slot: &GuestSlot, wanted: u64, grant: Grant) -> Result<(), VmError> {
+    let answer = MemoryGrant {
+        wanted: wanted.into(),
+        granted: grant.bytes.into(),
+        heap_end: grant.heap_end.into(),
+    };
+    slot.store(field(offset_of!(ControlPage, memory)), &answer)
 }
 
 /// Answers an open request: validates its numbers, asks the host, makes the device.
-pub fn open_file(slot: &GuestSlot, devices: &mut Devices, host: &mut dyn OperationHost) -> Result<(), VmError> {
+pub fn open_file(
+    slot: &GuestSlot,
+    devices: &mut Devices,
+    host: &mut dyn OperationHost,
+) -> Result<(), VmError> {
     let request: FileRequest = slot.load(field(offset_of!(ControlPage, file_request)))?;
     let response = match free_slot(&request, devices) {
         None => response(FileStatus::Invalid),
@@ -53,14 +110,74 @@ pub fn open_file(slot: &GuestSlot, devices: &mut Devices, host: &mut dyn Operati
 
 /// The device slot that the request names, if the whole request makes sense.
 fn free_slot(request: &FileRequest, devices: &Devices) -> Option<u16> {
-    let to = u16::try_from(request.slot.get()).ok().filter(|slot| devices.is_free(*slot))?;
-    u16::try_from(request.parent_slot.get()).ok().filter(|slot| devices.is_present(*slot))?;
+    let to = u16::try_from(request.slot.get())
+        .ok()
+        .filter(|slot| devices.is_free(*slot))?;
+    u16::try_from(request.parent_slot.get())
+        .ok()
+        .filter(|slot| devices.is_present(*slot))?;
     FileRole::try_from(request.role.get()).ok()?;
     FileAccess::try_from(request.access.get()).ok()?;
-    usize::try_from(request.name_len.get()).ok().filter(|len| *len <= MAX_NAME_BYTES)?;
+    usize::try_from(request.name_len.get())
+        .ok()
+        .filter(|len| *len <= MAX_NAME_BYTES)?;
     Some(to)
 }
 
 fn response(status: FileStatus) -> FileResponse {
-    FileResponse { status: status.raw().into(), errno: 0.into() }
+    FileResponse {
+        status: status.raw().into(),
+        errno: 0.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn heap(now: u64, cap: u64) -> Heap {
+        Heap {
+            end: HEAP_START + now,
+            limit: HEAP_START + cap,
+        }
+    }
+
+    #[test]
+    fn small_wishes_come_from_what_is_there() {
+        let grant = heap(32 * MIB, 1 << 30).grant(20 * MIB);
+        assert_eq!(
+            grant,
+            Grant {
+                bytes: 20 * MIB,
+                heap_end: HEAP_START + 32 * MIB
+            }
+        );
+    }
+
+    #[test]
+    fn large_wishes_fit_whole_in_the_new_part() {
+        let grant = heap(32 * MIB, 1 << 30).grant(100 * MIB);
+        assert_eq!(
+            grant,
+            Grant {
+                bytes: 100 * MIB,
+                heap_end: HEAP_START + 134 * MIB
+            }
+        );
+    }
+
+    #[test]
+    fn no_wish_passes_the_cap() {
+        for cap in [4 * MIB, 32 * MIB, 34 * MIB, 64 * MIB, 256 << 30] {
+            let before = heap(cap.min(32 * MIB), cap);
+            for wanted in [0, 1, 20 * MIB, 21 * MIB, cap, u64::MAX] {
+                let grant = before.grant(wanted);
+                assert!(grant.heap_end <= before.limit && grant.heap_end >= before.end);
+                assert!(grant.bytes <= cap, "{cap:#x} {wanted:#x}");
+                assert_eq!(grant.heap_end % LARGE_PAGE_SIZE, 0);
+            }
+        }
+    }
 }

@@ -6,8 +6,9 @@ use crate::block::{FileBackend, IoQueue};
 use crate::memory::GuestSlot;
 use instar_devices::blk::{BlkConfig, BlkDevice, DeviceFault};
 use instar_shared::device::{
-    AVAIL_OFFSET, DeviceEntry, FEATURE_BLOCK_STATUS, FEATURE_BYTE_IO, FLAG_BLOCK_DEVICE, FLAG_PRESENT,
-    FLAG_READ_ONLY, MAX_DEVICES, QUEUE_SIZE, USED_OFFSET, entry_address, queue_region,
+    AVAIL_OFFSET, DeviceEntry, FEATURE_BLOCK_STATUS, FEATURE_BYTE_IO, FLAG_BLOCK_DEVICE,
+    FLAG_PRESENT, FLAG_READ_ONLY, MAX_DEVICES, QUEUE_SIZE, USED_OFFSET, entry_address,
+    queue_region,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,7 +35,11 @@ pub struct Devices {
 impl Devices {
     /// No devices yet.
     pub fn new(memory: Arc<GuestSlot>, io: Arc<IoQueue>) -> Self {
-        Self { slots: BTreeMap::new(), memory, io }
+        Self {
+            slots: BTreeMap::new(),
+            memory,
+            io,
+        }
     }
 
     /// Whether `slot` exists and is empty.
@@ -55,10 +60,17 @@ impl Devices {
         let no_slot = || VmError::Image(format!("there is no device slot {slot}"));
         let region = queue_region(slot).ok_or_else(no_slot)?;
         let address = entry_address(slot).ok_or_else(no_slot)?;
-        let parts = [region.start, region.start + AVAIL_OFFSET, region.start + USED_OFFSET];
-        let queue = queue_at(parts).map_err(|e| VmError::Image(format!("queue of slot {slot}: {e}")))?;
+        let parts = [
+            region.start,
+            region.start + AVAIL_OFFSET,
+            region.start + USED_OFFSET,
+        ];
+        let queue =
+            queue_at(parts).map_err(|e| VmError::Image(format!("queue of slot {slot}: {e}")))?;
         let flag = |set: bool, bit: u32| if set { bit } else { 0 };
-        let flags = FLAG_PRESENT | flag(file.read_only, FLAG_READ_ONLY) | flag(file.block_device, FLAG_BLOCK_DEVICE);
+        let flags = FLAG_PRESENT
+            | flag(file.read_only, FLAG_READ_ONLY)
+            | flag(file.block_device, FLAG_BLOCK_DEVICE);
         let [desc_table, avail_ring, used_ring] = parts;
         let entry = DeviceEntry {
             flags: flags.into(),
@@ -76,8 +88,19 @@ impl Devices {
             read_only: file.read_only,
             len_bytes: file.len_bytes,
         };
-        let backend = FileBackend::new(slot, file.file, Arc::clone(&self.memory), Arc::clone(&self.io));
-        self.slots.insert(slot, Slot { device: BlkDevice::new(config, queue), backend });
+        let backend = FileBackend::new(
+            slot,
+            file.file,
+            Arc::clone(&self.memory),
+            Arc::clone(&self.io),
+        );
+        self.slots.insert(
+            slot,
+            Slot {
+                device: BlkDevice::new(config, queue),
+                backend,
+            },
+        );
         self.memory.store(address, &entry)
     }
 
@@ -88,7 +111,9 @@ impl Devices {
     pub fn kick(&mut self, slot: u16) -> Result<u32, String> {
         let memory = Arc::clone(&self.memory);
         let Slot { device, backend } = self.get(slot)?;
-        device.kick(memory.dma(), backend).map_err(|e| fault(slot, e))
+        device
+            .kick(memory.dma(), backend)
+            .map_err(|e| fault(slot, e))
     }
 
     /// Publishes what the I/O thread finished for `slot`; how many requests.
@@ -98,16 +123,23 @@ impl Devices {
     pub fn complete(&mut self, slot: u16) -> Result<u32, String> {
         let memory = Arc::clone(&self.memory);
         let Slot { device, backend } = self.get(slot)?;
-        device.complete(memory.dma(), backend).map_err(|e| fault(slot, e))
+        device
+            .complete(memory.dma(), backend)
+            .map_err(|e| fault(slot, e))
     }
 
     /// Requests of all devices that are not completed.
     pub fn in_flight(&self) -> usize {
-        self.slots.values().map(|slot| slot.device.in_flight()).sum()
+        self.slots
+            .values()
+            .map(|slot| slot.device.in_flight())
+            .sum()
     }
 
     fn get(&mut self, slot: u16) -> Result<&mut Slot, String> {
-        self.slots.get_mut(&slot).ok_or_else(|| format!("it rang for device {slot}, which is not there"))
+        self.slots
+            .get_mut(&slot)
+            .ok_or_else(|| format!("it rang for device {slot}, which is not there"))
     }
 }
 

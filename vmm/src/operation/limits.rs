@@ -4,8 +4,9 @@ use super::{Limits, RunError};
 use rustix::time::{ClockId, clock_gettime};
 use std::time::{Duration, Instant};
 
-/// Watches one run on the calling thread.
-#[derive(Debug)]
+/// Watches one run on the calling thread. Made before the process is confined: the first look at
+/// a clock may need system calls that a confined process has not.
+#[derive(Clone, Debug)]
 pub struct Watch {
     limits: Limits,
     started: Instant,
@@ -16,7 +17,12 @@ pub struct Watch {
 impl Watch {
     /// Starts both clocks.
     pub fn start(limits: Limits) -> Self {
-        Self { limits, started: Instant::now(), cpu_at_progress: thread_cpu_time(), progressed: false }
+        Self {
+            limits,
+            started: Instant::now(),
+            cpu_at_progress: thread_cpu_time(),
+            progressed: false,
+        }
     }
 
     /// A request was completed or a progress step reported.
@@ -38,7 +44,10 @@ impl Watch {
         if std::mem::take(&mut self.progressed) {
             self.cpu_at_progress = cpu;
         } else if cpu.saturating_sub(self.cpu_at_progress) >= self.limits.stall {
-            return Err(RunError::Stalled { limit: self.limits.stall, position: position() });
+            return Err(RunError::Stalled {
+                limit: self.limits.stall,
+                position: position(),
+            });
         }
         Ok(())
     }
@@ -47,7 +56,10 @@ impl Watch {
 /// CPU time of this thread; the guest's time counts, as the vCPU runs on it.
 fn thread_cpu_time() -> Duration {
     let now = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
+    Duration::new(
+        u64::try_from(now.tv_sec).unwrap_or(0),
+        u32::try_from(now.tv_nsec).unwrap_or(0),
+    )
 }
 
 #[cfg(test)]
@@ -67,13 +79,18 @@ mod tests {
         let mut watch = Watch::start(limits(0, None));
         watch.progressed();
         assert!(watch.check(String::new).is_ok());
-        assert!(matches!(watch.check(|| "here".into()), Err(RunError::Stalled { position, .. }) if position == "here"));
+        assert!(
+            matches!(watch.check(|| "here".into()), Err(RunError::Stalled { position, .. }) if position == "here")
+        );
     }
 
     #[test]
     fn progress_does_not_stop_the_wall_clock() {
         let mut watch = Watch::start(limits(1000, Some(0)));
         watch.progressed();
-        assert!(matches!(watch.check(String::new), Err(RunError::TimedOut { .. })));
+        assert!(matches!(
+            watch.check(String::new),
+            Err(RunError::TimedOut { .. })
+        ));
     }
 }

@@ -4,7 +4,9 @@ use super::devices::Devices;
 use super::limits::Watch;
 use super::records::RecordStream;
 use super::report::describe;
-use super::{Completed, CrashReport, OperationHost, OperationSpec, RESULT_BYTES, RunError, RunStats, control};
+use super::{
+    Completed, CrashReport, OperationHost, OperationSpec, RESULT_BYTES, RunError, RunStats, control,
+};
 use crate::arch::{self, Access, Mapping};
 use crate::block::{IoQueue, OnStart};
 use crate::hypervisor::{Exit, Hypervisor, Native, UserEntry, Vcpu, Vm};
@@ -14,8 +16,8 @@ use instar_shared::abi::ABI_VERSION;
 use instar_shared::boot::{BOOT_MAGIC, BootPage, CANCEL_REQUESTED};
 use instar_shared::doorbell::{Control, Kick};
 use instar_shared::layout::{
-    BOOT, CONFIG, CONTROL, DEVICE_TABLE, HEAP_START, LARGE_PAGE_SIZE, MAX_SLOT_SIZE, MIN_HEAP_SIZE, QUEUES,
-    RECORDS, RESULT, Region, STACK,
+    BOOT, CONFIG, CONTROL, DEVICE_TABLE, HEAP_START, INITIAL_HEAP_SIZE, LARGE_PAGE_SIZE,
+    MAX_SLOT_SIZE, MIN_HEAP_SIZE, QUEUES, RECORDS, RESULT, Region, STACK,
 };
 use instar_shared::record::RecordKind;
 use std::mem::offset_of;
@@ -35,12 +37,13 @@ type NativeVcpu = <NativeVm as Vm>::Vcpu;
 pub struct Operation {
     spec: OperationSpec,
     memory: Arc<GuestSlot>,
-    heap_bytes: u64,
+    heap: control::Heap,
     devices: Devices,
     io: Arc<IoQueue>,
+    watch: Watch,
     vcpu: NativeVcpu,
     // Dropped after the vCPU.
-    _vm: NativeVm,
+    vm: NativeVm,
     setup: Duration,
 }
 
@@ -62,11 +65,36 @@ impl Operation {
             devices.add(slot, file)?;
         }
         memory.write(CONFIG.start, &spec.config)?;
-        let vm = hypervisor.create_vm(Arc::clone(&memory))?;
-        let entry = UserEntry { entry_gva: image.entry_gva, stack_gva: STACK.end() - STACK_HEADROOM };
+        let heap = control::Heap {
+            end: HEAP_START + heap_bytes.min(INITIAL_HEAP_SIZE),
+            limit: HEAP_START + heap_bytes,
+        };
+        let mut vm = hypervisor.create_vm(Arc::clone(&memory))?;
+        vm.map_memory(0, heap.end)?;
+        let entry = UserEntry {
+            entry_gva: image.entry_gva,
+            stack_gva: STACK.end() - STACK_HEADROOM,
+        };
         let vcpu = vm.create_vcpu(0, &entry)?;
-        memory.store(BOOT.start, &boot_page(&vcpu, heap_bytes))?;
-        Ok(Self { spec, memory, heap_bytes, devices, io, vcpu, _vm: vm, setup: started.elapsed() })
+        memory.store(BOOT.start, &boot_page(&vcpu, heap.end))?;
+        let watch = Watch::start(spec.limits);
+        Ok(Self {
+            spec,
+            memory,
+            heap,
+            devices,
+            io,
+            watch,
+            vcpu,
+            vm,
+            setup: started.elapsed(),
+        })
+    }
+
+    /// The guest's memory, for an owner that wants to look at it.
+    #[must_use]
+    pub fn memory(&self) -> Arc<GuestSlot> {
+        Arc::clone(&self.memory)
     }
 
     /// Starts the I/O thread; `on_start` runs first in it.
@@ -82,9 +110,12 @@ impl Operation {
     /// # Errors
     /// [`RunError`]: everything but a result.
     pub fn run(self, host: &mut dyn OperationHost) -> Result<Completed, RunError> {
-        let stats = RunStats { setup: self.setup, ..RunStats::default() };
+        let stats = RunStats {
+            setup: self.setup,
+            ..RunStats::default()
+        };
         let mut run = Run {
-            watch: Watch::start(self.spec.limits),
+            watch: self.watch.clone(),
             records: RecordStream::default(),
             panic_message: None,
             cancel_sent: false,
@@ -95,8 +126,14 @@ impl Operation {
         let ended = run.until_exit();
         run.operation.io.close();
         ended?;
-        let result = run.operation.memory.load::<[u8; RESULT_BYTES]>(RESULT.start)?;
-        Ok(Completed { result, stats: run.stats })
+        let result = run
+            .operation
+            .memory
+            .load::<[u8; RESULT_BYTES]>(RESULT.start)?;
+        Ok(Completed {
+            result,
+            stats: run.stats,
+        })
     }
 }
 
@@ -129,7 +166,10 @@ impl Run<'_> {
                 Exit::Wait(timeout_ms) => self.wait(timeout_ms)?,
                 Exit::Trap(vector) => return Err(self.crash(vector)),
                 Exit::Stopped(reason) => {
-                    return Err(RunError::Stopped { reason, position: self.position() });
+                    return Err(RunError::Stopped {
+                        reason,
+                        position: self.position(),
+                    });
                 }
                 Exit::Interrupted => self.look_at_limits()?,
             }
@@ -138,19 +178,31 @@ impl Run<'_> {
 
     /// Serves a kick; true if the guest is done.
     fn kick(&mut self, value: u32) -> Result<bool, RunError> {
-        let unknown = || RunError::Protocol(format!("it rang the doorbell with {value:#x}, which names nothing"));
+        let unknown = || {
+            RunError::Protocol(format!(
+                "it rang the doorbell with {value:#x}, which names nothing"
+            ))
+        };
         match Kick::decode(value).ok_or_else(unknown)? {
             Kick::Queue { slot, queue: 0 } => {
-                let completed = self.operation.devices.kick(slot).map_err(RunError::Protocol)?;
+                let completed = self
+                    .operation
+                    .devices
+                    .kick(slot)
+                    .map_err(RunError::Protocol)?;
                 self.note_completed(completed);
             }
             Kick::Queue { .. } => return Err(unknown()),
             Kick::Control(Control::Drain) => self.drain()?,
             Kick::Control(Control::OpenFile) => {
-                control::open_file(&self.operation.memory, &mut self.operation.devices, self.host)?;
+                control::open_file(
+                    &self.operation.memory,
+                    &mut self.operation.devices,
+                    self.host,
+                )?;
             }
             Kick::Control(Control::GrantMemory) => {
-                self.stats.granted_bytes = control::grant_memory(&self.operation.memory, self.operation.heap_bytes)?;
+                self.grant_memory()?;
             }
             Kick::Control(Control::Exit) => {
                 self.drain()?;
@@ -160,10 +212,27 @@ impl Run<'_> {
                 // A guest that panics may have left the window half written.
                 let _ = self.drain();
                 let message = self.panic_message.take();
-                return Err(RunError::Panicked(message.unwrap_or_else(|| "without a message".into())));
+                return Err(RunError::Panicked(
+                    message.unwrap_or_else(|| "without a message".into()),
+                ));
             }
         }
         Ok(false)
+    }
+
+    /// Maps the memory that the guest may have of what it asks for.
+    fn grant_memory(&mut self) -> Result<(), VmError> {
+        let operation = &mut self.operation;
+        let wanted = control::memory_wanted(&operation.memory)?;
+        let grant = operation.heap.grant(wanted);
+        if grant.heap_end > operation.heap.end {
+            operation
+                .vm
+                .map_memory(operation.heap.end, grant.heap_end - operation.heap.end)?;
+            operation.heap.end = grant.heap_end;
+        }
+        self.stats.granted_bytes = grant.bytes;
+        control::answer_memory(&operation.memory, wanted, grant)
     }
 
     fn drain(&mut self) -> Result<(), RunError> {
@@ -171,7 +240,8 @@ impl Run<'_> {
         let len = RecordStream::window_bytes(filled).map_err(RunError::Protocol)?;
         let mut window = vec![0; len];
         self.operation.memory.read(RECORDS.start, &mut window)?;
-        let (host, watch, panic_message) = (&mut *self.host, &mut self.watch, &mut self.panic_message);
+        let (host, watch, panic_message) =
+            (&mut *self.host, &mut self.watch, &mut self.panic_message);
         let take = |kind, payload: &[u8]| match kind {
             RecordKind::Panic => {
                 *panic_message = Some(String::from_utf8_lossy(payload).into_owned());
@@ -183,12 +253,15 @@ impl Run<'_> {
             }
             _ => host.record(kind, payload),
         };
-        self.records.split(&window, take).map_err(RunError::Protocol)
+        self.records
+            .split(&window, take)
+            .map_err(RunError::Protocol)
     }
 
     /// Blocks until a completion, cancellation, or `timeout_ms` (0: none).
     fn wait(&mut self, timeout_ms: u32) -> Result<(), RunError> {
-        let deadline = (timeout_ms > 0).then(|| Instant::now() + Duration::from_millis(timeout_ms.into()));
+        let deadline =
+            (timeout_ms > 0).then(|| Instant::now() + Duration::from_millis(timeout_ms.into()));
         loop {
             self.look_at_limits()?;
             if self.operation.devices.in_flight() == 0 {
@@ -196,9 +269,15 @@ impl Run<'_> {
                     "it waits, but nothing is in flight".into(),
                 ));
             }
-            let left = deadline.map_or(WAIT_SLICE, |end| end.saturating_duration_since(Instant::now()));
+            let left = deadline.map_or(WAIT_SLICE, |end| {
+                end.saturating_duration_since(Instant::now())
+            });
             if let Some(slot) = self.operation.io.wait(left.min(WAIT_SLICE)) {
-                let completed = self.operation.devices.complete(slot).map_err(RunError::Protocol)?;
+                let completed = self
+                    .operation
+                    .devices
+                    .complete(slot)
+                    .map_err(RunError::Protocol)?;
                 self.note_completed(completed);
                 return Ok(());
             }
@@ -219,14 +298,20 @@ impl Run<'_> {
         if !self.cancel_sent && self.operation.spec.cancel.load(Ordering::Relaxed) {
             self.cancel_sent = true;
             let word = BOOT.start + offset_of!(BootPage, cancel) as u64;
-            self.operation.memory.write(word, &CANCEL_REQUESTED.to_le_bytes())?;
+            self.operation
+                .memory
+                .write(word, &CANCEL_REQUESTED.to_le_bytes())?;
         }
         let operation = &self.operation;
         self.watch.check(|| position(operation))
     }
 
     fn crash(&self, vector: u8) -> RunError {
-        match self.operation.vcpu.trap_frame(&self.operation.memory, vector) {
+        match self
+            .operation
+            .vcpu
+            .trap_frame(&self.operation.memory, vector)
+        {
             Ok(frame) => RunError::Crashed(CrashReport::new(frame, self.operation.spec.elf)),
             Err(e) => RunError::Vm(e),
         }
@@ -253,22 +338,32 @@ fn heap_bytes(cap: u64) -> u64 {
 
 /// Everything ring 3 may reach.
 fn mappings(image: &[Mapping], heap_bytes: u64) -> Vec<Mapping> {
-    let map = |region: Region, access| Mapping { start: region.start, size: region.size, access };
+    let map = |region: Region, access| Mapping {
+        start: region.start,
+        size: region.size,
+        access,
+    };
     let read = [BOOT, CONFIG, DEVICE_TABLE].map(|region| map(region, Access::Read));
-    let heap = Region { start: HEAP_START, size: heap_bytes };
-    let write = [RESULT, CONTROL, RECORDS, STACK, QUEUES, heap].map(|region| map(region, Access::ReadWrite));
+    let heap = Region {
+        start: HEAP_START,
+        size: heap_bytes,
+    };
+    let write = [RESULT, CONTROL, RECORDS, STACK, QUEUES, heap]
+        .map(|region| map(region, Access::ReadWrite));
     image.iter().copied().chain(read).chain(write).collect()
 }
 
-fn boot_page(vcpu: &NativeVcpu, heap_bytes: u64) -> BootPage {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+fn boot_page(vcpu: &NativeVcpu, heap_end: u64) -> BootPage {
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     let mut entropy = [0; 64];
     random(&mut entropy);
     BootPage {
         magic: BOOT_MAGIC.into(),
         abi_version: ABI_VERSION.into(),
         heap_start: HEAP_START.into(),
-        heap_end: (HEAP_START + heap_bytes).into(),
+        heap_end: heap_end.into(),
         cpu_features: vcpu.cpu_features().into(),
         tsc_hz: vcpu.counter_hz().into(),
         wall_clock_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX).into(),
@@ -278,6 +373,13 @@ fn boot_page(vcpu: &NativeVcpu, heap_bytes: u64) -> BootPage {
 }
 
 /// Fills `bytes` from the kernel; what it does not give stays zero.
+#[cfg(target_os = "linux")]
+fn random(bytes: &mut [u8]) {
+    let _ = rustix::rand::getrandom(bytes, rustix::rand::GetRandomFlags::empty());
+}
+
+/// Fills `bytes` from the kernel; what it does not give stays zero.
+#[cfg(not(target_os = "linux"))]
 fn random(bytes: &mut [u8]) {
     // SAFETY: the buffer is valid for its length; getentropy writes at most 256 bytes.
     let _ = unsafe { libc::getentropy(bytes.as_mut_ptr().cast(), bytes.len()) };

@@ -12,6 +12,16 @@ mod machine;
 mod records;
 mod report;
 
+/// The parts that read what a guest writes, without a vCPU: for fuzzers.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod seam {
+    pub use super::control::{grant_memory, open_file, take_record_bytes};
+    pub use super::devices::Devices;
+    pub use super::records::RecordStream;
+    pub use crate::block::IoQueue;
+}
+
 pub use machine::Operation;
 pub use report::{CrashReport, RunError};
 

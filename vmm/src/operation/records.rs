@@ -32,8 +32,10 @@ impl RecordStream {
         mut take: impl FnMut(RecordKind, &[u8]) -> Result<(), String>,
     ) -> Result<(), String> {
         while !window.is_empty() {
-            let (header, rest) = RecordHeader::read_from_prefix(window).map_err(|_| "record header cut short")?;
-            let kind = RecordKind::try_from(header.kind.get()).map_err(|kind| format!("record of kind {kind}"))?;
+            let (header, rest) =
+                RecordHeader::read_from_prefix(window).map_err(|_| "record header cut short")?;
+            let kind = RecordKind::try_from(header.kind.get())
+                .map_err(|kind| format!("record of kind {kind}"))?;
             let len = usize::try_from(header.len.get()).unwrap_or(usize::MAX);
             if len > MAX_PAYLOAD {
                 return Err(format!("record of {len} bytes"));
@@ -44,7 +46,9 @@ impl RecordStream {
                 return Err("too many records".into());
             }
             take(kind, payload)?;
-            window = rest.get(len.next_multiple_of(RECORD_ALIGN)..).ok_or("record padding cut short")?;
+            window = rest
+                .get(len.next_multiple_of(RECORD_ALIGN)..)
+                .ok_or("record padding cut short")?;
         }
         Ok(())
     }
@@ -57,7 +61,12 @@ mod tests {
 
     fn record(kind: u32, payload: &[u8]) -> Vec<u8> {
         let len = u32::try_from(payload.len()).unwrap();
-        let mut bytes = RecordHeader { kind: kind.into(), len: len.into() }.as_bytes().to_vec();
+        let mut bytes = RecordHeader {
+            kind: kind.into(),
+            len: len.into(),
+        }
+        .as_bytes()
+        .to_vec();
         bytes.extend(payload);
         bytes.resize(bytes.len().next_multiple_of(RECORD_ALIGN), 0);
         bytes
@@ -73,18 +82,40 @@ mod tests {
             Ok(())
         };
         RecordStream::default().split(&window, take).unwrap();
-        assert_eq!(seen, [(RecordKind::Line, b"one".to_vec()), (RecordKind::Diagnostic, Vec::new())]);
+        assert_eq!(
+            seen,
+            [
+                (RecordKind::Line, b"one".to_vec()),
+                (RecordKind::Diagnostic, Vec::new())
+            ]
+        );
     }
 
     #[test]
     fn malformed_windows_are_refused() {
         let whole = record(1, b"12345678");
         for cut in 1..whole.len() {
-            assert!(RecordStream::default().split(&whole[..cut], |_, _| Ok(())).is_err(), "{cut}");
+            assert!(
+                RecordStream::default()
+                    .split(&whole[..cut], |_, _| Ok(()))
+                    .is_err(),
+                "{cut}"
+            );
         }
-        assert!(RecordStream::default().split(&record(999, b""), |_, _| Ok(())).is_err());
-        let huge = RecordHeader { kind: 1.into(), len: u32::MAX.into() };
-        assert!(RecordStream::default().split(huge.as_bytes(), |_, _| Ok(())).is_err());
+        assert!(
+            RecordStream::default()
+                .split(&record(999, b""), |_, _| Ok(()))
+                .is_err()
+        );
+        let huge = RecordHeader {
+            kind: 1.into(),
+            len: u32::MAX.into(),
+        };
+        assert!(
+            RecordStream::default()
+                .split(huge.as_bytes(), |_, _| Ok(()))
+                .is_err()
+        );
         assert!(RecordStream::window_bytes(u32::MAX).is_err());
         assert!(RecordStream::window_bytes(7).is_err());
         assert!(RecordStream::window_bytes(8).is_ok());

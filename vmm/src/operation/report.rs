@@ -61,7 +61,10 @@ impl CrashReport {
     /// Describes `frame` with the symbols of `elf`.
     #[must_use]
     pub fn new(frame: TrapFrame, elf: &[u8]) -> Self {
-        Self { location: describe(elf, frame.instruction), frame }
+        Self {
+            location: describe(elf, frame.instruction),
+            frame,
+        }
     }
 
     /// The exception as the trap page reported it.
@@ -100,10 +103,14 @@ fn region(address: u64) -> String {
     if address >= layout::HEAP_START {
         return "in the heap or past it".into();
     }
-    if (layout::STACK.start.saturating_sub(layout::REGION_ALIGN)..layout::STACK.start).contains(&address) {
+    if (layout::STACK.start.saturating_sub(layout::REGION_ALIGN)..layout::STACK.start)
+        .contains(&address)
+    {
         return "in the guard page below the stack: stack overflow".into();
     }
-    let inside = layout::REGIONS.iter().find(|(_, r)| (r.start..r.end()).contains(&address));
+    let inside = layout::REGIONS
+        .iter()
+        .find(|(_, r)| (r.start..r.end()).contains(&address));
     match inside {
         Some((name, _)) => format!("in the {name} region"),
         None => "between regions".into(),
