@@ -1,0 +1,194 @@
+//! What the outputs of all operations share: lines and messages, progress,
+//! failure sentences with a hint, and the last words of a run.
+
+use crate::failure;
+use crate::files::{FileTable, JobError};
+use crate::progress::ProgressLine;
+use crate::sink::{Out, Sink};
+use instar_shared::op::Outcome;
+use instar_shared::record::{Failure, FailureKind, Progress, RecordKind};
+use instar_shared::zerocopy::FromBytes;
+
+pub use crate::failure::JobKind;
+
+/// Exit code of everything that is not a result.
+const EXIT_FAILED: u8 = 1;
+
+/// The two standard streams of one run, and the sentence with which it failed.
+pub struct Console {
+    stdout: Sink,
+    stderr: Sink,
+    progress: ProgressLine,
+    job: JobKind,
+    lines_to_stderr: bool,
+    quiet: bool,
+    failure: Option<Vec<u8>>,
+}
+
+impl Console {
+    /// Asks the system about its terminal, so call it before confinement. With
+    /// `json`, lines of text go to standard error; with `quiet` they are dropped.
+    #[must_use]
+    pub fn new(job: JobKind, json: bool, quiet: bool) -> Self {
+        let stderr = Sink::stderr();
+        let progress = ProgressLine::new(stderr.is_terminal() && !quiet);
+        Self::from_parts(job, [Sink::stdout(), stderr], progress, json, quiet)
+    }
+
+    fn from_parts(
+        job: JobKind,
+        [stdout, stderr]: [Sink; 2],
+        progress: ProgressLine,
+        json: bool,
+        quiet: bool,
+    ) -> Self {
+        Self {
+            stdout,
+            stderr,
+            progress,
+            job,
+            lines_to_stderr: json,
+            quiet,
+            failure: None,
+        }
+    }
+
+    /// Standard output.
+    pub fn stdout(&mut self) -> &mut Sink {
+        &mut self.stdout
+    }
+
+    /// Handles a record that every operation may send; false if it is of another kind.
+    ///
+    /// # Errors
+    /// What is wrong with the record.
+    pub fn record(
+        &mut self,
+        kind: RecordKind,
+        payload: &[u8],
+        files: &FileTable,
+    ) -> Result<bool, String> {
+        match kind {
+            RecordKind::Line => self.line(payload),
+            RecordKind::Diagnostic => self.diagnostic(payload),
+            RecordKind::Prefixed => self.complain(payload),
+            RecordKind::Progress => {
+                let progress = Progress::read_from_bytes(payload)
+                    .map_err(|_| "the record's length is wrong".to_owned())?;
+                self.progress
+                    .update(progress.done.get(), progress.total.get());
+            }
+            RecordKind::Failure => {
+                let sentence = self.failure_sentence(payload, files)?;
+                self.failure.get_or_insert(sentence);
+            }
+            // The owner of the microVM reports panics itself.
+            RecordKind::Panic => {}
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn line(&mut self, text: &[u8]) {
+        if self.quiet {
+            return;
+        }
+        self.progress.clear();
+        let sink = if self.lines_to_stderr {
+            &mut self.stderr
+        } else {
+            &mut self.stdout
+        };
+        sink.name(text);
+        sink.end_line();
+    }
+
+    fn diagnostic(&mut self, text: &[u8]) {
+        self.progress.clear();
+        self.stderr.name(text);
+        self.stderr.end_line();
+    }
+
+    fn failure_sentence(&self, payload: &[u8], files: &FileTable) -> Result<Vec<u8>, String> {
+        let (head, text) = Failure::read_from_prefix(payload)
+            .map_err(|_| "the record's length is wrong".to_owned())?;
+        let kind = FailureKind::try_from(head.kind.get())
+            .map_err(|raw| format!("a failure's kind is {raw}, which does not exist"))?;
+        Ok(failure::sentence(
+            self.job,
+            kind,
+            head.slot.get(),
+            text,
+            files,
+        ))
+    }
+
+    /// Writes one error sentence, with a hint if there is one for it.
+    pub fn complain(&mut self, sentence: &[u8]) {
+        self.progress.clear();
+        if self.stdout.is_terminal() {
+            self.stdout.flush();
+        }
+        failure::write(&mut self.stderr, sentence);
+        self.stderr.flush();
+    }
+
+    /// Writes out everything and returns the exit code, or 1 if the output could not be written.
+    #[must_use]
+    pub fn end(mut self, code: u8) -> u8 {
+        self.progress.clear();
+        // Messages come first, as from a program whose standard error is not buffered.
+        let _ = self.stderr.finish();
+        match self.stdout.finish() {
+            Ok(()) => code,
+            Err(error) => {
+                let sentence = format!("Cannot write the output: {}", failure::system_text(&error));
+                failure::write(&mut self.stderr, sentence.as_bytes());
+                let _ = self.stderr.finish();
+                EXIT_FAILED
+            }
+        }
+    }
+
+    /// Ends a run whose operation said something that cannot be.
+    #[must_use]
+    pub fn end_malformed(mut self, what: &str) -> u8 {
+        let sentence = format!("The operation sent a malformed result: {what}");
+        self.complain(sentence.as_bytes());
+        self.end(EXIT_FAILED)
+    }
+
+    /// Ends a run whose operation ended in order but without a result.
+    #[must_use]
+    pub fn end_without_result(mut self, outcome: Outcome) -> u8 {
+        let sentence = match (self.failure.take(), outcome) {
+            (Some(sentence), _) => sentence,
+            (None, Outcome::Cancelled) => b"The operation was cancelled".to_vec(),
+            (None, Outcome::Unsupported) => {
+                b"This image format does not support the operation".to_vec()
+            }
+            (None, _) => b"The operation failed and did not say why".to_vec(),
+        };
+        self.complain(&sentence);
+        self.end(EXIT_FAILED)
+    }
+
+    /// Ends a run that did not come to its end.
+    #[must_use]
+    pub fn end_failed(mut self, error: &JobError, files: &FileTable) -> u8 {
+        if let Some(sentence) = self.failure.take() {
+            self.complain(&sentence);
+        }
+        match error {
+            JobError::Open(failed) => self.complain(&failure::open(self.job, failed, files)),
+            other => {
+                self.progress.clear();
+                failure::write_ended(&mut self.stderr, other.to_string().as_bytes());
+            }
+        }
+        self.end(EXIT_FAILED)
+    }
+}
+
+#[cfg(test)]
+pub mod tests;

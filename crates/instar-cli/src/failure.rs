@@ -1,0 +1,222 @@
+//! Why a run failed, as `qemu-img` says it, and what the user can do about it.
+
+use crate::files::{FailedOpen, FileTable, OpenFailure, Policy};
+use crate::sink::{Out, Sink};
+use instar_shared::control::FileRole;
+use instar_shared::record::FailureKind;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+/// What the run was to do; chains of errors read differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobKind {
+    /// Each image of a chain is opened on its own, so its error stands alone.
+    Info,
+    /// The chain is opened as one, so errors nest from the top image down.
+    Check,
+}
+
+/// What `qemu-img` adds on a line of its own when an image is in use.
+const IN_USE_LINE: &[u8] = b"\nIs another process using the image [";
+
+/// The sentence of a failure record.
+#[must_use]
+pub fn sentence(
+    job: JobKind,
+    kind: FailureKind,
+    slot: u32,
+    text: &[u8],
+    files: &FileTable,
+) -> Vec<u8> {
+    match kind {
+        FailureKind::OpenImage | FailureKind::Unsupported => image(job, slot, text, files),
+        FailureKind::Operation | FailureKind::Memory | FailureKind::Cancelled => text.to_vec(),
+    }
+}
+
+/// Why the image in `slot` was not opened: the host's own reason where it
+/// opened no file, else the guest's.
+fn image(job: JobKind, slot: u32, text: &[u8], files: &FileTable) -> Vec<u8> {
+    let slot = u16::try_from(slot).unwrap_or(u16::MAX);
+    if let Some(failed) = files.failure(slot) {
+        return open(job, failed, files);
+    }
+    let place = Place {
+        top: files.get(0).map(|facts| facts.given_name.as_os_str()),
+        named: files.get(slot).map(|facts| facts.given_name.as_os_str()),
+        levels: files.depth(slot).unwrap_or(0),
+    };
+    place.sentence(job, text)
+}
+
+/// Why a file was not opened.
+#[must_use]
+pub fn open(job: JobKind, failed: &FailedOpen, files: &FileTable) -> Vec<u8> {
+    if failed.kind == OpenFailure::Loop {
+        let name = failed.given_name.as_bytes();
+        return [b"Backing file '", name, b"' creates an infinite loop."].concat();
+    }
+    let above = failed.parent_slot.and_then(|parent| files.depth(parent));
+    let place = Place {
+        top: files.get(0).map(|facts| facts.given_name.as_os_str()),
+        named: Some(&failed.given_name),
+        levels: above.unwrap_or(0) + usize::from(failed.role == Some(FileRole::Backing)),
+    };
+    place.sentence(job, failed.reason.as_bytes())
+}
+
+/// Where in the chain something failed.
+struct Place<'a> {
+    /// The image that the user named, if it was opened.
+    top: Option<&'a OsStr>,
+    /// The file that failed.
+    named: Option<&'a OsStr>,
+    /// Backing files from the top down to it.
+    levels: usize,
+}
+
+impl Place<'_> {
+    fn sentence(&self, job: JobKind, reason: &[u8]) -> Vec<u8> {
+        let (name, levels) = match (job, self.top) {
+            (JobKind::Check, Some(top)) => (Some(top), self.levels),
+            _ => (self.named.or(self.top), 0),
+        };
+        let mut sentence = b"Could not open '".to_vec();
+        sentence.extend_from_slice(name.unwrap_or_default().as_bytes());
+        sentence.extend_from_slice(b"': ");
+        for _ in 0..levels {
+            sentence.extend_from_slice(b"Could not open backing file: ");
+        }
+        sentence.extend_from_slice(reason);
+        sentence
+    }
+}
+
+/// Writes `instar: SENTENCE` and, if there is one, the line `hint: …`.
+pub fn write(out: &mut Sink, sentence: &[u8]) {
+    // The policy's own advice names the folder; it stands last, so no name can pose as it.
+    let advice = format!("; add {} ", Policy::FLAG);
+    let parts = cut(
+        sentence,
+        sentence
+            .windows(advice.len())
+            .rposition(|bytes| bytes == advice.as_bytes()),
+    );
+    write_parts(out, parts);
+}
+
+/// Writes the sentence of a run that came to no end; what to do follows its first semicolon.
+pub fn write_ended(out: &mut Sink, sentence: &[u8]) {
+    write_parts(
+        out,
+        cut(
+            sentence,
+            sentence.windows(2).position(|bytes| bytes == b"; "),
+        ),
+    );
+}
+
+/// Parts a sentence from the advice that follows the semicolon at `position`.
+fn cut(sentence: &[u8], position: Option<usize>) -> (&[u8], Option<&[u8]>) {
+    match position.and_then(|position| sentence.split_at_checked(position)) {
+        Some((first, advice)) => (first, advice.get(2..)),
+        None => (sentence, hint(sentence).map(str::as_bytes)),
+    }
+}
+
+fn write_parts(out: &mut Sink, (sentence, hint): (&[u8], Option<&[u8]>)) {
+    out.put(b"instar: ");
+    let tail = sentence
+        .windows(IN_USE_LINE.len())
+        .rposition(|bytes| bytes == IN_USE_LINE);
+    let (first, tail) = sentence.split_at(tail.unwrap_or(sentence.len()));
+    out.name(first);
+    if let Some((newline, second)) = tail.split_first() {
+        out.put(&[*newline]);
+        out.name(second);
+    }
+    out.put(b"\n");
+    if let Some(hint) = hint {
+        out.put(b"hint: ");
+        out.name(hint);
+        out.put(b"\n");
+    }
+}
+
+/// What a system error says, without the number behind it.
+#[must_use]
+pub fn system_text(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    match text.split_once(" (os error ") {
+        Some((message, _)) => message.to_owned(),
+        None => text,
+    }
+}
+
+/// Fragments of sentences and what to do about them; the first that fits counts.
+///
+/// Sentences end with the reason, and names stand in quotes before it, so a name
+/// can at worst earn the wrong hint.
+const HINTS: [(&str, &str); 15] = [
+    (
+        "Failed to get",
+        "another program uses this image; -U reads it all the same, but what it shows may be half-written",
+    ),
+    (
+        "Could not open backing file: Could not open",
+        "an image names this backing file relative to its own folder; 'instar info' on each image shows the names",
+    ),
+    ("Is a directory", "name a disk image or a block device"),
+    (
+        "to be a regular file",
+        "name a disk image or a block device",
+    ),
+    (
+        "No such file or directory",
+        "a relative name starts at the current folder",
+    ),
+    (
+        "/dev/",
+        "reading a device usually needs root or membership in the group that owns it",
+    ),
+    (
+        "Permission denied",
+        "your user may not read this file; 'ls -l' shows who may",
+    ),
+    (
+        "not in qcow2 format",
+        "without -f, instar looks for the format itself",
+    ),
+    ("Unknown driver", "instar reads the formats raw and qcow2"),
+    (
+        "Unknown protocol",
+        "instar reads local files; for a file with a colon in its name, write ./NAME",
+    ),
+    (
+        "encrypt.key-secret",
+        "'instar info' describes an encrypted image without its key",
+    ),
+    (
+        "instar does not read",
+        "instar reads local files in the formats raw and qcow2; qemu-img convert makes a qcow2 image of many others",
+    ),
+    (
+        "memory",
+        "--memory SIZE raises the limit, for example --memory 4G",
+    ),
+    ("--timeout", "a larger --timeout SECS lets it run longer"),
+    ("No space left on device", "make room where the output goes"),
+];
+
+/// The hint for a sentence.
+#[must_use]
+pub fn hint(sentence: &[u8]) -> Option<&'static str> {
+    let sentence = String::from_utf8_lossy(sentence);
+    let fits = HINTS
+        .iter()
+        .find(|(fragment, _)| sentence.contains(fragment));
+    fits.map(|(_, hint)| *hint)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,57 @@
+//! The instar command line.
+//!
+//! It reads options, hands a job to the sandbox, and turns what the operation
+//! reports into text or JSON that equals `qemu-img`'s. It parses no image: all
+//! it sees are validated records.
+
+mod check;
+mod cli;
+mod console;
+mod date;
+mod failure;
+mod files;
+mod info;
+mod json;
+mod launch;
+#[cfg(test)]
+mod oracle;
+mod progress;
+mod sink;
+mod size;
+mod text;
+
+use cli::{Stop, UsageError};
+use sink::{Out, Sink};
+use std::process::ExitCode;
+
+/// Exit code of a wrong use; 2 would mean a damaged image.
+const EXIT_USAGE: u8 = 1;
+
+fn main() -> ExitCode {
+    let code = match cli::parse(std::env::args_os()) {
+        Ok(cli) => launch::run(&cli).unwrap_or_else(|error| complain(&error)),
+        Err(Stop::Wrong(error)) => complain(&error),
+        Err(Stop::Print(text)) => print(&text),
+    };
+    ExitCode::from(code)
+}
+
+fn print(text: &str) -> u8 {
+    let mut stdout = Sink::stdout();
+    stdout.put(text.as_bytes());
+    match stdout.finish() {
+        Ok(()) => 0,
+        Err(_) => EXIT_USAGE,
+    }
+}
+
+fn complain(error: &UsageError) -> u8 {
+    let mut stderr = Sink::stderr();
+    failure::write(&mut stderr, error.sentence.as_bytes());
+    if error.help {
+        stderr.put(b"hint: 'instar --help' and 'instar COMMAND --help' show the options\n");
+    }
+    // Nobody is left to tell if standard error itself cannot be written.
+    let _ = stderr.finish();
+    EXIT_USAGE
+}

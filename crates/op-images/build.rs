@@ -1,0 +1,11 @@
+//! Builds the operations for the machine that this crate is compiled for.
+
+/// The operations: package and program have the same name.
+const OPERATIONS: &[&str] = &["op-info", "op-check"];
+
+fn main() {
+    if let Err(error) = instar_guest_build::embed(OPERATIONS, OPERATIONS, &[]) {
+        println!("cargo::error={error}");
+        std::process::exit(1);
+    }
+}

@@ -1,0 +1,34 @@
+//! The operation binaries, as ELF files inside the host program.
+//!
+//! `build.rs` builds them from `operations/*` for the guest's target. They are
+//! our own code, trusted as the rest of the program is; what they read at run
+//! time is not.
+
+/// Bytes at an address that is a multiple of 8, so that ELF headers can be
+/// read in place.
+#[repr(C, align(8))]
+struct Aligned<T: ?Sized>(T);
+
+static INFO_ELF: &Aligned<[u8]> =
+    &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/op-info.elf")));
+static CHECK_ELF: &Aligned<[u8]> =
+    &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/op-check.elf")));
+
+/// The ELF file of the `info` operation; 8-byte aligned.
+pub const INFO: &[u8] = &INFO_ELF.0;
+/// The ELF file of the `check` operation; 8-byte aligned.
+pub const CHECK: &[u8] = &CHECK_ELF.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_aligned_static_elf_files() {
+        for (name, elf) in [("info", INFO), ("check", CHECK)] {
+            assert_eq!(elf.as_ptr().addr() % 8, 0, "{name}");
+            assert_eq!(&elf[..4], b"\x7fELF", "{name}");
+            assert_eq!(elf[16..18], 2_u16.to_le_bytes(), "{name}: not ET_EXEC");
+        }
+    }
+}

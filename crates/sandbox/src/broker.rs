@@ -1,0 +1,433 @@
+//! The broker: forks the worker, opens files for it, passes signals on, reaps it.
+//!
+//! It reads numbers and names from the worker, never an image. Everything the
+//! worker says that no worker says, ends the worker.
+
+use crate::jail::Filter;
+use crate::locks::{Reads, Wanted};
+use crate::names;
+use crate::open::{self, FileId, Opened, Refusal};
+use crate::output::{FailedOpen, FileFacts, FileTable, JobError, OpenFailure, Output};
+use crate::policy::Rules;
+use crate::wire::{self, Reply, Request};
+use crate::worker::{self, Machine};
+use crate::{Job, signals};
+use instar_shared::control::FileRole;
+use instar_vmm::VmError;
+use instar_vmm::operation::OperationSpec;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::signal::SigSet;
+use nix::sys::time::TimeSpec;
+use nix::unistd::{ForkResult, fork};
+use rustix::net::{
+    AddressFamily, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    SocketFlags, SocketType,
+};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::time::{Duration, Instant};
+
+/// How long the worker has to end after a signal.
+const GRACE: Duration = Duration::from_secs(5);
+/// Requests of one job: more than slots, as opens may fail.
+const MAX_REQUESTS: u32 = 4096;
+
+/// Forks the worker and serves it; the exit code of the job.
+pub fn run<M: Machine>(
+    job: Job,
+    first: Opened,
+    output: Box<dyn Output>,
+    prepare: impl FnOnce(OperationSpec) -> Result<M, VmError>,
+) -> u8 {
+    let table = FileTable::with_first(first.facts.clone());
+    let failed =
+        |step: &'static str| move |source: std::io::Error| JobError::Start { step, source };
+    let mask = match signals::install() {
+        Ok(mask) => mask,
+        Err(e) => return output.failed(&failed("sigaction")(e.into()), &table),
+    };
+    let (own_end, worker_end) = match socket_pair() {
+        Ok(pair) => pair,
+        Err(e) => return output.failed(&failed("socketpair")(e.into()), &table),
+    };
+    let parent = rustix::process::getpid();
+    let mut broker = Broker::new(&job, &first);
+    // SAFETY: `run_job` is documented to be called before any thread exists, so the child may do
+    // whatever this process may.
+    match unsafe { fork() } {
+        Err(e) => output.failed(&failed("fork")(e.into()), &table),
+        Ok(ForkResult::Child) => {
+            drop((own_end, broker));
+            let Job {
+                elf,
+                config,
+                limits,
+                reads,
+                ..
+            } = job;
+            let start = worker::Start {
+                elf,
+                config,
+                limits,
+                reads,
+                first,
+                socket: worker_end,
+                parent,
+                mask,
+            };
+            std::process::exit(worker::run(start, output, prepare).into())
+        }
+        Ok(ForkResult::Parent { child }) => {
+            drop((worker_end, first));
+            let ended =
+                Child::new(child.as_raw()).and_then(|child| broker.serve(&child, own_end, &mask));
+            match ended {
+                Ok(code) => code,
+                Err(JobError::Killed) => {
+                    // The sentence may be the output's own; the code is the signal's.
+                    let code = output.failed(&JobError::Killed, &table);
+                    signals::received().map_or(code, signals::exit_code)
+                }
+                Err(error) => output.failed(&error, &table),
+            }
+        }
+    }
+}
+
+fn socket_pair() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
+    rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+}
+
+/// The worker process, seen from outside.
+struct Child {
+    pid: Pid,
+    pidfd: OwnedFd,
+}
+
+impl Child {
+    fn new(pid: i32) -> Result<Self, JobError> {
+        let failed = |errno: rustix::io::Errno| JobError::Start {
+            step: "pidfd_open",
+            source: errno.into(),
+        };
+        let pid = Pid::from_raw(pid)
+            .ok_or(rustix::io::Errno::SRCH)
+            .map_err(failed)?;
+        match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => Ok(Self { pid, pidfd }),
+            Err(errno) => {
+                // A worker that cannot be watched must not run; its death needs no descriptor.
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
+                let _ = rustix::process::waitpid(Some(pid), WaitOptions::empty());
+                Err(failed(errno))
+            }
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        // It may be gone already, which the wait finds out.
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, signal);
+    }
+
+    /// Waits for the end: the exit code, or the signal as an error.
+    fn reap(&self) -> Result<u8, JobError> {
+        let failed = |errno: rustix::io::Errno| JobError::Start {
+            step: "waitpid",
+            source: errno.into(),
+        };
+        loop {
+            match rustix::process::waitpid(Some(self.pid), WaitOptions::empty()) {
+                Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(failed(errno)),
+                Ok(None) => {}
+                Ok(Some((_, status))) => {
+                    if let Some(signal) = status.terminating_signal() {
+                        return Err(JobError::WorkerDied { signal });
+                    }
+                    return Ok(status
+                        .exit_status()
+                        .and_then(|code| u8::try_from(code).ok())
+                        .unwrap_or(1));
+                }
+            }
+        }
+    }
+}
+
+/// A file that the worker has.
+#[derive(Debug)]
+struct Held {
+    id: FileId,
+    path: Vec<u8>,
+    parent: Option<u16>,
+}
+
+/// The policy, and what was opened under it.
+#[derive(Debug)]
+struct Broker {
+    rules: Rules,
+    reads: Reads,
+    share: bool,
+    held: BTreeMap<u16, Held>,
+    requests: u32,
+}
+
+/// What ended the serving early.
+struct Breach(&'static str);
+
+impl Broker {
+    fn new(job: &Job, first: &Opened) -> Self {
+        let path = first.facts.name.as_bytes().to_vec();
+        Self {
+            rules: Rules::new(&path, &job.policy),
+            reads: job.reads,
+            share: job.input.share,
+            held: BTreeMap::from([(
+                0,
+                Held {
+                    id: first.id,
+                    path,
+                    parent: None,
+                },
+            )]),
+            requests: 0,
+        }
+    }
+
+    /// Serves the worker until it ends; its exit code.
+    fn serve(&mut self, child: &Child, socket: OwnedFd, mask: &SigSet) -> Result<u8, JobError> {
+        if let Err(e) = Filter::Broker.install() {
+            child.signal(Signal::KILL);
+            let _ = child.reap();
+            return Err(e.into());
+        }
+        let mut socket = Some(socket);
+        let mut stop = Stop::default();
+        loop {
+            if stop.look(child) {
+                let _ = child.reap();
+                return Err(JobError::Killed);
+            }
+            let Some((request, exited)) = wait(child, socket.as_ref(), stop.left(), mask) else {
+                continue;
+            };
+            if exited {
+                return child.reap();
+            }
+            if let (true, Some(end)) = (request, &socket) {
+                match self.answer(end.as_fd()) {
+                    Ok(true) => {}
+                    Ok(false) => socket = None,
+                    Err(Breach(what)) => {
+                        child.signal(Signal::KILL);
+                        let _ = child.reap();
+                        return Err(JobError::WorkerProtocol(what));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Answers one request; false if the worker closed its end.
+    fn answer(&mut self, socket: BorrowedFd<'_>) -> Result<bool, Breach> {
+        let mut packet = [0; wire::MAX_REQUEST + 1];
+        let mut no_control = rustix::net::RecvAncillaryBuffer::default();
+        let mut buffers = [IoSliceMut::new(&mut packet)];
+        let received = match rustix::net::recvmsg(
+            socket,
+            &mut buffers,
+            &mut no_control,
+            RecvFlags::DONTWAIT,
+        ) {
+            Ok(received) => received,
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => return Ok(true),
+            Err(_) => return Ok(false),
+        };
+        if received
+            .flags
+            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
+        {
+            return Err(Breach("a request that is too long"));
+        }
+        if received.bytes == 0 {
+            return Ok(false);
+        }
+        let request = packet.get(..received.bytes).and_then(wire::decode_request);
+        let request = request.ok_or(Breach("a malformed request"))?;
+        self.requests = self.requests.saturating_add(1);
+        if self.requests > MAX_REQUESTS {
+            return Err(Breach("too many requests"));
+        }
+        let (reply, file) = self.open(&request);
+        send(
+            socket,
+            &wire::encode_reply(&reply),
+            file.as_ref().map(AsFd::as_fd),
+        )?;
+        Ok(true)
+    }
+
+    fn open(&mut self, request: &Request) -> (Reply, Option<std::fs::File>) {
+        let Some(parent) = self.held.get(&request.parent_slot) else {
+            return (Reply::Invalid, None);
+        };
+        if self.held.contains_key(&request.slot) {
+            return (Reply::Invalid, None);
+        }
+        let given = names::combine(&parent.path, &request.name);
+        match self.open_named(request, &given) {
+            Ok(opened) => {
+                let path = opened.facts.name.as_bytes().to_vec();
+                self.held.insert(
+                    request.slot,
+                    Held {
+                        id: opened.id,
+                        path,
+                        parent: Some(request.parent_slot),
+                    },
+                );
+                let facts = FileFacts {
+                    parent_slot: Some(request.parent_slot),
+                    ..opened.facts
+                };
+                (
+                    Reply::Opened(facts, opened.format_conflict),
+                    Some(opened.file),
+                )
+            }
+            Err(refusal) => {
+                let failed = FailedOpen {
+                    slot: request.slot,
+                    parent_slot: Some(request.parent_slot),
+                    role: Some(request.role),
+                    kind: refusal.kind,
+                    given_name: OsString::from_vec(given),
+                    reason: OsString::from_vec(refusal.reason),
+                };
+                (Reply::Failed(failed), None)
+            }
+        }
+    }
+
+    fn open_named(&mut self, request: &Request, given: &[u8]) -> Result<Opened, Refusal> {
+        let name = names::parse(given).map_err(|e| Refusal {
+            // QEMU would go there, if it is a protocol.
+            kind: OpenFailure::Refused,
+            reason: open::name_reason(&e),
+        })?;
+        let passed = self.rules.open(&name)?;
+        if request.role == FileRole::Backing
+            && self.in_chain(request.parent_slot, FileId::of(&passed.stat))
+        {
+            let reason = [b"Backing file '", given, b"' creates an infinite loop."].concat();
+            return Err(Refusal {
+                kind: OpenFailure::Loop,
+                reason,
+            });
+        }
+        let data_file = request.role == FileRole::Data;
+        let wanted = Wanted {
+            reads: self.reads,
+            data_file,
+            share: self.share,
+        };
+        let opened = open::lock_and_describe(passed.fd, &passed.stat, &name, given, wanted)?;
+        match opened.format_conflict {
+            // Nothing tells later whether it is raw.
+            Some(conflict) if self.reads == Reads::Contents => Err(Refusal {
+                kind: OpenFailure::InUse,
+                reason: conflict.reason(&name.path),
+            }),
+            _ => Ok(opened),
+        }
+    }
+
+    /// Whether the image in `slot`, or one above it, is the file `id`.
+    fn in_chain(&self, slot: u16, id: FileId) -> bool {
+        let mut at = self.held.get(&slot);
+        // Parents are older than their children, so this ends; the bound says so.
+        for _ in 0..self.held.len() {
+            match at {
+                Some(held) if held.id == id => return true,
+                Some(held) => at = held.parent.and_then(|parent| self.held.get(&parent)),
+                None => return false,
+            }
+        }
+        false
+    }
+}
+
+/// Sends a reply without ever waiting for the worker.
+fn send(socket: BorrowedFd<'_>, packet: &[u8], file: Option<BorrowedFd<'_>>) -> Result<(), Breach> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors: Vec<BorrowedFd<'_>> = file.into_iter().collect();
+    if !descriptors.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(&descriptors));
+    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    match rustix::net::sendmsg(socket, &[IoSlice::new(packet)], &mut control, flags) {
+        // A worker that is gone is found by the wait.
+        Ok(_) | Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => Ok(()),
+        Err(_) => Err(Breach("it does not take its answers")),
+    }
+}
+
+/// Waits for a request or the worker's end: which of them came. `None`: a signal or `left` did.
+fn wait(
+    child: &Child,
+    socket: Option<&OwnedFd>,
+    left: Option<Duration>,
+    mask: &SigSet,
+) -> Option<(bool, bool)> {
+    let mut fds = vec![PollFd::new(child.pidfd.as_fd(), PollFlags::POLLIN)];
+    fds.extend(socket.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
+    let ready = ppoll(&mut fds, left.map(TimeSpec::from_duration), Some(*mask)).ok()?;
+    let is_ready = |fd: Option<&PollFd<'_>>| fd.and_then(PollFd::any).unwrap_or(false);
+    (ready > 0).then(|| (is_ready(fds.get(1)), is_ready(fds.first())))
+}
+
+/// Signals on their way to the worker.
+#[derive(Default)]
+struct Stop {
+    deadline: Option<Instant>,
+}
+
+impl Stop {
+    /// Passes the first signal on; true if the worker was killed: a second one came, or time is up.
+    fn look(&mut self, child: &Child) -> bool {
+        let kill = match (signals::received(), self.deadline) {
+            (None, _) => return false,
+            (Some(first), None) => {
+                self.deadline = Instant::now().checked_add(GRACE);
+                // The same one, as the worker's exit code names it.
+                child.signal(if first == libc::SIGINT {
+                    Signal::INT
+                } else {
+                    Signal::TERM
+                });
+                signals::count() > 1
+            }
+            (Some(_), Some(deadline)) => signals::count() > 1 || Instant::now() >= deadline,
+        };
+        if kill {
+            child.signal(Signal::KILL);
+        }
+        kill
+    }
+
+    fn left(&self) -> Option<Duration> {
+        self.deadline
+            .map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+}

@@ -1,0 +1,276 @@
+//! The seccomp filters: for each thread the system calls that are left to it.
+//!
+//! Every filter is an allow-list; anything else kills the whole process. None
+//! opens, connects, executes, clones or makes memory executable. Where a few
+//! comparisons narrow a call down, they are made: `ioctl` to the requests of a
+//! running vCPU, `write` to the standard streams, messages to the broker's socket.
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen as ArgLen, SeccompCmpOp as CmpOp, SeccompCondition,
+    SeccompFilter, SeccompRule,
+};
+use std::collections::BTreeMap;
+
+/// A filter could not be made or installed.
+#[derive(Debug, thiserror::Error)]
+pub enum JailError {
+    /// The kernel or the filter compiler refused.
+    #[error("seccomp filter of the {thread}: {source}; the kernel needs CONFIG_SECCOMP_FILTER")]
+    Filter {
+        /// Whose filter.
+        thread: &'static str,
+        /// What was said.
+        source: seccompiler::Error,
+    },
+    /// A system call that confines failed.
+    #[error("{step}: {source}")]
+    System {
+        /// The call.
+        step: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The parent died while the worker was made.
+    #[error("the broker is gone")]
+    Orphaned,
+    /// Landlock is there, but refused.
+    #[error("landlock: {0}")]
+    Landlock(String),
+}
+
+/// Whose filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filter {
+    /// The thread of the worker that runs the vCPU and prints; its socket to the broker.
+    Vcpu {
+        /// Descriptor of the socket.
+        socket: i32,
+    },
+    /// The worker's I/O thread.
+    Io,
+    /// The broker, once the worker is there.
+    Broker,
+}
+
+/// What must hold of a call's arguments; each inner list is an alternative.
+type Alternatives = Vec<Vec<Condition>>;
+
+/// One comparison: argument number, how, value.
+#[derive(Clone, Copy, Debug)]
+enum Condition {
+    Equals(u8, u64),
+    NoneOf(u8, u64),
+}
+
+impl Filter {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Vcpu { .. } => "vCPU thread",
+            Self::Io => "I/O thread",
+            Self::Broker => "broker",
+        }
+    }
+
+    /// Installs the filter on the calling thread, for good; implies `no_new_privs`.
+    ///
+    /// # Errors
+    /// [`JailError::Filter`].
+    pub fn install(self) -> Result<(), JailError> {
+        let failed = |source| JailError::Filter {
+            thread: self.name(),
+            source,
+        };
+        let program = self.compile().map_err(|e| failed(e.into()))?;
+        seccompiler::apply_filter(&program).map_err(failed)
+    }
+
+    fn compile(self) -> Result<BpfProgram, seccompiler::BackendError> {
+        let rules = self.rules().into_iter().map(|(call, alternatives)| {
+            let rules: Result<Vec<_>, _> = alternatives.into_iter().map(rule).collect();
+            rules.map(|rules| (call, rules))
+        });
+        let rules: BTreeMap<i64, Vec<SeccompRule>> = rules.collect::<Result<_, _>>()?;
+        let arch = std::env::consts::ARCH.try_into()?;
+        SeccompFilter::new(
+            rules,
+            SeccompAction::KillProcess,
+            SeccompAction::Allow,
+            arch,
+        )?
+        .try_into()
+    }
+
+    fn rules(self) -> Vec<(i64, Alternatives)> {
+        let mut rules = common();
+        let any = |calls: &[i64]| {
+            calls
+                .iter()
+                .map(|call| (*call, Vec::new()))
+                .collect::<Vec<_>>()
+        };
+        // Builds with debug assertions look whether a descriptor is open before they close it.
+        let descriptor_flags = (libc::SYS_fcntl, second_is(&[libc::F_GETFD]));
+        match self {
+            Self::Vcpu { socket } => {
+                rules.extend(any(&VCPU));
+                rules.push(descriptor_flags);
+                rules.push((
+                    libc::SYS_ioctl,
+                    ioctls(&[&RUN_REQUESTS, &TERMINAL_REQUESTS]),
+                ));
+                rules.extend(
+                    [libc::SYS_sendmsg, libc::SYS_recvmsg].map(|call| (call, first_is(&[socket]))),
+                );
+                rules.extend(standard_streams(&[1, 2]));
+            }
+            Self::Io => {
+                rules.extend(any(&IO));
+                rules.push(descriptor_flags);
+                rules.extend(standard_streams(&[2]));
+            }
+            Self::Broker => {
+                rules.extend(any(&BROKER));
+                rules.push((libc::SYS_ioctl, ioctls(&[&TERMINAL_REQUESTS])));
+                let locks = [libc::F_GETFD, libc::F_OFD_SETLK, libc::F_OFD_GETLK];
+                rules.push((libc::SYS_fcntl, second_is(&locks)));
+                rules.extend(standard_streams(&[1, 2]));
+            }
+        }
+        rules
+    }
+}
+
+/// Calls of the vCPU thread without a condition.
+const VCPU: [i64; 7] = [
+    libc::SYS_preadv2,
+    libc::SYS_lseek,
+    libc::SYS_fstat,
+    libc::SYS_close,
+    libc::SYS_getrandom,
+    libc::SYS_sched_yield,
+    libc::SYS_set_robust_list,
+];
+
+/// Calls of the I/O thread without a condition. musl has `preadv2` without flags as `preadv`.
+const IO: [i64; 5] = [
+    libc::SYS_preadv2,
+    libc::SYS_preadv,
+    libc::SYS_close,
+    libc::SYS_sched_yield,
+    libc::SYS_set_robust_list,
+];
+
+/// Calls of the broker without a condition.
+const BROKER: [i64; 14] = [
+    libc::SYS_openat2,
+    libc::SYS_readlinkat,
+    libc::SYS_getcwd,
+    libc::SYS_fstat,
+    libc::SYS_lseek,
+    libc::SYS_close,
+    libc::SYS_sendmsg,
+    libc::SYS_recvmsg,
+    libc::SYS_ppoll,
+    libc::SYS_wait4,
+    libc::SYS_waitid,
+    libc::SYS_pidfd_send_signal,
+    libc::SYS_getrandom,
+    libc::SYS_sched_yield,
+];
+
+/// Requests of a vCPU while it runs, and to describe a crash.
+#[cfg(target_arch = "x86_64")]
+const RUN_REQUESTS: [u64; 4] = [
+    0xae80,      // KVM_RUN
+    0x4020_ae46, // KVM_SET_USER_MEMORY_REGION, when memory is granted
+    0x8090_ae81, // KVM_GET_REGS
+    0x8138_ae83, // KVM_GET_SREGS
+];
+/// Requests of a vCPU while it runs, and to describe a crash.
+#[cfg(target_arch = "aarch64")]
+const RUN_REQUESTS: [u64; 3] = [
+    0xae80,      // KVM_RUN
+    0x4020_ae46, // KVM_SET_USER_MEMORY_REGION, when memory is granted
+    0x4010_aeab, // KVM_GET_ONE_REG
+];
+
+/// Whether a stream is a terminal, and how wide.
+const TERMINAL_REQUESTS: [u64; 2] = [
+    0x5401, // TCGETS
+    0x5413, // TIOCGWINSZ
+];
+
+/// What every thread may: its own memory, waiting, the clock, the end.
+fn common() -> Vec<(i64, Alternatives)> {
+    let free = [
+        libc::SYS_futex,
+        libc::SYS_munmap,
+        libc::SYS_mremap,
+        libc::SYS_madvise,
+        libc::SYS_brk,
+        libc::SYS_clock_gettime,
+        libc::SYS_rt_sigprocmask,
+        libc::SYS_rt_sigreturn,
+        libc::SYS_restart_syscall,
+        libc::SYS_sigaltstack,
+        libc::SYS_getpid,
+        libc::SYS_gettid,
+        libc::SYS_exit,
+        libc::SYS_exit_group,
+    ];
+    let executable = u64::from(libc::PROT_EXEC.cast_unsigned());
+    let plain_memory = || vec![vec![Condition::NoneOf(2, executable)]];
+    let abort = u64::from(libc::SIGABRT.cast_unsigned());
+    let narrowed = [
+        (libc::SYS_mmap, plain_memory()),
+        (libc::SYS_mprotect, plain_memory()),
+        (libc::SYS_tgkill, vec![vec![Condition::Equals(2, abort)]]),
+        (libc::SYS_tkill, vec![vec![Condition::Equals(1, abort)]]),
+    ];
+    free.into_iter()
+        .map(|call| (call, Vec::new()))
+        .chain(narrowed)
+        .collect()
+}
+
+fn standard_streams(descriptors: &[i32]) -> [(i64, Alternatives); 2] {
+    [libc::SYS_write, libc::SYS_writev].map(|call| (call, first_is(descriptors)))
+}
+
+fn first_is(values: &[i32]) -> Alternatives {
+    values
+        .iter()
+        .map(|value| vec![Condition::Equals(0, value.cast_unsigned().into())])
+        .collect()
+}
+
+fn second_is(values: &[i32]) -> Alternatives {
+    values
+        .iter()
+        .map(|value| vec![Condition::Equals(1, value.cast_unsigned().into())])
+        .collect()
+}
+
+fn ioctls(lists: &[&[u64]]) -> Alternatives {
+    lists
+        .iter()
+        .copied()
+        .flatten()
+        .map(|request| vec![Condition::Equals(1, *request)])
+        .collect()
+}
+
+fn rule(conditions: Vec<Condition>) -> Result<SeccompRule, seccompiler::BackendError> {
+    let conditions = conditions.into_iter().map(|condition| match condition {
+        Condition::Equals(argument, value) => {
+            SeccompCondition::new(argument, ArgLen::Dword, CmpOp::Eq, value)
+        }
+        Condition::NoneOf(argument, mask) => {
+            SeccompCondition::new(argument, ArgLen::Dword, CmpOp::MaskedEq(mask), 0)
+        }
+    });
+    SeccompRule::new(conditions.collect::<Result<_, _>>()?)
+}
+
+#[cfg(test)]
+mod tests;

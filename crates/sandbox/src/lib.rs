@@ -1,0 +1,90 @@
+//! Broker and confined worker: who may open what, and what is left to a process that runs a guest.
+//!
+//! [`run_job`] opens the image that the user typed, then forks. The parent is the
+//! *broker*: it parses nothing, maps no guest memory, and opens the files that an
+//! image names if the [`Policy`] lets it. The child is the *worker*: it makes the
+//! microVM, gives up everything else ([`Confinement`]), runs the guest, and prints.
+//!
+//! ```text
+//!            names, slots (SOCK_SEQPACKET)
+//!   worker ------------------------------> broker --- openat2, OFD locks ---> files
+//!   (KVM)  <------------------------------   |
+//!            descriptor (SCM_RIGHTS), facts  '--- signals, 5 s, SIGKILL ---> worker
+//! ```
+#![cfg(target_os = "linux")]
+
+mod broker;
+mod confine;
+mod jail;
+mod locks;
+mod names;
+mod open;
+mod output;
+mod policy;
+mod signals;
+mod walk;
+mod wire;
+mod worker;
+
+pub use confine::{Confinement, Landlock};
+pub use jail::{Filter, JailError};
+pub use locks::Reads;
+pub use output::{FailedOpen, FileFacts, FileTable, JobError, OpenFailure, Output};
+pub use policy::Policy;
+pub use worker::Machine;
+
+use instar_vmm::VmError;
+use instar_vmm::operation::{Limits, Operation, OperationSpec};
+use std::path::PathBuf;
+
+/// The image that the user names on the command line.
+#[derive(Clone, Debug)]
+pub struct InputFile {
+    /// The name as typed.
+    pub path: PathBuf,
+    /// Other processes may write to the image meanwhile (`-U`).
+    pub share: bool,
+}
+
+/// An operation to run, and on what.
+#[derive(Debug)]
+pub struct Job {
+    /// The operation binary.
+    pub elf: &'static [u8],
+    /// Bytes of the operation's config struct.
+    pub config: Vec<u8>,
+    /// The image.
+    pub input: InputFile,
+    /// What of the images is read: this decides the locks.
+    pub reads: Reads,
+    /// What the guest may use.
+    pub limits: Limits,
+    /// Which files images may name.
+    pub policy: Policy,
+}
+
+/// Runs `job` in a microVM of its own and returns the exit code of the process.
+///
+/// Must be called before any thread is started. The code is what `output`
+/// returned, or 130 and 143 where SIGINT and SIGTERM ended the job.
+#[must_use]
+pub fn run_job(job: Job, output: Box<dyn Output>) -> u8 {
+    run_job_on(job, output, Operation::prepare)
+}
+
+/// As [`run_job`], on another kind of [`Machine`].
+#[must_use]
+pub fn run_job_on<M: Machine>(
+    job: Job,
+    output: Box<dyn Output>,
+    prepare: impl FnOnce(OperationSpec) -> Result<M, VmError>,
+) -> u8 {
+    let first = match open::open_typed(&job.input, job.reads) {
+        Ok(first) => first,
+        Err(failed) => {
+            let files = FileTable::with_failure(failed.clone());
+            return output.failed(&JobError::Open(failed), &files);
+        }
+    };
+    broker::run(job, first, output, prepare)
+}

@@ -1,0 +1,245 @@
+//! Opening a file and learning what the host may know about it.
+
+use crate::InputFile;
+use crate::locks::{self, Conflict, Reads, Wanted};
+use crate::names::{self, Driver, Name, NameError};
+use crate::output::{FailedOpen, FileFacts, OpenFailure};
+use rustix::fs::{FileType, MemfdFlags, Mode, OFlags, SeekFrom, Stat};
+use rustix::io::Errno;
+use std::ffi::{CStr, OsStr, OsString};
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+/// How every image is opened: a FIFO cannot block, a terminal is not adopted.
+pub const READ_FLAGS: OFlags = OFlags::RDONLY
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NOCTTY);
+
+/// What makes two names one file: device and inode number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl FileId {
+    /// The identity in `stat`.
+    pub const fn of(stat: &Stat) -> Self {
+        Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+        }
+    }
+}
+
+/// An open file, locked.
+#[derive(Debug)]
+pub struct Opened {
+    /// The descriptor that the worker uses; the locks are its.
+    pub file: File,
+    /// What is known about it.
+    pub facts: FileFacts,
+    /// Which file it is.
+    pub id: FileId,
+    /// Counts unless the image is raw.
+    pub format_conflict: Option<Conflict>,
+}
+
+/// Why a file was not opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Which kind of failure.
+    pub kind: OpenFailure,
+    /// The sentence, any bytes.
+    pub reason: Vec<u8>,
+}
+
+impl Refusal {
+    /// A failure that has an errno.
+    pub fn failed(errno: Errno, reason: Vec<u8>) -> Self {
+        Self {
+            kind: OpenFailure::Failed(errno.raw_os_error()),
+            reason,
+        }
+    }
+
+    /// The system's refusal to open `path`.
+    pub fn could_not_open(path: &[u8], errno: Errno) -> Self {
+        let text = os_text(errno);
+        Self::failed(
+            errno,
+            [b"Could not open '", path, b"': ", text.as_bytes()].concat(),
+        )
+    }
+
+    /// `name` has not the type that its driver demands.
+    pub fn wrong_type(name: &Name) -> Self {
+        let (driver, demand): (&[u8], &[u8]) = match name.driver {
+            Driver::Any | Driver::File => (b"file", b"a regular file"),
+            Driver::HostDevice => (b"host_device", b"either a character or block device"),
+        };
+        let reason = [
+            b"'",
+            driver,
+            b"' driver requires '",
+            &name.path,
+            b"' to be ",
+            demand,
+        ]
+        .concat();
+        Self::failed(Errno::INVAL, reason)
+    }
+
+    /// The whole failure, for slot 0.
+    fn of_typed(self, given: &[u8]) -> FailedOpen {
+        FailedOpen {
+            slot: 0,
+            parent_slot: None,
+            role: None,
+            kind: self.kind,
+            given_name: os_string(given),
+            reason: OsString::from_vec(self.reason),
+        }
+    }
+}
+
+/// Opens the image that the user typed: any path, a regular file or a device.
+///
+/// # Errors
+/// What qemu-img says about it, in its words; it hangs on a FIFO, which here is
+/// refused as a folder is.
+pub fn open_typed(input: &InputFile, reads: Reads) -> Result<Opened, FailedOpen> {
+    let given = input.path.as_os_str().as_bytes();
+    let wanted = Wanted {
+        reads,
+        data_file: false,
+        share: input.share,
+    };
+    open_trusted(given, wanted).map_err(|refusal| refusal.of_typed(given))
+}
+
+fn open_trusted(given: &[u8], wanted: Wanted) -> Result<Opened, Refusal> {
+    let name = parse(given)?;
+    let path = OsStr::from_bytes(&name.path);
+    let refused = |errno| Refusal::could_not_open(&name.path, errno);
+    // Looked at first, as opening a FIFO would wake who waits to write to it.
+    let before = rustix::fs::stat(path).map_err(refused)?;
+    if file_type(&before) == FileType::Fifo {
+        return Err(Refusal::wrong_type(&name));
+    }
+    let fd = rustix::fs::open(path, READ_FLAGS, Mode::empty()).map_err(refused)?;
+    let stat = rustix::fs::fstat(&fd).map_err(refused)?;
+    let fd = match (file_type(&stat), name.driver) {
+        (FileType::RegularFile, Driver::Any | Driver::File) => fd,
+        (FileType::BlockDevice, Driver::Any | Driver::HostDevice) => fd,
+        // Its length counts as 0, so nothing of it is ever read.
+        (FileType::CharacterDevice, Driver::Any | Driver::HostDevice) => {
+            empty_file().map_err(refused)?
+        }
+        _ => return Err(Refusal::wrong_type(&name)),
+    };
+    lock_and_describe(fd, &stat, &name, given, wanted)
+}
+
+/// `given` taken apart.
+///
+/// # Errors
+/// The reason in qemu-img's words, where it has some.
+fn parse(given: &[u8]) -> Result<Name, Refusal> {
+    names::parse(given).map_err(|e| Refusal::failed(Errno::INVAL, name_reason(&e)))
+}
+
+/// The sentence of `error`, with a prefix of any bytes as it is, which `Display` cannot keep.
+pub fn name_reason(error: &NameError) -> Vec<u8> {
+    match error {
+        NameError::UnknownProtocol(prefix) => {
+            [b"Unknown protocol '", prefix.as_slice(), b"'"].concat()
+        }
+        _ => error.to_string().into_bytes(),
+    }
+}
+
+/// Locks `fd` and collects what is known about it.
+///
+/// # Errors
+/// A lock that another process holds, or a file without a length.
+pub fn lock_and_describe(
+    fd: OwnedFd,
+    stat: &Stat,
+    name: &Name,
+    given: &[u8],
+    wanted: Wanted,
+) -> Result<Opened, Refusal> {
+    let kind = file_type(stat);
+    let character_device = kind == FileType::CharacterDevice;
+    let no_length = |errno| {
+        let reason = format!("Could not refresh total sector count: {}", os_text(errno));
+        Refusal::failed(errno, reason.into_bytes())
+    };
+    let len_bytes = rustix::fs::seek(&fd, SeekFrom::End(0)).map_err(no_length)?;
+    let taken = if character_device {
+        locks::Taken::default()
+    } else {
+        let in_use = |conflict: Conflict| Refusal {
+            kind: OpenFailure::InUse,
+            reason: conflict.reason(&name.path),
+        };
+        locks::take(fd.as_fd(), wanted).map_err(in_use)?
+    };
+    let facts = FileFacts {
+        name: os_string(&name.path),
+        given_name: os_string(given),
+        len_bytes,
+        disk_bytes: u64::try_from(stat.st_blocks)
+            .unwrap_or(0)
+            .saturating_mul(512),
+        block_device: kind == FileType::BlockDevice,
+        character_device,
+        parent_slot: None,
+    };
+    Ok(Opened {
+        file: File::from(fd),
+        facts,
+        id: FileId::of(stat),
+        format_conflict: taken.format_conflict,
+    })
+}
+
+/// The type in `stat`.
+pub fn file_type(stat: &Stat) -> FileType {
+    FileType::from_raw_mode(stat.st_mode)
+}
+
+/// `bytes` as a name.
+pub fn os_string(bytes: &[u8]) -> OsString {
+    OsStr::from_bytes(bytes).to_os_string()
+}
+
+fn empty_file() -> Result<OwnedFd, Errno> {
+    rustix::fs::memfd_create("empty", MemfdFlags::CLOEXEC)
+}
+
+/// The system's text for `errno`, as glibc has it.
+pub fn os_text(errno: Errno) -> String {
+    match errno {
+        // musl words these differently.
+        Errno::LOOP => return "Too many levels of symbolic links".into(),
+        Errno::NAMETOOLONG => return "File name too long".into(),
+        _ => {}
+    }
+    let mut buffer = [0; 128];
+    // SAFETY: the buffer is valid for its length; the text in it is NUL-terminated on success.
+    let failed =
+        unsafe { libc::strerror_r(errno.raw_os_error(), buffer.as_mut_ptr(), buffer.len()) };
+    // SAFETY: `c_char` and `u8` have the same size, alignment and valid values.
+    let bytes: &[u8] = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast(), buffer.len()) };
+    match CStr::from_bytes_until_nul(bytes) {
+        Ok(text) if failed == 0 => text.to_string_lossy().into_owned(),
+        _ => format!("Unknown error {}", errno.raw_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

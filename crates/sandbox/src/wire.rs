@@ -1,0 +1,228 @@
+//! Messages between worker and broker: one packet each way per file.
+//!
+//! A request is a [`FileRequest`] cut after its name. The worker is not trusted:
+//! a packet that is not exactly that ends it. The broker is trusted, so its reply
+//! is decoded with care only to find bugs. Integers are little-endian.
+
+use crate::locks::Conflict;
+use crate::open::os_string;
+use crate::output::{FailedOpen, FileFacts, OpenFailure};
+use instar_shared::control::{FileAccess, FileRequest, FileRole, MAX_NAME_BYTES};
+use instar_shared::device::MAX_DEVICES;
+use instar_shared::zerocopy::{FromZeros, IntoBytes};
+use std::mem::offset_of;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+/// Bytes in front of a request's name.
+const REQUEST_HEAD: usize = offset_of!(FileRequest, name);
+/// Largest request.
+pub const MAX_REQUEST: usize = REQUEST_HEAD + MAX_NAME_BYTES;
+/// Largest reply: facts, and a few times a path.
+pub const MAX_REPLY: usize = 64 << 10;
+
+/// A request that makes sense by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Slot for the file.
+    pub slot: u16,
+    /// Slot of the image that names it.
+    pub parent_slot: u16,
+    /// What it is to that image.
+    pub role: FileRole,
+    /// The name in the image.
+    pub name: Vec<u8>,
+}
+
+/// The bytes of `request` that travel; `None` if its length is out of range.
+pub fn encode_request(request: &FileRequest) -> Option<&[u8]> {
+    let name_len = usize::try_from(request.name_len.get())
+        .ok()
+        .filter(|len| *len <= MAX_NAME_BYTES)?;
+    request
+        .as_bytes()
+        .get(..REQUEST_HEAD.checked_add(name_len)?)
+}
+
+/// Reads a request; `None` if it is not exactly one.
+pub fn decode_request(packet: &[u8]) -> Option<Request> {
+    let name_len = packet.len().checked_sub(REQUEST_HEAD)?;
+    let mut request = FileRequest::new_zeroed();
+    request
+        .as_mut_bytes()
+        .get_mut(..packet.len())?
+        .copy_from_slice(packet);
+    let slot = |raw: u32| u16::try_from(raw).ok().filter(|slot| *slot < MAX_DEVICES);
+    let sound =
+        usize::try_from(request.name_len.get()).ok()? == name_len && request.reserved.get() == 0;
+    match FileAccess::try_from(request.access.get()).ok()? {
+        FileAccess::Read if sound => Some(Request {
+            slot: slot(request.slot.get())?,
+            parent_slot: slot(request.parent_slot.get())?,
+            role: FileRole::try_from(request.role.get()).ok()?,
+            name: request.name.get(..name_len)?.to_vec(),
+        }),
+        _ => None,
+    }
+}
+
+/// What the broker answers; a descriptor travels with [`Reply::Opened`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The file, and a conflict that counts unless it is raw.
+    Opened(FileFacts, Option<Conflict>),
+    /// Why not.
+    Failed(FailedOpen),
+    /// Slot or parent make no sense.
+    Invalid,
+}
+
+const TAG_OPENED: u64 = 1;
+const TAG_FAILED: u64 = 2;
+const TAG_INVALID: u64 = 3;
+
+/// The bytes of a reply.
+pub fn encode_reply(reply: &Reply) -> Vec<u8> {
+    let mut out = Writer(Vec::with_capacity(256));
+    match reply {
+        Reply::Opened(facts, conflict) => {
+            out.number(TAG_OPENED);
+            out.number(facts.len_bytes);
+            out.number(facts.disk_bytes);
+            out.number(u64::from(facts.block_device) | u64::from(facts.character_device) << 1);
+            out.number(facts.parent_slot.map_or(u64::MAX, u64::from));
+            out.bytes(facts.name.as_bytes());
+            out.bytes(facts.given_name.as_bytes());
+            let (kind, byte, name) = match conflict {
+                None => (0, 0, ""),
+                Some(Conflict::Byte(byte)) => (1, *byte, ""),
+                Some(Conflict::InUse(name)) => (2, 0, *name),
+                Some(Conflict::NotShared(name)) => (3, 0, *name),
+            };
+            out.number(kind);
+            out.number(byte.cast_unsigned());
+            out.bytes(name.as_bytes());
+        }
+        Reply::Failed(failed) => {
+            out.number(TAG_FAILED);
+            out.number(failed.slot.into());
+            out.number(failed.parent_slot.map_or(u64::MAX, u64::from));
+            out.number(failed.role.map_or(0, |role| role.raw().into()));
+            let (kind, errno) = match failed.kind {
+                OpenFailure::Failed(errno) => (0, errno),
+                OpenFailure::Refused => (1, 0),
+                OpenFailure::Loop => (2, 0),
+                OpenFailure::InUse => (3, 0),
+            };
+            out.number(kind);
+            out.number(i64::from(errno).cast_unsigned());
+            out.bytes(failed.given_name.as_bytes());
+            out.bytes(failed.reason.as_bytes());
+        }
+        Reply::Invalid => out.number(TAG_INVALID),
+    }
+    out.0
+}
+
+/// Reads a reply; `None` if it is not exactly one.
+pub fn decode_reply(packet: &[u8]) -> Option<Reply> {
+    let mut rest = Reader(packet);
+    let reply = match rest.number()? {
+        TAG_OPENED => decode_opened(&mut rest)?,
+        TAG_FAILED => Reply::Failed(decode_failed(&mut rest)?),
+        TAG_INVALID => Reply::Invalid,
+        _ => return None,
+    };
+    rest.0.is_empty().then_some(reply)
+}
+
+fn decode_opened(rest: &mut Reader<'_>) -> Option<Reply> {
+    let (len_bytes, disk_bytes, flags) = (rest.number()?, rest.number()?, rest.number()?);
+    let facts = FileFacts {
+        len_bytes,
+        disk_bytes,
+        block_device: flags & 1 != 0,
+        character_device: flags & 2 != 0,
+        parent_slot: rest.slot()?,
+        name: os_string(rest.bytes()?),
+        given_name: os_string(rest.bytes()?),
+    };
+    let (kind, byte, name) = (rest.number()?, rest.number()?, rest.bytes()?);
+    let name = ["consistent read", "write", "resize"]
+        .into_iter()
+        .find(|known| known.as_bytes() == name);
+    let conflict = match kind {
+        0 => None,
+        1 => Some(Conflict::Byte(byte.cast_signed())),
+        2 => Some(Conflict::InUse(name?)),
+        3 => Some(Conflict::NotShared(name?)),
+        _ => return None,
+    };
+    Some(Reply::Opened(facts, conflict))
+}
+
+fn decode_failed(rest: &mut Reader<'_>) -> Option<FailedOpen> {
+    let slot = u16::try_from(rest.number()?).ok()?;
+    let parent_slot = rest.slot()?;
+    let role = match u32::try_from(rest.number()?).ok()? {
+        0 => None,
+        raw => Some(FileRole::try_from(raw).ok()?),
+    };
+    let (kind, errno) = (rest.number()?, rest.number()?);
+    let kind = match kind {
+        0 => OpenFailure::Failed(i32::try_from(errno.cast_signed()).ok()?),
+        1 => OpenFailure::Refused,
+        2 => OpenFailure::Loop,
+        3 => OpenFailure::InUse,
+        _ => return None,
+    };
+    let given_name = os_string(rest.bytes()?);
+    let reason = std::ffi::OsString::from_vec(rest.bytes()?.to_vec());
+    Some(FailedOpen {
+        slot,
+        parent_slot,
+        role,
+        kind,
+        given_name,
+        reason,
+    })
+}
+
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn number(&mut self, value: u64) {
+        self.0.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn bytes(&mut self, value: &[u8]) {
+        self.number(value.len() as u64);
+        self.0.extend_from_slice(value);
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn number(&mut self) -> Option<u64> {
+        let (head, rest) = self.0.split_first_chunk::<8>()?;
+        self.0 = rest;
+        Some(u64::from_le_bytes(*head))
+    }
+
+    fn slot(&mut self) -> Option<Option<u16>> {
+        match self.number()? {
+            u64::MAX => Some(None),
+            slot => u16::try_from(slot).ok().map(Some),
+        }
+    }
+
+    fn bytes(&mut self) -> Option<&'a [u8]> {
+        let len = usize::try_from(self.number()?).ok()?;
+        let (head, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        Some(head)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,328 @@
+//! The worker: makes the microVM, gives up everything else, runs, prints.
+
+use crate::confine;
+use crate::jail::{Filter, JailError};
+use crate::locks::{Conflict, Reads};
+use crate::open::Opened;
+use crate::output::{FailedOpen, FileTable, JobError, OpenFailure, Output};
+use crate::signals;
+use crate::wire::{self, Reply};
+use instar_shared::control::{FileRequest, FileResponse, FileStatus};
+use instar_shared::info::ImageRecord;
+use instar_shared::op::{ImageFormat, Outcome};
+use instar_shared::record::RecordKind;
+use instar_shared::zerocopy::FromBytes;
+use instar_vmm::VmError;
+use instar_vmm::operation::{
+    Completed, Limits, Operation, OperationFile, OperationHost, OperationSpec, RESULT_BYTES,
+    RunError,
+};
+use nix::sys::signal::SigSet;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendFlags,
+};
+use rustix::process::Pid;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+
+/// Something that runs an operation; prepared with all permissions, run without.
+pub trait Machine {
+    /// Starts the threads that do I/O; `on_start` runs first in each, to confine it.
+    ///
+    /// # Errors
+    /// A thread did not start, or could not be confined.
+    fn start_io(
+        &mut self,
+        on_start: Box<dyn FnOnce() -> Result<(), String> + Send>,
+    ) -> Result<(), VmError>;
+
+    /// Runs to the end.
+    ///
+    /// # Errors
+    /// Everything but a result.
+    fn run(self, host: &mut dyn OperationHost) -> Result<Completed, RunError>;
+}
+
+impl Machine for Operation {
+    fn start_io(
+        &mut self,
+        on_start: Box<dyn FnOnce() -> Result<(), String> + Send>,
+    ) -> Result<(), VmError> {
+        Self::start_io(self, on_start)
+    }
+
+    fn run(self, host: &mut dyn OperationHost) -> Result<Completed, RunError> {
+        Self::run(self, host)
+    }
+}
+
+/// What the worker starts with.
+pub struct Start {
+    /// The operation binary.
+    pub elf: &'static [u8],
+    /// Its config.
+    pub config: Vec<u8>,
+    /// What the guest may use.
+    pub limits: Limits,
+    /// What of the images is read.
+    pub reads: Reads,
+    /// The image that the user typed.
+    pub first: Opened,
+    /// To the broker.
+    pub socket: OwnedFd,
+    /// The broker.
+    pub parent: Pid,
+    /// Signal mask to run with.
+    pub mask: SigSet,
+}
+
+/// Runs the job in this process, the worker; its exit code.
+pub fn run<M: Machine>(
+    start: Start,
+    mut output: Box<dyn Output>,
+    prepare: impl FnOnce(OperationSpec) -> Result<M, VmError>,
+) -> u8 {
+    let facts = start.first.facts.clone();
+    let mut host = Host {
+        files: FileTable::with_first(facts),
+        conflicts: start
+            .first
+            .format_conflict
+            .into_iter()
+            .map(|conflict| (0, conflict))
+            .collect(),
+        reads: start.reads,
+        in_use: None,
+        output: &mut *output,
+        socket: start.socket,
+        reply: vec![0; wire::MAX_REPLY],
+    };
+    let spec = OperationSpec {
+        elf: start.elf,
+        config: start.config,
+        files: vec![operation_file(start.first.file, &start.first.facts)],
+        limits: start.limits,
+        cancel: &signals::CANCEL,
+    };
+    let ended = confined_machine(spec, prepare, start.parent, &start.mask, &mut host)
+        .and_then(|machine| machine.run(&mut host).map_err(JobError::Run))
+        .and_then(|completed| host.accept(completed));
+    let ended = match host.in_use.take() {
+        Some(failed) => Err(JobError::Open(failed)),
+        None => ended,
+    };
+    let files = std::mem::take(&mut host.files);
+    match ended {
+        Ok(completed) => {
+            let code = output.finish(&completed.result, &files);
+            let cancelled = outcome(&completed.result) == Some(Outcome::Cancelled);
+            signals::received()
+                .filter(|_| cancelled)
+                .map_or(code, signals::exit_code)
+        }
+        Err(error) => output.failed(&error, &files),
+    }
+}
+
+/// Prepares the machine, then leaves this process nothing but it.
+fn confined_machine<M: Machine>(
+    spec: OperationSpec,
+    prepare: impl FnOnce(OperationSpec) -> Result<M, VmError>,
+    parent: Pid,
+    mask: &SigSet,
+    host: &mut Host<'_>,
+) -> Result<M, JobError> {
+    confine::bind_to(parent)?;
+    let socket = host.socket.as_raw_fd();
+    let kept: Vec<i32> = spec
+        .files
+        .iter()
+        .map(|file| file.file.as_raw_fd())
+        .chain([socket])
+        .collect();
+    confine::close_others(&kept)?;
+    signals::set_mask(mask).map_err(|e| JobError::Start {
+        step: "sigprocmask",
+        source: e.into(),
+    })?;
+    let mut machine = prepare(spec).map_err(JobError::Vm)?;
+    // The first use of the clock looks for the vDSO, with calls (and a file, on old kernels)
+    // that are gone after this.
+    let _ = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let confinement = confine::give_up_files()?;
+    let confine_io = || Filter::Io.install().map_err(|e: JailError| e.to_string());
+    machine
+        .start_io(Box::new(confine_io))
+        .map_err(JobError::Vm)?;
+    host.output.confined(&confinement);
+    Filter::Vcpu { socket }.install()?;
+    Ok(machine)
+}
+
+fn operation_file(file: File, facts: &crate::FileFacts) -> OperationFile {
+    OperationFile {
+        file,
+        read_only: true,
+        block_device: facts.block_device,
+        len_bytes: facts.len_bytes,
+    }
+}
+
+/// Every result starts with how the operation ended.
+fn outcome(result: &[u8; RESULT_BYTES]) -> Option<Outcome> {
+    let (head, _) = result.split_first_chunk::<4>()?;
+    Outcome::try_from(u32::from_le_bytes(*head)).ok()
+}
+
+/// The worker's end of what the guest asks for.
+struct Host<'a> {
+    files: FileTable,
+    /// Conflicts that count unless the image is raw, by slot.
+    conflicts: BTreeMap<u16, Conflict>,
+    reads: Reads,
+    /// The conflict that ended the run.
+    in_use: Option<FailedOpen>,
+    output: &'a mut dyn Output,
+    socket: OwnedFd,
+    reply: Vec<u8>,
+}
+
+impl Host<'_> {
+    /// A result counts unless the image that it is about is in use.
+    fn accept(&mut self, completed: Completed) -> Result<Completed, JobError> {
+        let ended = outcome(&completed.result);
+        let of_raw = ended == Some(Outcome::Unsupported) || ended == Some(Outcome::Cancelled);
+        if self.reads == Reads::Contents && !of_raw {
+            // `run` turns this into the error.
+            let _ = self.not_in_use(0);
+        }
+        Ok(completed)
+    }
+
+    /// The image in `slot` turned out not to be raw.
+    fn not_in_use(&mut self, slot: u16) -> Result<(), String> {
+        let Some(conflict) = self.conflicts.get(&slot) else {
+            return Ok(());
+        };
+        let facts = self.files.get(slot);
+        let name = facts
+            .map(|facts| facts.name.clone().into_vec())
+            .unwrap_or_default();
+        let failed = FailedOpen {
+            slot,
+            parent_slot: facts.and_then(|facts| facts.parent_slot),
+            role: None,
+            kind: OpenFailure::InUse,
+            given_name: facts
+                .map(|facts| facts.given_name.clone())
+                .unwrap_or_default(),
+            reason: OsString::from_vec(conflict.reason(&name)),
+        };
+        self.files.push_failure(failed.clone());
+        self.in_use = Some(failed);
+        Err("the image is in use".into())
+    }
+
+    fn ask_broker(
+        &mut self,
+        request: &FileRequest,
+    ) -> Result<(Reply, Option<OwnedFd>), rustix::io::Errno> {
+        let packet = wire::encode_request(request).ok_or(rustix::io::Errno::INVAL)?;
+        let mut no_control = SendAncillaryBuffer::default();
+        rustix::io::retry_on_intr(|| {
+            rustix::net::sendmsg(
+                &self.socket,
+                &[IoSlice::new(packet)],
+                &mut no_control,
+                SendFlags::NOSIGNAL,
+            )
+        })?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = loop {
+            let mut buffers = [IoSliceMut::new(&mut self.reply)];
+            match rustix::net::recvmsg(
+                &self.socket,
+                &mut buffers,
+                &mut control,
+                RecvFlags::CMSG_CLOEXEC,
+            ) {
+                Err(rustix::io::Errno::INTR) => {}
+                outcome => break outcome?,
+            }
+        };
+        let descriptor = control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+            _ => None,
+        });
+        let whole = !received.flags.contains(ReturnFlags::TRUNC);
+        let packet = self
+            .reply
+            .get(..received.bytes)
+            .filter(|_| whole)
+            .unwrap_or_default();
+        let reply = wire::decode_reply(packet).ok_or(rustix::io::Errno::PROTO)?;
+        Ok((reply, descriptor))
+    }
+}
+
+impl OperationHost for Host<'_> {
+    fn open_file(&mut self, request: &FileRequest) -> Result<OperationFile, FileResponse> {
+        let slot =
+            u16::try_from(request.slot.get()).map_err(|_| response(FileStatus::Invalid, 0))?;
+        match self.ask_broker(request) {
+            Ok((Reply::Opened(facts, conflict), Some(descriptor))) => {
+                let file = operation_file(File::from(descriptor), &facts);
+                self.files.insert(slot, facts);
+                if let Some(conflict) = conflict {
+                    self.conflicts.insert(slot, conflict);
+                }
+                Ok(file)
+            }
+            Ok((Reply::Failed(failed), _)) => {
+                let answer = match failed.kind {
+                    OpenFailure::Failed(errno) => response(FileStatus::Failed, errno),
+                    OpenFailure::InUse => response(FileStatus::Failed, libc::EAGAIN),
+                    OpenFailure::Refused => response(FileStatus::Refused, 0),
+                    OpenFailure::Loop => response(FileStatus::Loop, 0),
+                };
+                self.files.push_failure(failed);
+                Err(answer)
+            }
+            Ok(_) => Err(response(FileStatus::Invalid, 0)),
+            Err(errno) => Err(response(FileStatus::Failed, errno.raw_os_error())),
+        }
+    }
+
+    fn record(&mut self, kind: RecordKind, payload: &[u8]) -> Result<(), String> {
+        match self.reads {
+            Reads::Metadata if kind == RecordKind::Image => {
+                let record = ImageRecord::read_from_prefix(payload).map(|(record, _)| record);
+                let format = record
+                    .as_ref()
+                    .map(|record| ImageFormat::try_from(record.format.get()));
+                if let (Ok(record), Ok(Ok(ImageFormat::Qcow2))) = (&record, format) {
+                    let slot =
+                        u16::try_from(record.slot.get()).map_err(|_| "an image in no slot")?;
+                    self.not_in_use(slot)?;
+                }
+            }
+            Reads::Contents => self.not_in_use(0)?,
+            Reads::Metadata => {}
+        }
+        self.output.record(kind, payload, &self.files)
+    }
+}
+
+fn response(status: FileStatus, errno: i32) -> FileResponse {
+    FileResponse {
+        status: status.raw().into(),
+        errno: errno.unsigned_abs().into(),
+    }
+}

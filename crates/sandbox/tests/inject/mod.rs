@@ -1,0 +1,69 @@
+//! Makes another process issue a system call, as code that an attacker runs in it would.
+
+#![cfg(target_arch = "x86_64")]
+
+use std::io;
+use std::ptr::null_mut;
+
+/// The instruction `syscall`.
+const SYSCALL: libc::c_long = 0x050f;
+
+fn ptrace(
+    request: u32,
+    pid: i32,
+    address: u64,
+    data: *mut libc::c_void,
+) -> io::Result<libc::c_long> {
+    let address = address as *mut libc::c_void;
+    // SAFETY: `data` is null or valid for the request, as the callers below see to; the tracee is
+    // another process.
+    let result = unsafe {
+        *libc::__errno_location() = 0;
+        libc::ptrace(request as _, pid, address, data)
+    };
+    let error = io::Error::last_os_error();
+    if result == -1 && error.raw_os_error() != Some(0) {
+        Err(error)
+    } else {
+        Ok(result)
+    }
+}
+
+fn wait(pid: i32) -> io::Result<i32> {
+    let mut status = 0;
+    // SAFETY: the status is valid for writing.
+    let waited = unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) };
+    if waited == pid {
+        Ok(status)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Stops `pid` and lets its main thread issue `call` with `arguments`; the wait status that follows:
+/// the death of the process, or a stop after the call.
+///
+/// # Errors
+/// The process cannot be traced: it is not dumpable, and the caller has no privilege.
+pub fn inject(pid: i32, call: libc::c_long, arguments: [u64; 3]) -> io::Result<i32> {
+    ptrace(libc::PTRACE_SEIZE, pid, 0, null_mut())?;
+    ptrace(libc::PTRACE_INTERRUPT, pid, 0, null_mut())?;
+    wait(pid)?;
+    // SAFETY: the structure is plain integers, for which zero is valid.
+    let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+    ptrace(libc::PTRACE_GETREGS, pid, 0, (&raw mut registers).cast())?;
+    // It was stopped in a call, so the instruction to repeat stands just before.
+    registers.rip -= 2;
+    let instruction = ptrace(libc::PTRACE_PEEKTEXT, pid, registers.rip, null_mut())?;
+    assert_eq!(
+        instruction & 0xffff,
+        SYSCALL,
+        "the thread is in no system call"
+    );
+    registers.rax = call.cast_unsigned();
+    registers.orig_rax = u64::MAX;
+    [registers.rdi, registers.rsi, registers.rdx] = arguments;
+    ptrace(libc::PTRACE_SETREGS, pid, 0, (&raw mut registers).cast())?;
+    ptrace(libc::PTRACE_SINGLESTEP, pid, 0, null_mut())?;
+    wait(pid)
+}

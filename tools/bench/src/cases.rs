@@ -1,0 +1,154 @@
+//! The cases, and what is promised of them.
+
+use crate::images::Image;
+
+/// One command line for both programs.
+pub struct Case {
+    /// Name in the table.
+    pub name: &'static str,
+    /// The image it works on.
+    pub image: Image,
+    /// Arguments of both programs.
+    pub args: &'static [&'static str],
+    /// What `SPECIFICATION.md` promises.
+    pub promise: Promise,
+}
+
+/// Upper limits; `None` where nothing is promised.
+#[derive(Clone, Copy, Default)]
+pub struct Promise {
+    /// Median wall time as a part of `qemu-img`'s.
+    pub ratio: Option<f64>,
+    /// Largest resident set, in bytes.
+    pub memory_bytes: Option<u64>,
+    /// Largest resident set over `qemu-img`'s, in bytes.
+    pub memory_over_bytes: Option<u64>,
+    /// VM exits.
+    pub exits: Option<u64>,
+    /// Median of the time from VM creation to the first guest instruction, in µs.
+    pub setup_us: Option<u64>,
+}
+
+const MIB: u64 = 1 << 20;
+
+const NONE: Promise = Promise {
+    ratio: None,
+    memory_bytes: None,
+    memory_over_bytes: None,
+    exits: None,
+    setup_us: None,
+};
+
+/// What holds for every `check`.
+const CHECK: Promise = Promise {
+    memory_over_bytes: Some(16 * MIB),
+    ..NONE
+};
+
+fn case(name: &'static str, image: Image, args: &'static [&'static str], promise: Promise) -> Case {
+    Case {
+        name,
+        image,
+        args,
+        promise,
+    }
+}
+
+/// All cases, in the order of the table.
+pub fn all() -> Vec<Case> {
+    let mut cases = info();
+    cases.extend(check());
+    cases
+}
+
+fn info() -> Vec<Case> {
+    let small = Promise {
+        ratio: Some(0.75),
+        memory_bytes: Some(12 * MIB),
+        exits: Some(24),
+        setup_us: Some(1500),
+        ..NONE
+    };
+    let chain = Promise {
+        exits: Some(24 + 8),
+        ..NONE
+    };
+    vec![
+        case(
+            "info, small qcow2",
+            Image::Small,
+            &["info", "small.qcow2"],
+            small,
+        ),
+        case("info, raw", Image::Raw, &["info", "disk.raw"], NONE),
+        case(
+            "info --backing-chain, two layers",
+            Image::Overlay,
+            &["info", "--backing-chain", "overlay.qcow2"],
+            chain,
+        ),
+        case(
+            "info, 512 B clusters",
+            Image::Tiny,
+            &["info", "tiny.qcow2"],
+            NONE,
+        ),
+        case(
+            "info, 2 MiB clusters",
+            Image::Large,
+            &["info", "large.qcow2"],
+            NONE,
+        ),
+    ]
+}
+
+fn check() -> Vec<Case> {
+    let full = Promise {
+        ratio: Some(1.0 / 3.0),
+        ..CHECK
+    };
+    vec![
+        case(
+            "check, 256 GiB, metadata preallocated",
+            Image::Full,
+            &["check", "full.qcow2"],
+            full,
+        ),
+        case(
+            "check, small qcow2",
+            Image::Small,
+            &["check", "small.qcow2"],
+            CHECK,
+        ),
+        case(
+            "check, fragmented, 20,000 clusters of 4 KiB",
+            Image::Fragmented,
+            &["check", "fragmented.qcow2"],
+            CHECK,
+        ),
+        case(
+            "check, overlay of two layers",
+            Image::Overlay,
+            &["check", "overlay.qcow2"],
+            CHECK,
+        ),
+        case(
+            "check, 256 MiB, 512 B clusters, preallocated",
+            Image::Tiny,
+            &["check", "tiny.qcow2"],
+            CHECK,
+        ),
+        case(
+            "check, 1 TiB, 2 MiB clusters, preallocated",
+            Image::Large,
+            &["check", "large.qcow2"],
+            CHECK,
+        ),
+        case(
+            "check, 64 GiB preallocated, 3 snapshots",
+            Image::Snapshots,
+            &["check", "snapshots.qcow2"],
+            CHECK,
+        ),
+    ]
+}

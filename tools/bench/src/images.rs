@@ -1,0 +1,110 @@
+//! The images, made by `qemu-img` and `qemu-io` in a temporary folder.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::measure::Program;
+
+/// An image, or an image and what it stands on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Image {
+    /// 1 GiB, 64 KiB clusters, a few of them written.
+    Small,
+    /// 1 GiB raw, sparse.
+    Raw,
+    /// 8 GiB over 8 GiB, 4 KiB clusters, both written at random.
+    Overlay,
+    /// 256 MiB, 512-byte clusters, metadata preallocated.
+    Tiny,
+    /// 1 TiB, 2 MiB clusters, metadata preallocated.
+    Large,
+    /// 256 GiB, 64 KiB clusters, metadata preallocated.
+    Full,
+    /// 8 GiB, 4 KiB clusters written in random order.
+    Fragmented,
+    /// 64 GiB, metadata preallocated, three internal snapshots.
+    Snapshots,
+}
+
+/// Makes an image in the folder of `qemu_img`.
+pub fn make(image: Image, qemu_img: &Program) -> Result<()> {
+    let create = |file: &str, options: &str, size: &str| {
+        qemu_img.must(&["create", "-q", "-f", "qcow2", "-o", options, file, size])
+    };
+    match image {
+        Image::Small => {
+            create("small.qcow2", "cluster_size=64k", "1G")?;
+            writes(qemu_img, "small.qcow2", 16)
+        }
+        Image::Raw => qemu_img.must(&["create", "-q", "-f", "raw", "disk.raw", "1G"]),
+        Image::Overlay => {
+            create("base.qcow2", "cluster_size=4k", "8G")?;
+            writes(qemu_img, "base.qcow2", 5000)?;
+            let options = "cluster_size=4k,backing_file=base.qcow2,backing_fmt=qcow2";
+            create("overlay.qcow2", options, "8G")?;
+            writes(qemu_img, "overlay.qcow2", 5000)
+        }
+        Image::Tiny => create(
+            "tiny.qcow2",
+            "cluster_size=512,preallocation=metadata",
+            "1G",
+        ),
+        Image::Large => create(
+            "large.qcow2",
+            "cluster_size=2M,preallocation=metadata",
+            "1T",
+        ),
+        Image::Full => create("full.qcow2", "preallocation=metadata", "256G"),
+        Image::Fragmented => {
+            create("fragmented.qcow2", "cluster_size=4k", "8G")?;
+            writes(qemu_img, "fragmented.qcow2", 20_000)
+        }
+        Image::Snapshots => {
+            create("snapshots.qcow2", "preallocation=metadata", "64G")?;
+            ["a", "b", "c"]
+                .iter()
+                .try_for_each(|name| qemu_img.must(&["snapshot", "-c", name, "snapshots.qcow2"]))
+        }
+    }
+}
+
+/// Removes all images.
+pub fn remove(qemu_img: &Program) -> Result<()> {
+    for entry in std::fs::read_dir(qemu_img.folder())? {
+        std::fs::remove_file(entry?.path())?;
+    }
+    Ok(())
+}
+
+/// Writes 4 KiB at `count` places of the first GiB, in an order that a
+/// generator with a fixed seed gives.
+fn writes(qemu_img: &Program, file: &str, count: usize) -> Result<()> {
+    const PLACES: u64 = (1 << 30) / 4096;
+    let mut commands = String::new();
+    let mut state = 0x9e37_79b9_u64;
+    for _ in 0..count {
+        // A full-period linear congruential generator; its high bits are used.
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        let place = (state >> 33) % PLACES;
+        writeln!(commands, "write -q -P 1 {} 4k", place * 4096)?;
+    }
+    let mut child = Command::new("qemu-io")
+        .args(["-f", "qcow2", "-t", "unsafe", file])
+        .current_dir(qemu_img.folder())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .context("starting qemu-io")?;
+    child
+        .stdin
+        .take()
+        .context("qemu-io's input")?
+        .write_all(commands.as_bytes())?;
+    ensure!(child.wait()?.success(), "qemu-io failed on {file}");
+    Ok(())
+}
