@@ -109,7 +109,7 @@ mod x86_64 {
                     asm!("mov rcx, rsp", "mov rsp, 0x1000", "push rax", "mov rsp, rcx", out("rcx") _)
                 }
                 Case::ForbiddenOut => out(WAIT_PORT + 4, 0),
-                Case::ForbiddenIn => asm!("in eax, dx", in("dx") KICK_PORT + 2, out("eax") _),
+                Case::ForbiddenIn => asm!("in eax, dx", in("dx") WAIT_PORT + 2, out("eax") _),
                 Case::TrapPort => {
                     asm!("out dx, al", in("dx") u16::from(TRAP_PORT_BASE), in("al") 13_u8)
                 }
@@ -149,6 +149,17 @@ mod x86_64 {
                 Case::Hypercall => asm!("vmcall", inout("rax") 0x1234_u64 => _),
                 Case::StackNonCanonical => {
                     asm!("mov rcx, rsp", "mov rsp, {}", "push rax", "mov rsp, rcx", in(reg) 0x8000_0000_0000_0000_u64, out("rcx") _);
+                }
+                Case::DoorbellRead => asm!("in eax, dx", in("dx") KICK_PORT, out("eax") _),
+                Case::DoorbellByte => asm!("out dx, al", in("dx") KICK_PORT, in("al") 0_u8),
+                Case::DoorbellStraddle => out(KICK_PORT + 2, 0),
+                Case::DoorbellString => {
+                    let values = [0xffff_0001_u32; 64];
+                    asm!("rep outsd", in("dx") KICK_PORT, inout("rcx") 64_u64 => _, inout("rsi") values.as_ptr() => _);
+                }
+                Case::DoorbellStringRead => {
+                    let mut values = [0_u32; 64];
+                    asm!("rep insd", in("dx") KICK_PORT, inout("rcx") 64_u64 => _, inout("rdi") values.as_mut_ptr() => _);
                 }
                 Case::WriteDebug => asm!("mov dr7, rax", in("rax") 0x400_u64),
                 _ => {}

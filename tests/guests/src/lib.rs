@@ -5,6 +5,8 @@
 //! with [`Case::ending`].
 #![no_std]
 
+use instar_shared::device::QUEUE_STRIDE;
+use instar_shared::layout::{CONTROL, HEAP_START, QUEUES, RECORDS};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -18,13 +20,60 @@ pub struct GuestConfig {
     pub case: U32,
     /// Zero.
     pub reserved: U32,
-    /// A number that the case may use; no case does so far.
+    /// A number that the case says what it is; else 0.
     pub argument: U64,
     /// Zero.
     pub reserved2: [u8; 48],
 }
 
 const _: () = assert!(size_of::<GuestConfig>() == 64);
+
+/// What [`Case::Script`] does, one after the other; the steps follow the config.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct Step {
+    /// A `STEP_*`; anything else ends the script.
+    pub kind: U32,
+    /// The doorbell's value; of [`STEP_STORE`] the number of bytes, at most 16.
+    pub value: U32,
+    /// Where the bytes go: an offset from the start of what the guest may write, see [`Step::target`].
+    pub at: U64,
+    /// The bytes.
+    pub bytes: [u8; 16],
+}
+
+const _: () = assert!(size_of::<Step>() == 32);
+
+/// [`Step::kind`]: stores bytes.
+pub const STEP_STORE: u32 = 1;
+/// [`Step::kind`]: kicks.
+pub const STEP_KICK: u32 = 2;
+/// [`Step::kind`]: waits.
+pub const STEP_WAIT: u32 = 3;
+/// Most steps that fit the config region.
+pub const MAX_STEPS: usize = 500;
+
+const _: () = assert!(
+    size_of::<GuestConfig>() + MAX_STEPS * size_of::<Step>()
+        <= instar_shared::layout::CONFIG.size as usize
+);
+
+impl Step {
+    /// The guest address that a step stores to: control page, record window, the queue of slot 0, or
+    /// the first 64 KiB of the heap past 2 MiB, by the top two bits of `at`'s lower 20.
+    #[must_use]
+    pub const fn target(at: u64) -> u64 {
+        let offset = at & 0x3_ffff;
+        match at >> 18 & 3 {
+            0 => CONTROL.start + offset % (CONTROL.size - 16),
+            1 => RECORDS.start + offset % (RECORDS.size - 16),
+            2 => QUEUES.start + offset % (QUEUE_STRIDE - 16),
+            _ => HEAP_START + 0x20_0000 + offset % 0xfff0,
+        }
+    }
+}
 
 impl GuestConfig {
     /// The config that asks for `case`.
@@ -36,7 +85,7 @@ impl GuestConfig {
     }
 }
 
-/// The result that a guest leaves which came to its end: [`DONE_MAGIC`], then zeros.
+/// The result that a guest leaves which came to its end.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
@@ -46,8 +95,29 @@ pub struct GuestResult {
     pub magic: U32,
     /// The case again.
     pub case: U32,
+    /// What the case found out, as its description says; else 0.
+    pub answer: U64,
     /// Zero.
-    pub reserved: [u8; 56],
+    pub reserved: [u8; 48],
+}
+
+/// A hash of bytes in their order, the same on both sides: FNV-1a, 64 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hash(pub u64);
+
+impl Default for Hash {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hash {
+    /// Takes further bytes in.
+    pub fn add(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+        }
+    }
 }
 
 /// First word of the result of a guest that came to its end.
@@ -64,6 +134,8 @@ pub enum Ending {
     DoneOrCrash,
     /// A crash by one of these x86-64 exception vectors.
     Crash(&'static [u8]),
+    /// It rings a doorbell as no guest does: a report with this text says so.
+    Stop(&'static str),
     /// Its own panic message, with this text in it.
     Panic(&'static str),
     /// The host refuses what it sent or wrote: a report that says what.
@@ -138,19 +210,35 @@ cases! {
     Behave = 0 => Ending::Done;
     /// Reads slot 0 to its end and leaves a result.
     ReadDisk = 1 => Ending::Done;
+    /// Reads slot 0 from byte `argument` on in pieces of all sizes; the answer is the [`Hash`]. Sends one
+    /// line when it is past the middle, before it reads on.
+    Checksum = 2 => Ending::Done;
+    /// Opens `argument` files by name (`file-1` and so on), then reads all of them, slot 0 first; the
+    /// answer is the [`Hash`] of their bytes.
+    OpenMany = 3 => Ending::Done;
+    /// Works and reports progress until it is cancelled; the answer is 1.
+    UntilCancelled = 4 => Ending::Timeout;
+    /// Reads 4 KiB at byte `argument` of slot 0, which must fail; the answer is the errno.
+    ReadFails = 5 => Ending::Done;
+    /// Asks for the runs of data and holes of slot 0; the answer is the [`Hash`] of them, each as offset,
+    /// length and 1 or 0, 8 bytes each, little-endian.
+    Extents = 6 => Ending::Done;
+    /// Does the [`Step`]s that follow its config.
+    Script = 7 => Ending::Done;
 
-    /// `syscall`: EFER.SCE is off.
-    Syscall = 10 => Ending::Crash(&[UD]);
+    /// `syscall`: EFER.SCE is off. kvm_pvm, which has to take the instruction for its own use, jumps to the
+    /// entry point that nobody set: a page fault at 0.
+    Syscall = 10 => Ending::Crash(&[UD, PF]);
     /// `sysenter`: IA32_SYSENTER_CS is 0.
     Sysenter = 11 => Ending::Crash(&[GP, UD]);
     /// `int3`: the gate is not for ring 3.
     Int3 = 12 => Ending::Crash(&[BP, GP]);
-    /// `int 0x80`: no gate.
-    Int80 = 13 => PROTECTION;
+    /// `int 0x80`: no gate. kvm_pvm says invalid opcode for software interrupts.
+    Int80 = 13 => Ending::Crash(&[GP, UD]);
     /// `int 14`: a gate, but not for ring 3.
-    IntPageFault = 14 => PROTECTION;
+    IntPageFault = 14 => Ending::Crash(&[GP, UD]);
     /// `int 255`.
-    Int255 = 15 => PROTECTION;
+    Int255 = 15 => Ending::Crash(&[GP, UD]);
     /// `int1`.
     Int1 = 16 => Ending::Crash(&[DB, GP]);
     /// `popf` that sets IOPL 3, then `out` to a port that is not a doorbell.
@@ -183,7 +271,7 @@ cases! {
     StackNull = 30 => PAGE_FAULT;
     /// `out` to the port next to a doorbell.
     ForbiddenOut = 31 => PROTECTION;
-    /// `in` from the kick port plus 2, which straddles it.
+    /// `in` from the wait port plus 2, which straddles its end.
     ForbiddenIn = 32 => PROTECTION;
     /// `out` to a trap port, as the trap page does.
     TrapPort = 33 => PROTECTION;
@@ -226,6 +314,17 @@ cases! {
     /// Changes the arm64 or x86-64 debug registers: `mov dr7`.
     WriteDebug = 52 => PROTECTION;
 
+    /// `in` from the kick port, which answers nothing.
+    DoorbellRead = 53 => Ending::Stop("read of port 0x510");
+    /// One byte to the kick port.
+    DoorbellByte = 54 => Ending::Stop("write of 1 bytes to port 0x510");
+    /// Four bytes to the kick port plus 2: half of each doorbell.
+    DoorbellStraddle = 55 => Ending::Stop("write of 4 bytes to port 0x512");
+    /// `rep outsd` of many values to the kick port: one kick each, or a string that is refused.
+    DoorbellString = 56 => Ending::DoneOrCrash;
+    /// `rep insd` from the kick port.
+    DoorbellStringRead = 57 => Ending::Stop("read of port 0x510");
+
     /// Writes to the boot page.
     WriteBootPage = 60 => PAGE_FAULT;
     /// Writes to the config.
@@ -252,9 +351,9 @@ cases! {
     /// Rings a doorbell without a request, for ever.
     KickLoop = 81 => Ending::Stall;
     /// Waits for nothing, for ever.
-    WaitLoop = 82 => Ending::Stall;
-    /// Waits a millisecond at a time, for ever.
-    ShortWaitLoop = 83 => Ending::Stall;
+    WaitLoop = 82 => Ending::Refused;
+    /// Waits for nothing, a millisecond at a time, for ever.
+    ShortWaitLoop = 83 => Ending::Refused;
     /// Drains an empty record window, for ever.
     DrainLoop = 84 => Ending::Stall;
     /// Rings unknown control values.

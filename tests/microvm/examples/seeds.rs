@@ -1,0 +1,65 @@
+//! Writes the seed corpora of the fuzz targets: `cargo run -p instar-microvm-tests --example seeds -- fuzz/corpus`.
+
+use anyhow::{Context, Result};
+use std::path::{Path, PathBuf};
+
+fn main() -> Result<()> {
+    let to = std::env::args_os().nth(1).map(PathBuf::from);
+    let to = to.context("say where: the folder of the corpora")?;
+    for (name, image) in instar_microvm_tests::seed_images()? {
+        for target in ["microvm_image", "qcow2_info", "qcow2_check", "raw_probe"] {
+            write(&to, target, name, &image)?;
+        }
+        // The tables' target takes 16 bytes of parameters first.
+        let tables = [[0; 16].as_slice(), &image].concat();
+        write(&to, "qcow2_tables", name, &tables)?;
+        if let Some(at) = image.windows(6).position(|w| w == b"LUKS\xba\xbe") {
+            let header = image.get(at..at + 592).context("a LUKS header cut short")?;
+            write(&to, "luks_header", name, header)?;
+        }
+    }
+    write(&to, "hostile_guest", "read", &sound_read())
+}
+
+fn write(to: &Path, target: &str, name: &str, bytes: &[u8]) -> Result<()> {
+    let folder = to.join(target);
+    std::fs::create_dir_all(&folder)?;
+    std::fs::write(folder.join(name), bytes).with_context(|| folder.display().to_string())
+}
+
+/// The moves of a guest that reads 4 KiB, sends a line and asks for a file.
+fn sound_read() -> Vec<u8> {
+    use instar_shared::blk::RequestType;
+    use instar_shared::device::AVAIL_OFFSET;
+    use instar_shared::layout::HEAP_START;
+    let store = |kind: u8, offset: u64, bytes: &[u8]| {
+        let [low, high, ..] = offset.to_le_bytes();
+        let len = u8::try_from(bytes.len()).unwrap_or(u8::MAX);
+        [&[kind, low, high, len], bytes].concat()
+    };
+    let descriptor = |at: u64, len: u32, flags: u16, next: u16| {
+        let mut bytes = (HEAP_START + at).to_le_bytes().to_vec();
+        bytes.extend(len.to_le_bytes());
+        bytes.extend(flags.to_le_bytes());
+        bytes.extend(next.to_le_bytes());
+        bytes
+    };
+    let chain = [
+        descriptor(0, 16, 1, 1),
+        descriptor(0x2000, 4096, 3, 2),
+        descriptor(0x1000, 8, 2, 0),
+    ];
+    let kind = u64::from(RequestType::ReadBytes.raw()).to_le_bytes();
+    let mut moves = store(3, 0, &[kind, [0; 8]].concat());
+    moves.extend(store(2, 0, &chain.concat()));
+    moves.extend(store(2, AVAIL_OFFSET, &[0, 0, 1, 0, 0, 0]));
+    moves.extend([4, 0]);
+    moves.extend(store(1, 0, &[1, 0, 0, 0, 4, 0, 0, 0, b'l', b'i', b'n', b'e', 0, 0, 0, 0]));
+    moves.extend(store(0, 16, &[16, 0, 0, 0]));
+    moves.push(5);
+    // File request: slot 1, backing, read, parent 0, a name of 4 bytes.
+    let request: Vec<u8> = [1_u32, 1, 1, 0, 4, 0].iter().flat_map(|w| w.to_le_bytes()).collect();
+    moves.extend(store(0, 32, &[request, b"name".to_vec()].concat()));
+    moves.extend([6, 7, 4, 1]);
+    moves
+}
