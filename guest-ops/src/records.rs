@@ -80,6 +80,11 @@ impl<P: Platform> Records<P> {
         self.text(RecordKind::Line, &[], text);
     }
 
+    /// A line for the user's standard error that begins with the program's name, which the host adds.
+    pub fn prefixed(&mut self, text: fmt::Arguments<'_>) {
+        self.text(RecordKind::Prefixed, &[], text);
+    }
+
     /// A line for the user's standard error; cut as [`Self::line`].
     pub fn diagnostic(&mut self, text: fmt::Arguments<'_>) {
         self.text(RecordKind::Diagnostic, &[], text);

@@ -7,6 +7,7 @@ use core::alloc::Layout;
 use core::panic::PanicInfo;
 use instar_shared::boot::BOOT_MAGIC;
 use instar_shared::doorbell::{Control, Kick};
+use instar_shared::layout::LARGE_PAGE_SIZE;
 use instar_shared::record::RecordKind;
 use talc::TalcCell;
 use talc::base::Talc;
@@ -29,7 +30,13 @@ unsafe impl Source for GrantedHeap {
             return Err(());
         }
         let start = talc.source.claimed_end.max(boot.heap_start.get());
-        let end = heap_end();
+        let end = if talc.source.claimed_end == 0 {
+            // The allocator writes to both ends of what it has: the first part ends before the huge
+            // pages begin, so that a small operation does not touch one.
+            heap_end().min(start.saturating_add(LARGE_PAGE_SIZE))
+        } else {
+            heap_end()
+        };
         let len = end.checked_sub(start).filter(|len| *len > 0).ok_or(())?;
         let len = usize::try_from(len).map_err(|_| ())?;
         talc.source.claimed_end = end;
@@ -76,5 +83,8 @@ extern "C" fn rust_eh_personality() {}
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #[unsafe(no_mangle)]
 extern "C" fn _Unwind_Resume() -> ! {
-    panic!("a landing pad was entered although panics abort")
+    Machine.kick(Kick::Control(Control::Panic).encode());
+    loop {
+        Machine.wait(0);
+    }
 }

@@ -7,9 +7,8 @@
 //!
 //! *Kick* returns at once. Its value names what to look at: a device slot and
 //! queue, or one of the [`Control`] targets, which are done when it returns.
-//! *Wait* blocks until a completion is published, the cancel word is set, or
-//! the given number of milliseconds has passed (0: no deadline). To wait with
-//! no request in flight is an error: nothing could end it but the deadline.
+//! *Wait* blocks until a completion is published; its value says nothing. To
+//! wait with no request in flight is an error, since nothing could end it.
 
 /// The kick port (x86-64), 4 bytes wide.
 pub const KICK_PORT: u16 = 0x510;

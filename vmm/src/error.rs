@@ -83,15 +83,12 @@ pub enum VmError {
     /// The operation binary is not one of ours.
     #[error("internal error: the operation binary is unusable ({0}); rebuild instar")]
     Image(String),
-    /// A thread or timer could not be made.
-    #[error("cannot start {what}: {source}; raise the process limit (ulimit -u)")]
+    /// A timer could not be made.
+    #[error("cannot start {what}: {source}; raise the limit of pending signals (ulimit -i)")]
     Start {
         /// What should start.
         what: &'static str,
         /// What the system said.
         source: io::Error,
     },
-    /// The I/O thread refused to work.
-    #[error("the I/O thread could not be confined: {0}; please report this")]
-    IoThread(String),
 }

@@ -217,7 +217,14 @@ pub fn output_format(value: &OsString) -> Result<Format, UsageError> {
 /// # Errors
 /// There is no such mode.
 pub fn cache_mode(value: Option<&OsString>) -> Result<(), UsageError> {
-    const MODES: [&str; 5] = ["none", "writeback", "writethrough", "directsync", "unsafe"];
+    const MODES: [&str; 6] = [
+        "none",
+        "off",
+        "writeback",
+        "writethrough",
+        "directsync",
+        "unsafe",
+    ];
     match value {
         Some(mode) if !MODES.iter().any(|known| *known == *mode) => Err(UsageError::plain(
             format!("Invalid source cache option: {}", mode.display()),

@@ -8,8 +8,12 @@ use crate::sink::{Out, Sink};
 use instar_shared::op::Outcome;
 use instar_shared::record::{Failure, FailureKind, Progress, RecordKind};
 use instar_shared::zerocopy::FromBytes;
+use instar_vmm::operation::RunStats;
 
 pub use crate::failure::JobKind;
+
+/// Environment variable: if it is set, a run ends with a line on what it cost.
+const STATS_VARIABLE: &str = "INSTAR_STATS";
 
 /// Exit code of everything that is not a result.
 const EXIT_FAILED: u8 = 1;
@@ -23,6 +27,7 @@ pub struct Console {
     lines_to_stderr: bool,
     quiet: bool,
     failure: Option<Vec<u8>>,
+    stats: bool,
 }
 
 impl Console {
@@ -50,6 +55,20 @@ impl Console {
             lines_to_stderr: json,
             quiet,
             failure: None,
+            stats: std::env::var_os(STATS_VARIABLE).is_some(),
+        }
+    }
+
+    /// Says on standard error what the run cost, if the user wants to know.
+    pub fn ran(&mut self, stats: &RunStats) {
+        if self.stats {
+            let (exits, setup) = (stats.exits, stats.setup.as_micros());
+            let line = format!(
+                "stats: exits={exits} setup_us={setup} granted={}",
+                stats.granted_bytes
+            );
+            self.stderr.put(line.as_bytes());
+            self.stderr.end_line();
         }
     }
 

@@ -12,7 +12,6 @@ use instar_shared::info::ImageRecord;
 use instar_shared::op::{ImageFormat, Outcome};
 use instar_shared::record::RecordKind;
 use instar_shared::zerocopy::{FromZeros, IntoBytes};
-use instar_vmm::VmError;
 use instar_vmm::operation::{
     Completed, Limits, OperationHost, OperationSpec, RESULT_BYTES, RunError, RunStats,
 };
@@ -201,23 +200,6 @@ impl Fake {
 }
 
 impl Machine for Fake {
-    fn start_io(
-        &mut self,
-        on_start: Box<dyn FnOnce() -> Result<(), String> + Send>,
-    ) -> Result<(), VmError> {
-        let breaks_out = self.scenario == "io-forbidden";
-        let (ready, started) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            ready.send(on_start()).unwrap();
-            if breaks_out {
-                forbidden();
-            }
-            // Memory of a thread's own still comes and goes.
-            drop(vec![1_u8; 8 << 20]);
-        });
-        started.recv().unwrap().map_err(VmError::IoThread)
-    }
-
     fn run(self, host: &mut dyn OperationHost) -> Result<Completed, RunError> {
         let argument = self.arguments.first().cloned().unwrap_or_default();
         say("running");
@@ -227,7 +209,6 @@ impl Machine for Fake {
             "raw" => return Self::image_record(host, ImageFormat::Raw),
             "unsupported" => return Ok(ended(Outcome::Unsupported, 63)),
             "forbidden" => forbidden(),
-            "io-forbidden" => pause(60_000),
             "executable" => {
                 // SAFETY: a fresh mapping touches no memory that exists.
                 unsafe {

@@ -46,8 +46,6 @@ pub enum Filter {
         /// Descriptor of the socket.
         socket: i32,
     },
-    /// The worker's I/O thread.
-    Io,
     /// The broker, once the worker is there.
     Broker,
 }
@@ -66,7 +64,6 @@ impl Filter {
     const fn name(self) -> &'static str {
         match self {
             Self::Vcpu { .. } => "vCPU thread",
-            Self::Io => "I/O thread",
             Self::Broker => "broker",
         }
     }
@@ -123,11 +120,6 @@ impl Filter {
                 );
                 rules.extend(standard_streams(&[1, 2]));
             }
-            Self::Io => {
-                rules.extend(any(&IO));
-                rules.push(descriptor_flags);
-                rules.extend(standard_streams(&[2]));
-            }
             Self::Broker => {
                 rules.extend(any(&BROKER));
                 rules.push((libc::SYS_ioctl, ioctls(&[&TERMINAL_REQUESTS])));
@@ -140,22 +132,15 @@ impl Filter {
     }
 }
 
-/// Calls of the vCPU thread without a condition.
-const VCPU: [i64; 7] = [
+/// Calls of the vCPU thread without a condition. musl has `preadv2` without flags as `preadv`.
+const VCPU: [i64; 9] = [
     libc::SYS_preadv2,
+    libc::SYS_preadv,
+    libc::SYS_fadvise64,
     libc::SYS_lseek,
     libc::SYS_fstat,
     libc::SYS_close,
     libc::SYS_getrandom,
-    libc::SYS_sched_yield,
-    libc::SYS_set_robust_list,
-];
-
-/// Calls of the I/O thread without a condition. musl has `preadv2` without flags as `preadv`.
-const IO: [i64; 5] = [
-    libc::SYS_preadv2,
-    libc::SYS_preadv,
-    libc::SYS_close,
     libc::SYS_sched_yield,
     libc::SYS_set_robust_list,
 ];

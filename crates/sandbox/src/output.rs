@@ -5,7 +5,7 @@ use crate::jail::JailError;
 use instar_shared::control::FileRole;
 use instar_shared::record::RecordKind;
 use instar_vmm::VmError;
-use instar_vmm::operation::{RESULT_BYTES, RunError};
+use instar_vmm::operation::{RESULT_BYTES, RunError, RunStats};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 
@@ -218,6 +218,9 @@ pub trait Output {
     /// Why the record is malformed: the guest is stopped.
     fn record(&mut self, kind: RecordKind, payload: &[u8], files: &FileTable)
     -> Result<(), String>;
+
+    /// What the run cost; called when the guest ended well, before [`Output::finish`].
+    fn ran(&mut self, _stats: &RunStats) {}
 
     /// After the guest ended well; returns the process's exit code.
     fn finish(self: Box<Self>, result: &[u8; RESULT_BYTES], files: &FileTable) -> u8;

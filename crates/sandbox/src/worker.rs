@@ -1,7 +1,7 @@
 //! The worker: makes the microVM, gives up everything else, runs, prints.
 
 use crate::confine;
-use crate::jail::{Filter, JailError};
+use crate::jail::Filter;
 use crate::locks::{Conflict, Reads};
 use crate::open::Opened;
 use crate::output::{FailedOpen, FileTable, JobError, OpenFailure, Output};
@@ -33,15 +33,6 @@ use std::os::unix::ffi::OsStringExt;
 
 /// Something that runs an operation; prepared with all permissions, run without.
 pub trait Machine {
-    /// Starts the threads that do I/O; `on_start` runs first in each, to confine it.
-    ///
-    /// # Errors
-    /// A thread did not start, or could not be confined.
-    fn start_io(
-        &mut self,
-        on_start: Box<dyn FnOnce() -> Result<(), String> + Send>,
-    ) -> Result<(), VmError>;
-
     /// Runs to the end.
     ///
     /// # Errors
@@ -50,13 +41,6 @@ pub trait Machine {
 }
 
 impl Machine for Operation {
-    fn start_io(
-        &mut self,
-        on_start: Box<dyn FnOnce() -> Result<(), String> + Send>,
-    ) -> Result<(), VmError> {
-        Self::start_io(self, on_start)
-    }
-
     fn run(self, host: &mut dyn OperationHost) -> Result<Completed, RunError> {
         Self::run(self, host)
     }
@@ -120,6 +104,7 @@ pub fn run<M: Machine>(
     let files = std::mem::take(&mut host.files);
     match ended {
         Ok(completed) => {
+            output.ran(&completed.stats);
             let code = output.finish(&completed.result, &files);
             let cancelled = outcome(&completed.result) == Some(Outcome::Cancelled);
             signals::received()
@@ -151,15 +136,11 @@ fn confined_machine<M: Machine>(
         step: "sigprocmask",
         source: e.into(),
     })?;
-    let mut machine = prepare(spec).map_err(JobError::Vm)?;
+    let machine = prepare(spec).map_err(JobError::Vm)?;
     // The first use of the clock looks for the vDSO, with calls (and a file, on old kernels)
     // that are gone after this.
     let _ = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     let confinement = confine::give_up_files()?;
-    let confine_io = || Filter::Io.install().map_err(|e: JailError| e.to_string());
-    machine
-        .start_io(Box::new(confine_io))
-        .map_err(JobError::Vm)?;
     host.output.confined(&confinement);
     Filter::Vcpu { socket }.install()?;
     Ok(machine)

@@ -217,7 +217,7 @@ fn error_of_the_run_is_the_outputs() {
 
 #[test]
 fn what_the_jail_forbids_ends_the_worker_with_a_sentence() {
-    for scenario in ["forbidden", "io-forbidden", "executable", "write-file"] {
+    for scenario in ["forbidden", "executable", "write-file"] {
         let output = run(scenario, &[]);
         assert!(
             stderr(&output).contains("stopped by its seccomp filter"),

@@ -77,7 +77,7 @@ fn describe(
     }
     let info = ImageInfo::read(disk).map_err(|e| refuse(ctx, disk, &e))?;
     if let Some(warning) = info.warning() {
-        ctx.records().diagnostic(format_args!("{warning}"));
+        ctx.records().prefixed(format_args!("warning: {warning}"));
     }
     // Everything is read before anything is said: an image that is refused shows nothing.
     let image = records::qcow2_image(disk, &info);
@@ -85,7 +85,8 @@ fn describe(
     if let Some(luks) = records::luks(&info) {
         send(ctx, disk, RecordKind::Luks, &[luks.as_slice()])?;
     }
-    for snapshot in info.snapshots(disk) {
+    let snapshots = info.has_snapshots().then(|| info.snapshots(disk));
+    for snapshot in snapshots.into_iter().flatten() {
         let snapshot = snapshot.map_err(|e| refuse(ctx, disk, &OpenError::from(e)))?;
         let record = records::snapshot(&snapshot);
         send(

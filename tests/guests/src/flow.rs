@@ -46,10 +46,7 @@ fn disk(ctx: &mut Context) -> Disk {
 fn read_disk(disk: &Disk) -> u64 {
     let mut buf = [0; 4096];
     for at in (0..disk.len_bytes()).step_by(buf.len()) {
-        check(
-            disk.read_at(at, &mut buf).is_ok(),
-            "slot 0 cannot be read",
-        );
+        check(disk.read_at(at, &mut buf).is_ok(), "slot 0 cannot be read");
     }
     0
 }
@@ -83,10 +80,7 @@ fn checksum(ctx: &mut Context, disk: &Disk, start: u64) -> u64 {
                 buf: back,
             },
         ];
-        check(
-            disk.read_batch(&mut batch).is_ok(),
-            "slot 0 cannot be read",
-        );
+        check(disk.read_batch(&mut batch).is_ok(), "slot 0 cannot be read");
         hash.add(&buf);
         at += len as u64;
     }
@@ -105,10 +99,7 @@ fn open_many(ctx: &mut Context, count: u64) -> u64 {
     let mut hash = Hash::default();
     for disk in &disks {
         let mut bytes: Vec<u8> = vec![0; disk.len_bytes() as usize];
-        check(
-            disk.read_at(0, &mut bytes).is_ok(),
-            "a file cannot be read",
-        );
+        check(disk.read_at(0, &mut bytes).is_ok(), "a file cannot be read");
         hash.add(&bytes);
     }
     hash.0

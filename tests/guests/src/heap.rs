@@ -51,7 +51,8 @@ fn full() -> bool {
     u64::from(u32::from_le_bytes(fill)) + 34_000 > instar_shared::layout::RECORDS.size
 }
 
-fn load(addr: u64, bytes: &mut [u8]) {
+/// Copies bytes from a region that the guest may read.
+pub(crate) fn load(addr: u64, bytes: &mut [u8]) {
     let len = bytes.len();
     // SAFETY: the control page is mapped; the target is a slice of this length.
     unsafe {

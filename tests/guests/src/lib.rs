@@ -56,8 +56,8 @@ pub const STEP_WAIT: u32 = 3;
 pub const MAX_STEPS: usize = 500;
 
 const _: () = assert!(
-    size_of::<GuestConfig>() + MAX_STEPS * size_of::<Step>()
-        <= instar_shared::layout::CONFIG.size as usize
+    (size_of::<GuestConfig>() + MAX_STEPS * size_of::<Step>()) as u64
+        <= instar_shared::layout::CONFIG.size
 );
 
 impl Step {
@@ -339,12 +339,18 @@ cases! {
     BeforeStack = 65 => PAGE_FAULT;
     /// Reads the byte after the stack.
     PastStack = 66 => PAGE_FAULT;
-    /// Reads the byte after the heap.
-    PastHeap = 67 => PAGE_FAULT;
+    /// Reads the byte after the heap, where the page tables have room for what may be granted.
+    PastHeap = 67 => Ending::Stop("where there is no memory");
     /// Reads far above all memory.
     FarAbove = 68 => PAGE_FAULT;
     /// Jumps into the record window.
     ExecuteRecords = 69 => PAGE_FAULT;
+    /// Has all memory granted, then reads the byte after it.
+    PastSlot = 70 => PAGE_FAULT;
+    /// Reads 16 bytes after the heap into a vector register, which the hypervisor may not know to emulate.
+    PastHeapWide = 71 => Ending::Stop("where there is no memory");
+    /// Jumps past the heap.
+    ExecutePastHeap = 72 => PAGE_FAULT;
 
     /// Loops without a doorbell.
     Loop = 80 => Ending::Stall;
@@ -414,7 +420,7 @@ cases! {
     BufferInText = 125 => Ending::Refused;
     /// A data buffer in the boot page.
     BufferInBootPage = 126 => Ending::Refused;
-    /// A data buffer that ends past the slot.
+    /// A data buffer that ends past all memory there can be.
     BufferPastSlot = 127 => Ending::Refused;
     /// A data buffer whose end wraps around.
     BufferWraps = 128 => Ending::Refused;

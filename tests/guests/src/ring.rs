@@ -1,6 +1,7 @@
 //! Virtqueues and requests of slot 0.
 
 use crate::control::store;
+use crate::memory::all_memory;
 use crate::{check, fail};
 use instar_guest_ops::{Context, Machine, Platform};
 use instar_shared::blk::{RequestHeader, RequestType, Status, VendorFooter};
@@ -151,8 +152,7 @@ pub(crate) fn run(ctx: &mut Context, case: Case) {
 }
 
 /// A request that no device may take.
-fn bent(ctx: &Context, case: Case) -> Request {
-    let heap_end = ctx.boot().heap_end.get();
+fn bent(ctx: &mut Context, case: Case) -> Request {
     let mut request = Request::new();
     match case {
         Case::AvailJump => request.avail_step = QUEUE_SIZE + 1,
@@ -165,7 +165,7 @@ fn bent(ctx: &Context, case: Case) -> Request {
         Case::BufferInPageTables => return Request::data(SYSTEM.start, DATA_BYTES),
         Case::BufferInText => return Request::data(IMAGE.start, DATA_BYTES),
         Case::BufferInBootPage => return Request::data(BOOT.start, DATA_BYTES),
-        Case::BufferPastSlot => return Request::data(heap_end - 8, DATA_BYTES),
+        Case::BufferPastSlot => return Request::data(all_memory(ctx) - 8, DATA_BYTES),
         Case::BufferWraps => return Request::data(u64::MAX - 16, DATA_BYTES),
         Case::BufferEmpty => request.chain[1].len.set(0),
         Case::BufferDirection => request.chain[1].flags.set(DESC_F_NEXT),

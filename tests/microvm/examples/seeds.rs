@@ -30,8 +30,10 @@ fn write(to: &Path, target: &str, name: &str, bytes: &[u8]) -> Result<()> {
 /// The moves of a guest that reads 4 KiB, sends a line and asks for a file.
 fn sound_read() -> Vec<u8> {
     use instar_shared::blk::RequestType;
+    use instar_shared::control::ControlPage;
     use instar_shared::device::AVAIL_OFFSET;
     use instar_shared::layout::HEAP_START;
+    use std::mem::offset_of;
     let store = |kind: u8, offset: u64, bytes: &[u8]| {
         let [low, high, ..] = offset.to_le_bytes();
         let len = u8::try_from(bytes.len()).unwrap_or(u8::MAX);
@@ -54,12 +56,27 @@ fn sound_read() -> Vec<u8> {
     moves.extend(store(2, 0, &chain.concat()));
     moves.extend(store(2, AVAIL_OFFSET, &[0, 0, 1, 0, 0, 0]));
     moves.extend([4, 0]);
-    moves.extend(store(1, 0, &[1, 0, 0, 0, 4, 0, 0, 0, b'l', b'i', b'n', b'e', 0, 0, 0, 0]));
-    moves.extend(store(0, 16, &[16, 0, 0, 0]));
+    moves.extend(store(
+        1,
+        0,
+        &[1, 0, 0, 0, 4, 0, 0, 0, b'l', b'i', b'n', b'e', 0, 0, 0, 0],
+    ));
+    moves.extend(store(
+        0,
+        offset_of!(ControlPage, record_bytes) as u64,
+        &[16, 0, 0, 0],
+    ));
     moves.push(5);
     // File request: slot 1, backing, read, parent 0, a name of 4 bytes.
-    let request: Vec<u8> = [1_u32, 1, 1, 0, 4, 0].iter().flat_map(|w| w.to_le_bytes()).collect();
-    moves.extend(store(0, 32, &[request, b"name".to_vec()].concat()));
+    let request: Vec<u8> = [1_u32, 1, 1, 0, 4, 0]
+        .iter()
+        .flat_map(|w| w.to_le_bytes())
+        .collect();
+    moves.extend(store(
+        0,
+        offset_of!(ControlPage, file_request) as u64,
+        &[request, b"name".to_vec()].concat(),
+    ));
     moves.extend([6, 7, 4, 1]);
     moves
 }

@@ -55,7 +55,10 @@ fn in_child(body: impl FnOnce() -> Result<()>) -> Result<()> {
 
 fn judge(text: &str, status: libc::c_int) -> Result<()> {
     if libc::WIFSIGNALED(status) {
-        bail!("the host was killed by signal {}: {text}", libc::WTERMSIG(status));
+        bail!(
+            "the host was killed by signal {}: {text}",
+            libc::WTERMSIG(status)
+        );
     }
     if libc::WEXITSTATUS(status) != 0 || !text.is_empty() {
         bail!("{text}");
@@ -92,7 +95,10 @@ fn read_until_end(from: OwnedFd) -> Result<String> {
         let timeout = Timespec::try_from(left)?;
         let mut ready = [PollFd::new(&from, PollFlags::IN)];
         match poll(&mut ready, Some(&timeout)) {
-            Ok(0) => bail!("the host hangs: it was not done after {} s", DEADLINE.as_secs()),
+            Ok(0) => bail!(
+                "the host hangs: it was not done after {} s",
+                DEADLINE.as_secs()
+            ),
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => continue,
             Err(e) => return Err(e.into()),

@@ -29,7 +29,9 @@ impl Frozen {
     pub fn of(memory: &Arc<GuestSlot>) -> Result<Self> {
         let mut regions = read_only_segments()?;
         regions.extend([SYSTEM, BOOT, CONFIG, DEVICE_TABLE]);
-        let copies = regions.into_iter().map(|region| Ok((region, copy(memory, region)?)));
+        let copies = regions
+            .into_iter()
+            .map(|region| Ok((region, copy(memory, region)?)));
         Ok(Self {
             memory: Arc::clone(memory),
             regions: copies.collect::<Result<_>>()?,

@@ -34,6 +34,7 @@ const KEPT_RECORDS: usize = 1000;
 pub type Outcome = Result<Completed, RunError>;
 
 type Opener = Box<dyn FnMut(&FileRequest) -> Result<OperationFile, FileResponse>>;
+type Before = Box<dyn FnOnce(&Arc<GuestSlot>)>;
 type OnRecord = Box<dyn FnMut(RecordKind, &[u8])>;
 
 /// Limits of a second or so: 64 MiB, `stall` and `timeout` in milliseconds.
@@ -101,7 +102,11 @@ fn well_formed(kind: RecordKind, payload: &[u8]) -> bool {
         RecordKind::Failure => Failure::read_from_prefix(payload).is_ok(),
         RecordKind::Progress => Progress::read_from_bytes(payload).is_ok(),
         RecordKind::Image => ImageRecord::read_from_prefix(payload).is_ok_and(|(image, names)| {
-            let lens = [image.backing_len, image.backing_format_len, image.data_file_len];
+            let lens = [
+                image.backing_len,
+                image.backing_format_len,
+                image.data_file_len,
+            ];
             lens.iter().map(|len| u64::from(len.get())).sum::<u64>() == names.len() as u64
         }),
         _ => true,
@@ -116,7 +121,7 @@ pub struct Guest {
     limits: Limits,
     cancel: &'static AtomicBool,
     host: Host,
-    before: Option<Box<dyn FnOnce(&Arc<GuestSlot>)>>,
+    before: Option<Before>,
 }
 
 impl Guest {
@@ -214,11 +219,10 @@ impl Guest {
             limits: self.limits,
             cancel: self.cancel,
         };
-        let mut operation = Operation::prepare(spec).context("preparing the microVM")?;
+        let operation = Operation::prepare(spec).context("preparing the microVM")?;
         if let Some(look) = self.before {
             look(&operation.memory());
         }
-        operation.start_io(Box::new(|| Ok(())))?;
         Ok((operation.run(&mut host), host))
     }
 

@@ -86,8 +86,7 @@ fn run(elf: &'static [u8], config: &[u8], image: &File) -> Result<(Outcome, usiz
         cancel: &NEVER,
     };
     let mut host = Strict::default();
-    let mut operation = Operation::prepare(spec)?;
-    operation.start_io(Box::new(|| Ok(())))?;
+    let operation = Operation::prepare(spec)?;
     let completed = operation
         .run(&mut host)
         .map_err(|error: RunError| anyhow::anyhow!("{error}"))?;
@@ -145,20 +144,57 @@ pub fn seed_images() -> Result<BTreeMap<&'static str, Vec<u8>>> {
 
 type Steps = &'static [&'static [&'static str]];
 
-const FILL: &[&str] = &["qemu-io", "-f", "qcow2", "-c", "write 3K 20K", "-c", "write 200K 9K", "IMAGE"];
+const FILL: &[&str] = &[
+    "qemu-io",
+    "-f",
+    "qcow2",
+    "-c",
+    "write 3K 20K",
+    "-c",
+    "write 200K 9K",
+    "IMAGE",
+];
 const SNAPSHOT: &[&str] = &["qemu-img", "snapshot", "-c", "first", "IMAGE"];
 const BITMAP: &[&str] = &["qemu-img", "bitmap", "--add", "IMAGE", "bitmap0"];
 
 /// Name, options of `create`, and what is done to the image then.
 const SEEDS: &[(&str, &[&str], Steps)] = &[
     ("plain", &["-o", "cluster_size=512"], &[FILL]),
-    ("v2", &["-o", "compat=0.10,cluster_size=512"], &[FILL, SNAPSHOT]),
-    ("snapshots", &["-o", "cluster_size=512"], &[FILL, SNAPSHOT, FILL, SNAPSHOT, SNAPSHOT]),
-    ("bitmaps", &["-o", "cluster_size=4096"], &[FILL, BITMAP, SNAPSHOT]),
-    ("narrow", &["-o", "cluster_size=512,refcount_bits=1"], &[FILL]),
-    ("wide", &["-o", "cluster_size=1024,refcount_bits=64,lazy_refcounts=on"], &[FILL]),
-    ("extended", &["-o", "cluster_size=16384,extended_l2=on"], &[FILL]),
-    ("zstd", &["-o", "cluster_size=512,compression_type=zstd"], &[FILL]),
+    (
+        "v2",
+        &["-o", "compat=0.10,cluster_size=512"],
+        &[FILL, SNAPSHOT],
+    ),
+    (
+        "snapshots",
+        &["-o", "cluster_size=512"],
+        &[FILL, SNAPSHOT, FILL, SNAPSHOT, SNAPSHOT],
+    ),
+    (
+        "bitmaps",
+        &["-o", "cluster_size=4096"],
+        &[FILL, BITMAP, SNAPSHOT],
+    ),
+    (
+        "narrow",
+        &["-o", "cluster_size=512,refcount_bits=1"],
+        &[FILL],
+    ),
+    (
+        "wide",
+        &["-o", "cluster_size=1024,refcount_bits=64,lazy_refcounts=on"],
+        &[FILL],
+    ),
+    (
+        "extended",
+        &["-o", "cluster_size=16384,extended_l2=on"],
+        &[FILL],
+    ),
+    (
+        "zstd",
+        &["-o", "cluster_size=512,compression_type=zstd"],
+        &[FILL],
+    ),
     (
         "luks",
         &[
@@ -171,7 +207,15 @@ const SEEDS: &[(&str, &[&str], Steps)] = &[
     ),
     (
         "backing",
-        &["-u", "-b", "base.raw", "-F", "raw", "-o", "cluster_size=512"],
+        &[
+            "-u",
+            "-b",
+            "base.raw",
+            "-F",
+            "raw",
+            "-o",
+            "cluster_size=512",
+        ],
         &[],
     ),
 ];
@@ -228,7 +272,14 @@ fn put(image: &mut [u8], at: usize, bytes: &[u8]) {
 fn interesting(rng: &mut Rng) -> u64 {
     let edge = *rng.pick(&[0_u64, 1, 7, 8, 9, 21, 31, 32, 56, 62, 63]);
     let power = 1_u64 << edge;
-    *rng.pick(&[power, power - 1, power + 1, u64::MAX, u64::MAX - power, u64::from(u32::MAX)])
+    *rng.pick(&[
+        power,
+        power - 1,
+        power + 1,
+        u64::MAX,
+        u64::MAX - power,
+        u64::from(u32::MAX),
+    ])
 }
 
 /// Something like a table entry: an offset in or just past the image, with flags.

@@ -70,7 +70,7 @@ fn every_byte_of_a_cached_file_arrives() -> Result<(), Failed> {
 }
 
 #[test]
-fn bytes_that_are_not_cached_arrive_through_the_io_thread() -> Result<(), Failed> {
+fn bytes_that_are_not_cached_arrive() -> Result<(), Failed> {
     alone(|| {
         let bytes = random_bytes("uncached", LEN);
         let mut file = disk_file()?;
@@ -83,7 +83,7 @@ fn bytes_that_are_not_cached_arrive_through_the_io_thread() -> Result<(), Failed
     })
 }
 
-/// A process's memory as a file cannot be read without sleeping, so each request goes to the thread.
+/// A process's memory as a file is never read without sleeping, so no request is done inside its kick.
 #[test]
 fn requests_of_a_file_that_always_sleeps_are_waited_for() -> Result<(), Failed> {
     alone(|| {

@@ -85,6 +85,9 @@ hostile! {
     past_heap => PastHeap;
     far_above => FarAbove;
     execute_records => ExecuteRecords;
+    past_slot => PastSlot;
+    past_heap_wide => PastHeapWide;
+    execute_past_heap => ExecutePastHeap;
     endless_loop => Loop;
     kick_loop => KickLoop;
     wait_loop => WaitLoop;
@@ -240,7 +243,10 @@ fn as_it_must(case: Case, outcome: &Outcome) -> Result<bool> {
 /// The report names the exception, where it happened, and for a page fault the address and its region.
 fn crash_is_told(case: Case, report: &CrashReport) -> Result<bool> {
     let (frame, text) = (report.frame(), report.to_string());
-    ensure!(text.contains(frame.name), "no name of the exception: {text}");
+    ensure!(
+        text.contains(frame.name),
+        "no name of the exception: {text}"
+    );
     if let Some(address) = frame.fault_address {
         ensure!(
             text.contains(&format!("{} {address:#x}, ", frame.detail)),
@@ -263,7 +269,7 @@ fn told(case: Case, at_null: bool) -> &'static [&'static str] {
         Case::JumpNull => &["execute 0x0", "null page"],
         Case::ReadNull => &["read of unmapped 0x0", "null page", SYMBOL],
         Case::StackNull => &["write to unmapped 0xff8", "null page", SYMBOL],
-        Case::ExecuteHeap => &["execute", "in the heap"],
+        Case::ExecuteHeap | Case::ExecutePastHeap => &["execute", "in the heap"],
         Case::ExecuteStack => &["execute", "in the stack region"],
         Case::ExecuteRecords => &["execute 0x1120000", "in the records region"],
         Case::JumpSystem | Case::JumpSystemEnd => &["execute", "in the system region"],
@@ -277,7 +283,7 @@ fn told(case: Case, at_null: bool) -> &'static [&'static str] {
             &["read of unmapped", "between regions", SYMBOL]
         }
         Case::BeforeStack => &["read of unmapped", "stack overflow", SYMBOL],
-        Case::PastHeap | Case::FarAbove => &["read of unmapped", "past it", SYMBOL],
+        Case::PastSlot | Case::FarAbove => &["read of unmapped", "past it", SYMBOL],
         _ => &[SYMBOL],
     }
 }

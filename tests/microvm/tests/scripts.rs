@@ -4,6 +4,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use instar_microvm_tests::{Failed, Frozen, Guest, alone, limits, operation_file};
 use instar_shared::blk::RequestType;
+use instar_shared::control::ControlPage;
 use instar_shared::device::{AVAIL_OFFSET, QUEUE_SIZE};
 use instar_shared::doorbell::Control;
 use instar_shared::layout::{HEAP_START, QUEUES};
@@ -13,12 +14,15 @@ use instar_test_guests::{Case, STEP_KICK, STEP_STORE, STEP_WAIT, Step};
 use instar_tests::rng::Rng;
 use instar_vmm::operation::RunError;
 use std::cell::RefCell;
+use std::mem::offset_of;
 use std::rc::Rc;
 
 /// Scripts in a plain run; `INSTAR_SCRIPTS` sets another number.
 const SCRIPTS: u64 = 300;
 /// Selectors of [`Step::target`].
 const TO_CONTROL: u64 = 0;
+/// Where the control page says how full the record window is.
+const RECORD_BYTES: u64 = offset_of!(ControlPage, record_bytes) as u64;
 const TO_RECORDS: u64 = 1 << 18;
 const TO_QUEUE: u64 = 2 << 18;
 const TO_HEAP: u64 = 3 << 18;
@@ -59,7 +63,9 @@ fn run(steps: &[Step]) -> Result<bool> {
         .limits(limits(5000, 60_000))
         .before(move |memory| *keep.borrow_mut() = Frozen::of(memory).ok())
         .run()?;
-    let frozen = frozen.take().context("the guest's memory could not be read")?;
+    let frozen = frozen
+        .take()
+        .context("the guest's memory could not be read")?;
     frozen.compare(false)?;
     match outcome {
         Ok(_) => Ok(true),
@@ -114,12 +120,24 @@ fn request(rng: &mut Rng, steps: &mut Vec<Step>) {
         steps.push(store(TO_QUEUE | at, addr, rest, 16));
     }
     let sent = steps.iter().filter(|s| s.kind.get() == STEP_KICK).count() as u64;
-    let index = if rng.below(20) == 0 { rng.next_u64() } else { sent + 1 };
-    let head = if rng.below(20) == 0 { rng.below(300) } else { 0 };
+    let index = if rng.below(20) == 0 {
+        rng.next_u64()
+    } else {
+        sent + 1
+    };
+    let head = if rng.below(20) == 0 {
+        rng.below(300)
+    } else {
+        0
+    };
     let entry = sent % u64::from(QUEUE_SIZE) * 2;
     steps.push(store(TO_QUEUE | (AVAIL_OFFSET + 4 + entry), head, 0, 2));
     steps.push(store(TO_QUEUE | (AVAIL_OFFSET + 2), index, 0, 2));
-    steps.push(kick(if rng.below(30) == 0 { rng.next_u64() as u32 } else { 0 }));
+    steps.push(kick(if rng.below(30) == 0 {
+        u32::try_from(rng.next_u64() >> 32).unwrap_or(0)
+    } else {
+        0
+    }));
 }
 
 fn control(rng: &mut Rng) -> u32 {
@@ -136,8 +154,12 @@ fn record(rng: &mut Rng, steps: &mut Vec<Step>) {
     let kind = *rng.pick(&[1_u64, 1, 2, 2, 3, 4, 5, 6, 16, 17, 99]);
     let len = *rng.pick(&[0_u64, 8, 16, 16, 24, 4096, 32 << 10, (32 << 10) + 8]);
     steps.push(store(TO_RECORDS, kind | len << 32, rng.next_u64(), 16));
-    let filled = if rng.below(4) == 0 { rng.below(1 << 19) } else { len + 8 };
-    steps.push(store(TO_CONTROL | 16, filled, 0, 4));
+    let filled = if rng.below(4) == 0 {
+        rng.below(1 << 19)
+    } else {
+        len + 8
+    };
+    steps.push(store(TO_CONTROL | RECORD_BYTES, filled, 0, 4));
     steps.push(kick(Control::Drain.raw()));
 }
 

@@ -1,36 +1,44 @@
 //! A host file behind a block device.
 
-use super::io_thread::{IoQueue, Job};
 use super::transfer::{Step, Transfer};
 use crate::memory::GuestSlot;
 use instar_devices::blk::{BlockBackend, Completion, Errno, IoKind, IoRequest, Submission, Token};
 use instar_shared::blk::{EXTENT_DATA, StatusExtent};
 use instar_shared::zerocopy::IntoBytes;
 use rustix::fs::SeekFrom;
+use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::Arc;
 
 /// Reads of a file; everything that would change it is refused.
 #[derive(Debug)]
 pub struct FileBackend {
-    slot: u16,
-    file: Arc<File>,
+    file: File,
     memory: Arc<GuestSlot>,
-    io: Arc<IoQueue>,
+    /// Reads that the kernel is fetching, oldest first.
+    pending: VecDeque<(Token, Transfer)>,
+    /// The next poll may sleep for the oldest of them.
+    may_sleep: bool,
 }
 
 impl FileBackend {
-    /// Serves `file` as device `slot`.
-    pub fn new(slot: u16, file: File, memory: Arc<GuestSlot>, io: Arc<IoQueue>) -> Self {
+    /// Serves `file`.
+    pub const fn new(file: File, memory: Arc<GuestSlot>) -> Self {
         Self {
-            slot,
-            file: Arc::new(file),
+            file,
             memory,
-            io,
+            pending: VecDeque::new(),
+            may_sleep: false,
         }
     }
 
-    fn read(&self, token: Token, offset: u64, request: IoRequest) -> Submission {
+    /// Lets the next poll sleep until its oldest read is done; false if there is none.
+    pub fn allow_sleep(&mut self) -> bool {
+        self.may_sleep = !self.pending.is_empty();
+        self.may_sleep
+    }
+
+    fn read(&mut self, token: Token, offset: u64, request: IoRequest) -> Submission {
         let mut transfer = Transfer {
             offset,
             buffers: request.buffers,
@@ -40,15 +48,26 @@ impl FileBackend {
             Step::Finished => done(u32::try_from(transfer.len()).unwrap_or(u32::MAX)),
             Step::Failed(errno) => failed(errno),
             Step::WouldBlock => {
-                self.io.submit(Job {
-                    slot: self.slot,
-                    token,
-                    file: Arc::clone(&self.file),
-                    transfer,
-                });
+                transfer.announce(&self.file);
+                self.pending.push_back((token, transfer));
                 Submission::Pending
             }
         }
+    }
+
+    /// Goes on with the oldest read; `None` if it would sleep and may not.
+    fn finish_oldest(&mut self) -> Option<(Token, Completion)> {
+        let (token, mut transfer) = self.pending.pop_front()?;
+        let nowait = !std::mem::take(&mut self.may_sleep);
+        let result = match transfer.read(&self.file, &self.memory, nowait) {
+            Step::Finished => Ok(u32::try_from(transfer.len()).unwrap_or(u32::MAX)),
+            Step::Failed(errno) => Err(errno),
+            Step::WouldBlock => {
+                self.pending.push_front((token, transfer));
+                return None;
+            }
+        };
+        Some((token, Completion { result }))
     }
 
     fn block_status(&self, offset: u64, request: &IoRequest) -> Submission {
@@ -85,7 +104,7 @@ impl FileBackend {
     /// Length of the run at `at`, below `end`, and whether it is data.
     fn extent_at(&self, at: u64, end: u64) -> Result<(u64, bool), Errno> {
         let whole = (end.saturating_sub(at), true);
-        let data = match rustix::fs::seek(&*self.file, SeekFrom::Data(at)) {
+        let data = match rustix::fs::seek(&self.file, SeekFrom::Data(at)) {
             Ok(data) => data,
             // No data from here on.
             Err(rustix::io::Errno::NXIO) => return Ok((whole.0, false)),
@@ -96,7 +115,7 @@ impl FileBackend {
         if data > at {
             return Ok((data.min(end).saturating_sub(at), false));
         }
-        match rustix::fs::seek(&*self.file, SeekFrom::Hole(at)) {
+        match rustix::fs::seek(&self.file, SeekFrom::Hole(at)) {
             Ok(hole) if hole > at => Ok((hole.min(end).saturating_sub(at), true)),
             // The file changed under us: data, to be safe.
             Ok(_) | Err(rustix::io::Errno::NXIO) => Ok(whole),
@@ -105,7 +124,7 @@ impl FileBackend {
     }
 
     fn len(&self) -> Result<u64, Errno> {
-        rustix::fs::seek(&*self.file, SeekFrom::End(0)).map_err(errno)
+        rustix::fs::seek(&self.file, SeekFrom::End(0)).map_err(errno)
     }
 }
 
@@ -122,7 +141,7 @@ impl BlockBackend for FileBackend {
     }
 
     fn poll(&mut self) -> Option<(Token, Completion)> {
-        self.io.take(self.slot)
+        self.finish_oldest()
     }
 
     fn len_bytes(&mut self) -> Result<u64, Errno> {

@@ -56,6 +56,19 @@ impl Transfer {
         }
     }
 
+    /// Asks the kernel to fetch what is left, without waiting for it.
+    pub fn announce(&self, file: &File) {
+        #[cfg(target_os = "linux")]
+        {
+            let at = self.offset.saturating_add(self.done);
+            let left = std::num::NonZeroU64::new(self.len().saturating_sub(self.done));
+            // Only advice: a file system without it reads when the guest waits.
+            let _ = rustix::fs::fadvise(file, at, left, rustix::fs::Advice::WillNeed);
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = file;
+    }
+
     /// What is left of the buffers: guest address and length.
     fn rest(&self) -> impl Iterator<Item = (GuestAddress, u32)> {
         let mut skip = self.done;

@@ -2,6 +2,8 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+#[cfg(target_arch = "x86_64")]
+mod cpuid;
 mod error;
 #[cfg(test)]
 #[cfg(target_arch = "x86_64")]
@@ -29,8 +31,6 @@ pub struct Kvm {
 /// A KVM machine; keeps its memory alive.
 pub struct KvmVm {
     vm: VmFd,
-    #[cfg(target_arch = "x86_64")]
-    cpuid: kvm_bindings::CpuId,
     slot: Arc<GuestSlot>,
     regions: u32,
 }
@@ -48,12 +48,9 @@ impl Hypervisor for Kvm {
 
     fn create_vm(&self, slot: Arc<GuestSlot>) -> Result<KvmVm, VmError> {
         let vm = self.kvm.create_vm().map_err(call("KVM_CREATE_VM"))?;
+        #[cfg(target_arch = "x86_64")]
+        x86_64::prepare_vm(&vm)?;
         Ok(KvmVm {
-            #[cfg(target_arch = "x86_64")]
-            cpuid: self
-                .kvm
-                .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-                .map_err(call("KVM_GET_SUPPORTED_CPUID"))?,
             vm,
             slot,
             regions: 0,
@@ -97,7 +94,7 @@ impl Vm for KvmVm {
             .vm
             .create_vcpu(u64::from(index))
             .map_err(call("KVM_CREATE_VCPU"))?;
-        x86_64::KvmVcpu::new(vcpu, &self.cpuid, entry)
+        x86_64::KvmVcpu::new(vcpu, entry)
     }
 }
 

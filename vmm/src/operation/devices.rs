@@ -2,7 +2,7 @@
 
 use super::OperationFile;
 use crate::VmError;
-use crate::block::{FileBackend, IoQueue};
+use crate::block::FileBackend;
 use crate::memory::GuestSlot;
 use instar_devices::blk::{BlkConfig, BlkDevice, DeviceFault};
 use instar_shared::device::{
@@ -29,16 +29,14 @@ struct Slot {
 pub struct Devices {
     slots: BTreeMap<u16, Slot>,
     memory: Arc<GuestSlot>,
-    io: Arc<IoQueue>,
 }
 
 impl Devices {
     /// No devices yet.
-    pub fn new(memory: Arc<GuestSlot>, io: Arc<IoQueue>) -> Self {
+    pub fn new(memory: Arc<GuestSlot>) -> Self {
         Self {
             slots: BTreeMap::new(),
             memory,
-            io,
         }
     }
 
@@ -88,12 +86,7 @@ impl Devices {
             read_only: file.read_only,
             len_bytes: file.len_bytes,
         };
-        let backend = FileBackend::new(
-            slot,
-            file.file,
-            Arc::clone(&self.memory),
-            Arc::clone(&self.io),
-        );
+        let backend = FileBackend::new(file.file, Arc::clone(&self.memory));
         self.slots.insert(
             slot,
             Slot {
@@ -116,24 +109,22 @@ impl Devices {
             .map_err(|e| fault(slot, e))
     }
 
-    /// Publishes what the I/O thread finished for `slot`; how many requests.
+    /// Sleeps until the oldest request of some device is done and publishes it, with those of that
+    /// device that are done by then; how many requests, 0 if none is pending.
     ///
     /// # Errors
     /// What the guest did wrong.
-    pub fn complete(&mut self, slot: u16) -> Result<u32, String> {
+    pub fn complete_next(&mut self) -> Result<u32, String> {
         let memory = Arc::clone(&self.memory);
-        let Slot { device, backend } = self.get(slot)?;
+        let mut slots = self.slots.iter_mut();
+        let pending =
+            slots.find_map(|(number, slot)| slot.backend.allow_sleep().then_some((number, slot)));
+        let Some((number, Slot { device, backend })) = pending else {
+            return Ok(0);
+        };
         device
             .complete(memory.dma(), backend)
-            .map_err(|e| fault(slot, e))
-    }
-
-    /// Requests of all devices that are not completed.
-    pub fn in_flight(&self) -> usize {
-        self.slots
-            .values()
-            .map(|slot| slot.device.in_flight())
-            .sum()
+            .map_err(|e| fault(*number, e))
     }
 
     fn get(&mut self, slot: u16) -> Result<&mut Slot, String> {

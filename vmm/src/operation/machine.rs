@@ -8,7 +8,6 @@ use super::{
     Completed, CrashReport, OperationHost, OperationSpec, RESULT_BYTES, RunError, RunStats, control,
 };
 use crate::arch::{self, Access, Mapping};
-use crate::block::{IoQueue, OnStart};
 use crate::hypervisor::{Exit, Hypervisor, Native, UserEntry, Vcpu, Vm};
 use crate::memory::GuestSlot;
 use crate::{VmError, loader};
@@ -25,8 +24,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
-/// Longest sleep without a look at limits and cancellation.
-const WAIT_SLICE: Duration = Duration::from_millis(100);
 /// Room between the stack's top and the first frame.
 const STACK_HEADROOM: u64 = 64;
 
@@ -39,7 +36,6 @@ pub struct Operation {
     memory: Arc<GuestSlot>,
     heap: control::Heap,
     devices: Devices,
-    io: Arc<IoQueue>,
     watch: Watch,
     vcpu: NativeVcpu,
     // Dropped after the vCPU.
@@ -59,8 +55,7 @@ impl Operation {
         let memory = GuestSlot::new(HEAP_START + heap_bytes)?;
         let image = loader::load(spec.elf, &memory)?;
         arch::native::install(&memory, &mappings(&image.mappings, heap_bytes))?;
-        let io = Arc::new(IoQueue::default());
-        let mut devices = Devices::new(Arc::clone(&memory), Arc::clone(&io));
+        let mut devices = Devices::new(Arc::clone(&memory));
         for (slot, file) in (0_u16..).zip(spec.files.drain(..)) {
             devices.add(slot, file)?;
         }
@@ -83,7 +78,6 @@ impl Operation {
             memory,
             heap,
             devices,
-            io,
             watch,
             vcpu,
             vm,
@@ -95,14 +89,6 @@ impl Operation {
     #[must_use]
     pub fn memory(&self) -> Arc<GuestSlot> {
         Arc::clone(&self.memory)
-    }
-
-    /// Starts the I/O thread; `on_start` runs first in it.
-    ///
-    /// # Errors
-    /// [`VmError::Start`], or [`VmError::IoThread`] with what `on_start` said.
-    pub fn start_io(&mut self, on_start: OnStart) -> Result<(), VmError> {
-        self.io.start(Arc::clone(&self.memory), on_start)
     }
 
     /// Runs the guest to its end.
@@ -124,7 +110,6 @@ impl Operation {
             host,
         };
         let ended = run.until_exit();
-        run.operation.io.close();
         ended?;
         let result = run
             .operation
@@ -163,7 +148,7 @@ impl Run<'_> {
                         return Ok(());
                     }
                 }
-                Exit::Wait(timeout_ms) => self.wait(timeout_ms)?,
+                Exit::Wait(_) => self.wait()?,
                 Exit::Trap(vector) => return Err(self.crash(vector)),
                 Exit::Stopped(reason) => {
                     return Err(RunError::Stopped {
@@ -258,31 +243,21 @@ impl Run<'_> {
             .map_err(RunError::Protocol)
     }
 
-    /// Blocks until a completion, cancellation, or `timeout_ms` (0: none).
-    fn wait(&mut self, timeout_ms: u32) -> Result<(), RunError> {
-        let deadline =
-            (timeout_ms > 0).then(|| Instant::now() + Duration::from_millis(timeout_ms.into()));
-        loop {
-            self.look_at_limits()?;
-            if self.operation.devices.in_flight() == 0 {
-                return Err(RunError::Protocol(
-                    "it waits, but nothing is in flight".into(),
-                ));
-            }
-            let left = deadline.map_or(WAIT_SLICE, |end| {
-                end.saturating_duration_since(Instant::now())
-            });
-            if let Some(slot) = self.operation.io.wait(left.min(WAIT_SLICE)) {
-                let completed = self
-                    .operation
-                    .devices
-                    .complete(slot)
-                    .map_err(RunError::Protocol)?;
+    /// Blocks until a request is completed.
+    fn wait(&mut self) -> Result<(), RunError> {
+        self.look_at_limits()?;
+        match self
+            .operation
+            .devices
+            .complete_next()
+            .map_err(RunError::Protocol)?
+        {
+            0 => Err(RunError::Protocol(
+                "it waits, but nothing is in flight".into(),
+            )),
+            completed => {
                 self.note_completed(completed);
-                return Ok(());
-            }
-            if self.cancel_sent || deadline.is_some_and(|end| Instant::now() >= end) {
-                return Ok(());
+                Ok(())
             }
         }
     }

@@ -16,10 +16,9 @@ mod report;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod seam {
-    pub use super::control::{grant_memory, open_file, take_record_bytes};
+    pub use super::control::{Heap, answer_memory, memory_wanted, open_file, take_record_bytes};
     pub use super::devices::Devices;
     pub use super::records::RecordStream;
-    pub use crate::block::IoQueue;
 }
 
 pub use machine::Operation;

@@ -7,10 +7,11 @@
 use crate::bits;
 use crate::entries::OFFSET_MASK;
 use crate::extensions::{BitmapsExtension, cut_at_nul};
-use crate::header::{Errno, Header, Lossy, MAX_FILE_BYTES};
+use crate::header::{Header, Lossy, MAX_FILE_BYTES};
 use crate::units::HostOffset;
 use crate::window::{Window, WindowError, zeroed};
 use alloc::vec::Vec;
+use instar_storage::Errno;
 use instar_storage::{Storage, StorageError};
 use zerocopy::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};

@@ -151,7 +151,8 @@ pub struct Extensions {
     /// A bitmaps extension is there and is not used; a warning is due.
     pub bitmaps_ignored: Option<BitmapsIgnored>,
     /// The external data file's name, up to its first NUL; shorter than a
-    /// cluster. Kept only where the incompatible feature bit is set.
+    /// cluster. There is such a file only where the incompatible feature bit says
+    /// so, but the name is shown without it as well.
     pub data_file_name: Option<Vec<u8>>,
 }
 
@@ -307,7 +308,7 @@ impl Extensions {
             EXT_FEATURE_TABLE => self.feature_name_table = Some(ext.area()),
             EXT_CRYPTO_HEADER => self.take_crypto_header(window, fields, ext)?,
             EXT_BITMAPS => self.take_bitmaps(window, fields, ext)?,
-            EXT_DATA_FILE if fields.has_external_data_file() => {
+            EXT_DATA_FILE => {
                 self.data_file_name = Some(ext.read_name(window)?);
             }
             _ => {}

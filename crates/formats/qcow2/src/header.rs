@@ -20,7 +20,8 @@ mod error;
 mod wire;
 pub(crate) use checks::RawHeaderFields;
 use checks::{check_encryption, l1_entry_bits};
-pub(crate) use error::{Errno, Lossy};
+pub(crate) use error::Lossy;
+
 pub use error::{OpenError, ReadStage};
 pub use wire::{AutoclearFeatures, CompatibleFeatures, IncompatibleFeatures, RawHeader};
 

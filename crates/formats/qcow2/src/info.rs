@@ -84,8 +84,8 @@ impl ImageInfo {
         self.header.refcount_bits()
     }
 
-    /// The external data file's name; `None` if there is no data file or the
-    /// header does not name it. Any bytes; may be empty.
+    /// The external data file's name as the header gives it, with or without the
+    /// feature bit that makes it count. Any bytes; may be empty.
     pub fn data_file(&self) -> Option<&[u8]> {
         self.header.extensions.data_file_name.as_deref()
     }

@@ -4,10 +4,11 @@
 //! is read entry by entry; memory is bounded by one entry's strings, 128 KiB.
 
 use crate::extensions::cut_at_nul;
-use crate::header::{Errno, Header, MAX_FILE_BYTES, MAX_SNAPSHOTS};
+use crate::header::{Header, MAX_FILE_BYTES, MAX_SNAPSHOTS};
 use crate::units::HostOffset;
 use crate::window::{Window, WindowError};
 use alloc::vec::Vec;
+use instar_storage::Errno;
 use instar_storage::{Storage, StorageError};
 use zerocopy::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};

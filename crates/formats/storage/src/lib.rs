@@ -13,14 +13,37 @@
 #[cfg(feature = "std")]
 extern crate std;
 
+use core::fmt;
+
 #[cfg(feature = "std")]
 mod host;
 #[cfg(feature = "std")]
 pub use host::{FaultyStorage, FileStorage, MemStorage};
 
+/// An errno (Linux numbering) in the C library's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Errno(pub u32);
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            1 => "Operation not permitted",
+            5 => "Input/output error",
+            9 => "Bad file descriptor",
+            12 => "Cannot allocate memory",
+            13 => "Permission denied",
+            22 => "Invalid argument",
+            27 => "File too large",
+            28 => "No space left on device",
+            61 => "No data available",
+            other => return write!(f, "Unknown error {other}"),
+        })
+    }
+}
+
 /// A read that the store could not do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("I/O error {errno} at offset {offset}")]
+#[error("{} at offset {offset}", Errno(*errno))]
 pub struct StorageError {
     /// The host's errno (Linux numbering), e.g. 5 for EIO.
     pub errno: u32,

@@ -10,6 +10,7 @@ use instar_shared::check::CheckResult;
 use instar_shared::op::{ImageFormat, Outcome};
 use instar_shared::record::RecordKind;
 use instar_shared::zerocopy::FromBytes;
+use instar_vmm::operation::RunStats;
 use std::os::unix::ffi::OsStrExt;
 
 /// Exit code: the check itself did not work.
@@ -219,6 +220,10 @@ impl Output for CheckOutput {
                 "records of the kind {kind:?} do not belong to a check"
             ))
         }
+    }
+
+    fn ran(&mut self, stats: &RunStats) {
+        self.console.ran(stats);
     }
 
     fn finish(mut self: Box<Self>, result: &[u8; RESULT_BYTES], files: &FileTable) -> u8 {

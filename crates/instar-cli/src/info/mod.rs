@@ -16,6 +16,7 @@ use instar_shared::info::InfoResult;
 use instar_shared::op::Outcome;
 use instar_shared::record::RecordKind;
 use instar_shared::zerocopy::FromBytes;
+use instar_vmm::operation::RunStats;
 use model::{Backing, Chain, Image, whole_sectors};
 use std::borrow::Cow;
 use std::os::unix::ffi::OsStrExt;
@@ -161,6 +162,10 @@ impl Output for InfoOutput {
         self.chain
             .add(kind, payload, &has_file)
             .map_err(|error| error.to_string())
+    }
+
+    fn ran(&mut self, stats: &RunStats) {
+        self.console.ran(stats);
     }
 
     fn finish(mut self: Box<Self>, result: &[u8; RESULT_BYTES], files: &FileTable) -> u8 {

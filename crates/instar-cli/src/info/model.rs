@@ -292,7 +292,11 @@ fn parse_image(payload: &[u8]) -> Result<Image, RecordError> {
     };
     let format = name(wire::IMAGE_BACKING_FORMAT, backing_format)?;
     let backing = name(wire::IMAGE_BACKING, backing)?.map(|name| Backing { name, format });
-    let data_file = name(wire::IMAGE_DATA_FILE_NAME, data_file)?;
+    // Unlike the others, this name is shown even if it is empty.
+    let data_file = match flags & wire::IMAGE_DATA_FILE_NAME {
+        0 => name(wire::IMAGE_DATA_FILE_NAME, data_file)?,
+        _ => Some(until_nul(data_file).to_vec()),
+    };
     let qcow2 = match ImageFormat::try_from(record.format.get()) {
         Ok(ImageFormat::Qcow2) => Some(parse_qcow2(&record, flags, data_file)?),
         Ok(ImageFormat::Raw) => {

@@ -104,7 +104,7 @@ pub struct CheckSummary {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CheckError {
     /// `qemu-img` says `Check failed: ` and the errno's text, and exits 1.
-    #[error("Check failed: errno {errno}")]
+    #[error("Check failed: {}", instar_storage::Errno(*errno))]
     Failed {
         /// Linux errno: 5 EIO, 22 EINVAL, 27 EFBIG, or what the store gave.
         errno: u32,

@@ -186,7 +186,7 @@ impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
         self.out.sum.total_clusters = self
             .header
             .cluster_bits
-            .clusters_for(self.header.virtual_size);
+            .clusters_for(self.header.whole_sectors_size());
         // The header's cluster is in use whatever the tables say.
         self.out.sum.image_end_offset = self.header.cluster_bits.size_bytes();
         self.check_snapshot_table()?;

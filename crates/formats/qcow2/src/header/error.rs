@@ -7,6 +7,7 @@ use crate::window::WindowError;
 use alloc::vec::Vec;
 use core::fmt;
 use instar_luks::LuksError;
+use instar_storage::Errno;
 use instar_storage::StorageError;
 
 /// Why an image cannot be opened.
@@ -238,25 +239,6 @@ impl ReadStage {
             WindowError::Storage(source) => self.failed(source),
             WindowError::OutOfMemory => OpenError::OutOfMemory { stage: self },
         }
-    }
-}
-
-/// An errno (Linux numbering) in the C library's words.
-pub(crate) struct Errno(pub(crate) u32);
-
-impl fmt::Display for Errno {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
-            1 => "Operation not permitted",
-            5 => "Input/output error",
-            9 => "Bad file descriptor",
-            12 => "Cannot allocate memory",
-            13 => "Permission denied",
-            22 => "Invalid argument",
-            27 => "File too large",
-            61 => "No data available",
-            other => return write!(f, "Unknown error {other}"),
-        })
     }
 }
 

@@ -63,3 +63,14 @@ fn bitmaps_without_the_autoclear_bit_give_a_warning() {
     assert_eq!(info.warning(), Some(BitmapsIgnored::AutoclearBitClear));
     assert!(info.bitmaps(&store).is_none());
 }
+
+#[test]
+fn data_file_name_is_shown_without_its_feature_bit() {
+    let mut builder = Builder::v3();
+    builder.extension(crate::extensions::EXT_DATA_FILE, b"data");
+    let info = read(&builder);
+    assert_eq!(
+        (info.data_file(), info.data_file_raw()),
+        (Some(&b"data"[..]), None)
+    );
+}

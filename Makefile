@@ -1,0 +1,64 @@
+# make setup               installs what the tests need; nothing else installs anything
+# make test                everything that must pass
+# make lint                the part of it that runs no program of ours
+# make check-binary-sizes  the operations are reproducible and within their budget
+# make bench               medians and ratios against qemu-img
+# make dist                the static binary, in dist/
+# make soak                the long versions of the seeded tests
+# make fuzz                each fuzz target for FUZZ_SECONDS
+
+CARGO ?= cargo
+# Type checks for macOS: what must compile where there is no KVM.
+DARWIN_CRATES := -p instar-shared -p instar-devices -p instar-guest-ops \
+	-p instar-storage -p instar-qcow2 -p instar-raw -p instar-luks \
+	-p instar-plan-check -p instar-vmm
+OPERATIONS := $(CARGO) run --quiet --locked -p instar-operations-tool --
+
+.PHONY: setup tools fmt lint check-binary-sizes build test bench dist soak fuzz clean
+
+setup:
+	sh scripts/setup.sh
+
+tools:
+	@sh scripts/check-tools.sh
+
+fmt:
+	$(CARGO) fmt --all
+
+lint: tools
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --target aarch64-apple-darwin $(DARWIN_CRATES) -- -D warnings
+	$(OPERATIONS) clippy
+	$(OPERATIONS) build aarch64
+	$(CARGO) machete
+	$(CARGO) deny --locked --offline check --hide-inclusion-graph bans licenses sources
+
+check-binary-sizes:
+	$(OPERATIONS) sizes
+
+# The tests run the program that users get.
+build:
+	$(CARGO) build --release --locked -p instar
+
+test: lint check-binary-sizes build
+	$(CARGO) nextest run --locked --workspace
+
+bench: build
+	$(CARGO) run --release --quiet --locked -p instar-bench
+
+dist:
+	sh scripts/dist.sh
+
+# SEEDS runs of the seeded tests, each with a seed of its own, which it prints.
+SEEDS ?= 20
+soak: tools build
+	sh scripts/soak.sh $(SEEDS)
+
+FUZZ_SECONDS ?= 60
+fuzz:
+	sh scripts/fuzz.sh $(FUZZ_SECONDS)
+
+clean:
+	$(CARGO) clean
+	rm -rf dist

@@ -1,0 +1,84 @@
+#!/bin/sh
+# Installs what `make test` needs and does not find: Debian packages, Rust
+# targets and components, cargo programs. Running it again changes nothing.
+set -eu
+cd "$(dirname "$0")/.."
+export PATH="$PATH:/usr/sbin:/sbin"
+
+as_root() {
+	if [ "$(id -u)" = 0 ]; then
+		"$@"
+	elif command -v sudo >/dev/null; then
+		sudo "$@"
+	else
+		echo "make setup installs packages: run it as root, or install sudo." >&2
+		exit 1
+	fi
+}
+
+updated=
+update() {
+	[ -n "$updated" ] || as_root apt-get update -q </dev/null
+	updated=yes
+}
+
+install() {
+	update
+	as_root env DEBIAN_FRONTEND=noninteractive \
+		apt-get install -q -y --no-install-recommends "$@" </dev/null
+}
+
+# qemu-utils 10.0.x. Debian 13 has it; Debian 12 has it in backports, which is
+# added with the server that the machine already uses and pinned to this package.
+setup_qemu() {
+	case $(qemu-img --version 2>/dev/null) in 'qemu-img version 10.0.'*) return ;; esac
+	update
+	if ! apt-cache madison qemu-utils | grep -q '| *1:10\.0\.'; then
+		codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+		if [ "$codename" != bookworm ]; then
+			echo "make setup finds no qemu-utils 10.0.x for this system ($codename): Debian 12 and 13 have it." >&2
+			exit 1
+		fi
+		server=$(apt-get indextargets --format '$(CODENAME) $(REPO_URI)' 'Created-By: Packages' |
+			sed -n 's/^bookworm //p' | head -n 1)
+		[ -n "$server" ] || {
+			echo "make setup finds no Debian server in this system's apt sources." >&2
+			exit 1
+		}
+		printf 'Types: deb\nURIs: %s\nSuites: bookworm-backports\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n' \
+			"$server" | as_root tee /etc/apt/sources.list.d/instar-backports.sources >/dev/null
+		printf 'Package: qemu-utils\nPin: version 1:10.0.*\nPin-Priority: 990\n' |
+			as_root tee /etc/apt/preferences.d/instar-qemu >/dev/null
+		updated=
+	fi
+	version=
+	update
+	version=$(apt-cache madison qemu-utils | sed -n 's/^ *qemu-utils | *\(1:10\.0\.[^ ]*\) .*/\1/p' | head -n 1)
+	install "qemu-utils=$version"
+}
+
+setup_programs() {
+	while read -r program kind package; do
+		case $program in '#'* | '') continue ;; esac
+		command -v "$program" >/dev/null && continue
+		case $kind in
+		deb) install "$package" ;;
+		cargo) cargo install --locked "$package" </dev/null ;;
+		esac
+	done <scripts/tools.txt
+}
+
+setup_rust() {
+	while read -r target; do
+		[ -d "$(rustc --print target-libdir --target "$target")" ] || rustup target add "$target" </dev/null
+	done <scripts/targets.txt
+	rustfmt --version >/dev/null 2>&1 || rustup component add rustfmt
+	clippy-driver --version >/dev/null 2>&1 || rustup component add clippy
+}
+
+setup_qemu
+setup_programs
+setup_rust
+# So that what follows needs no network.
+cargo fetch --locked
+echo "make setup: everything that make test needs is here."

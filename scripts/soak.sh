@@ -1,0 +1,15 @@
+#!/bin/sh
+# Runs the seeded end-to-end tests with many seeds; stops at the first failure,
+# whose seed is the last line that names one.
+set -eu
+cd "$(dirname "$0")/.."
+count=$1
+seed=${INSTAR_SEED:-$(date +%s)}
+done=0
+while [ "$done" -lt "$count" ]; do
+	echo "soak: INSTAR_SEED=$seed ($((done + 1)) of $count)"
+	INSTAR_SEED=$seed cargo nextest run --locked --workspace
+	seed=$((seed + 1))
+	done=$((done + 1))
+done
+echo "soak: $done seeds passed"
