@@ -29,6 +29,7 @@ lint: tools
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked --target aarch64-apple-darwin $(DARWIN_CRATES) -- -D warnings
+	$(CARGO) clippy --locked --target aarch64-unknown-linux-musl -p instar-vmm -p instar-sandbox -- -D warnings
 	$(OPERATIONS) clippy
 	$(OPERATIONS) build aarch64
 	$(CARGO) machete

@@ -8,7 +8,8 @@ seed=${INSTAR_SEED:-$(date +%s)}
 done=0
 while [ "$done" -lt "$count" ]; do
 	echo "soak: INSTAR_SEED=$seed ($((done + 1)) of $count)"
-	INSTAR_SEED=$seed cargo nextest run --locked --workspace
+	INSTAR_SEED=$seed CHECK_SEED=$seed CHECK_CASES=3000 INSTAR_MUTATIONS=4000 INSTAR_SCRIPTS=8000 \
+		cargo nextest run --locked --workspace
 	seed=$((seed + 1))
 	done=$((done + 1))
 done

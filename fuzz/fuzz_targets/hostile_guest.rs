@@ -92,7 +92,7 @@ impl Machine<'_> {
                 answer_memory(&self.slot, wanted, grant).ok()?;
                 let granted = grant.bytes;
                 assert!(granted <= HEAP_BYTES);
-                self.devices.complete_next().ok().map(drop)
+                self.devices.complete_next().ok().flatten().map(drop)
             }
         }
     }

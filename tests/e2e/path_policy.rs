@@ -223,3 +223,29 @@ fn raw_file_named_by_the_user_is_an_image() -> Outcome {
     opened(&mut bench, "images/top.qcow2")?;
     bench.finish()
 }
+
+#[test]
+fn relative_data_file_starts_at_the_current_folder() -> Outcome {
+    let scratch = two_folders()?;
+    image::create_filled(
+        &scratch,
+        "images/disk.qcow2",
+        &["data_file=images/disk.data"],
+    )?;
+    image::create_filled(&scratch, "plain.qcow2", &["data_file=plain.data"])?;
+    let mut bench = Bench::new(&scratch);
+    bench.same(
+        "beside the image, named from here",
+        &["check", "images/disk.qcow2"],
+    )?;
+    std::fs::rename(
+        scratch.file("plain.qcow2"),
+        scratch.file("images/plain.qcow2"),
+    )?;
+    std::fs::rename(
+        scratch.file("plain.data"),
+        scratch.file("images/plain.data"),
+    )?;
+    bench.same("only beside the image", &["check", "images/plain.qcow2"])?;
+    bench.finish()
+}

@@ -33,6 +33,15 @@ pub enum VmError {
         /// What the system said.
         source: io::Error,
     },
+    /// The file is not the hypervisor's device.
+    #[error(
+        "{device} is not the KVM device: it does not answer; remove it and load the kvm module again \
+         (modprobe -r kvm_intel kvm_amd; modprobe kvm_intel or kvm_amd)"
+    )]
+    NotHypervisor {
+        /// The device node.
+        device: &'static str,
+    },
     /// The hypervisor speaks another interface version.
     #[error("KVM API version {found} is not 12; update the kernel")]
     ApiVersion {

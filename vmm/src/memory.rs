@@ -1,6 +1,7 @@
-//! The guest's memory: one lazy slot from address 0.
+//! The guest's memory: one lazy reservation from address 0, the slot.
 //!
-//! The host reserves the whole slot and pays only for pages that are touched.
+//! The host reserves the whole slot and pays only for pages that are touched; the
+//! guest is given its parts as they are granted.
 //! The slot starts at a 2 MiB boundary of host memory, so that the heap past its
 //! first 2 MiB may sit on huge pages: a guest streams through fresh memory forty
 //! times faster that way, and a small operation never touches one.

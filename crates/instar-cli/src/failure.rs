@@ -105,6 +105,11 @@ pub fn write(out: &mut Sink, sentence: &[u8]) {
     write_parts(out, parts);
 }
 
+/// Writes a sentence with a hint that fits all of its kind.
+pub fn write_with_hint(out: &mut Sink, sentence: &[u8], hint: &str) {
+    write_parts(out, (sentence, Some(hint.as_bytes())));
+}
+
 /// Writes the sentence of a run that came to no end; what to do follows its first semicolon.
 pub fn write_ended(out: &mut Sink, sentence: &[u8]) {
     write_parts(

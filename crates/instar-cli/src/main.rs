@@ -27,6 +27,9 @@ use std::process::ExitCode;
 /// Exit code of a wrong use; 2 would mean a damaged image.
 const EXIT_USAGE: u8 = 1;
 
+/// What to do after a wrong use.
+const USAGE_HINT: &str = "'instar --help' and 'instar COMMAND --help' show the options";
+
 fn main() -> ExitCode {
     let code = match cli::parse(std::env::args_os()) {
         Ok(cli) => launch::run(&cli).unwrap_or_else(|error| complain(&error)),
@@ -47,9 +50,10 @@ fn print(text: &str) -> u8 {
 
 fn complain(error: &UsageError) -> u8 {
     let mut stderr = Sink::stderr();
-    failure::write(&mut stderr, error.sentence.as_bytes());
     if error.help {
-        stderr.put(b"hint: 'instar --help' and 'instar COMMAND --help' show the options\n");
+        failure::write_with_hint(&mut stderr, error.sentence.as_bytes(), USAGE_HINT);
+    } else {
+        failure::write(&mut stderr, error.sentence.as_bytes());
     }
     // Nobody is left to tell if standard error itself cannot be written.
     let _ = stderr.finish();

@@ -284,7 +284,12 @@ impl Broker {
         if self.held.contains_key(&request.slot) {
             return (Reply::Invalid, None);
         }
-        let given = names::combine(&parent.path, &request.name);
+        let given = match request.role {
+            FileRole::Backing => names::combine(&parent.path, &request.name),
+            // QEMU takes this name as it stands: relative to the current folder. The policy judges
+            // it as any other.
+            FileRole::Data => request.name.clone(),
+        };
         match self.open_named(request, &given) {
             Ok(opened) => {
                 let path = opened.facts.name.as_bytes().to_vec();

@@ -25,7 +25,7 @@ pub struct Transfer {
 pub enum Step {
     /// All buffers are filled; the file may have ended before, then with zeros.
     Finished,
-    /// Going on would sleep.
+    /// Going on would sleep, or the sleep was interrupted.
     WouldBlock,
     /// The host's error.
     Failed(Errno),
@@ -49,7 +49,8 @@ impl Transfer {
             match read_once(file, &iovecs, self.offset.saturating_add(self.done), nowait) {
                 Ok(0) => return self.zero_rest(slot),
                 Ok(n) => self.done = self.done.saturating_add(n),
-                Err(libc::EINTR) => {}
+                // The tick: the caller looks at its limits before it goes on.
+                Err(libc::EINTR) => return Step::WouldBlock,
                 Err(libc::EAGAIN | libc::EOPNOTSUPP) if nowait => return Step::WouldBlock,
                 Err(errno) => return Step::Failed(u32::try_from(errno).map_or(Errno::EIO, Errno)),
             }

@@ -73,7 +73,7 @@ impl HostCpu {
             | or(bit(self.structured.ebx, SHA), cpu::SHA)
     }
 
-    /// The guest's table: no feature that needs ring 0, and none of AVX-512, whose state is off.
+    /// The guest's table: what ring 3 can use, without AVX-512, whose state is off.
     pub fn cpuid(&self) -> Result<CpuId, VmError> {
         let leaf = |function, index, regs: CpuidResult| kvm_cpuid_entry2 {
             function,

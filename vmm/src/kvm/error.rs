@@ -17,6 +17,11 @@ pub fn open(error: kvm_ioctls::Error) -> VmError {
     }
 }
 
+/// `/dev/kvm` opened, but it does not know KVM's calls.
+pub const fn not_kvm() -> VmError {
+    VmError::NotHypervisor { device: DEVICE }
+}
+
 /// Why the ioctl `name` failed.
 pub fn call(name: &'static str) -> impl Fn(kvm_ioctls::Error) -> VmError {
     move |error| {

@@ -42,6 +42,7 @@ impl Hypervisor for Kvm {
         let kvm = kvm_ioctls::Kvm::new().map_err(error::open)?;
         match kvm.get_api_version() {
             API_VERSION => Ok(Self { kvm }),
+            ..0 => Err(error::not_kvm()),
             found => Err(VmError::ApiVersion { found }),
         }
     }
@@ -111,6 +112,6 @@ impl Vm for KvmVm {
             .vm
             .create_vcpu(u64::from(index))
             .map_err(call("KVM_CREATE_VCPU"))?;
-        aarch64::KvmVcpu::new(&self.vm, vcpu, self._slot.size(), entry)
+        aarch64::KvmVcpu::new(&self.vm, vcpu, self.slot.size(), entry)
     }
 }

@@ -110,21 +110,21 @@ impl Devices {
     }
 
     /// Sleeps until the oldest request of some device is done and publishes it, with those of that
-    /// device that are done by then; how many requests, 0 if none is pending.
+    /// device that are done by then. Says how many requests that were, 0 if the sleep was interrupted;
+    /// `None` if no request is pending.
     ///
     /// # Errors
     /// What the guest did wrong.
-    pub fn complete_next(&mut self) -> Result<u32, String> {
+    pub fn complete_next(&mut self) -> Result<Option<u32>, String> {
         let memory = Arc::clone(&self.memory);
         let mut slots = self.slots.iter_mut();
         let pending =
             slots.find_map(|(number, slot)| slot.backend.allow_sleep().then_some((number, slot)));
         let Some((number, Slot { device, backend })) = pending else {
-            return Ok(0);
+            return Ok(None);
         };
-        device
-            .complete(memory.dma(), backend)
-            .map_err(|e| fault(*number, e))
+        let completed = device.complete(memory.dma(), backend);
+        completed.map(Some).map_err(|e| fault(*number, e))
     }
 
     fn get(&mut self, slot: u16) -> Result<&mut Slot, String> {

@@ -245,19 +245,19 @@ impl Run<'_> {
 
     /// Blocks until a request is completed.
     fn wait(&mut self) -> Result<(), RunError> {
-        self.look_at_limits()?;
-        match self
-            .operation
-            .devices
-            .complete_next()
-            .map_err(RunError::Protocol)?
-        {
-            0 => Err(RunError::Protocol(
-                "it waits, but nothing is in flight".into(),
-            )),
-            completed => {
-                self.note_completed(completed);
-                Ok(())
+        loop {
+            self.look_at_limits()?;
+            let completed = self.operation.devices.complete_next();
+            match completed.map_err(RunError::Protocol)? {
+                None => {
+                    let reason = "it waits, but nothing is in flight";
+                    return Err(RunError::Protocol(reason.into()));
+                }
+                Some(0) => {}
+                Some(completed) => {
+                    self.note_completed(completed);
+                    return Ok(());
+                }
             }
         }
     }

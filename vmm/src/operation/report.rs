@@ -37,7 +37,7 @@ pub enum RunError {
         position: String,
     },
     /// The wall-clock limit.
-    #[error("operation was stopped after {} s, as --timeout says", .limit.as_secs())]
+    #[error("operation was stopped after {} s, as --timeout says", .limit.as_secs_f64())]
     TimedOut {
         /// The limit.
         limit: Duration,

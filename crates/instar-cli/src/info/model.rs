@@ -244,13 +244,13 @@ impl Chain {
 
     fn add_luks(&mut self, payload: &[u8]) -> Result<(), RecordError> {
         let record = wire::LuksRecord::read_from_bytes(payload).map_err(|_| RecordError::Length)?;
+        // The operation's own words; the UUID is the image's, any bytes.
         for (field, name) in [
             ("the cipher algorithm", &record.cipher_alg[..]),
             ("the cipher mode", &record.cipher_mode[..]),
             ("the IV generator", &record.ivgen_alg[..]),
             ("the IV generator's hash", &record.ivgen_hash_alg[..]),
             ("the hash", &record.hash_alg[..]),
-            ("the UUID", &record.uuid[..]),
         ] {
             if !until_nul(name)
                 .iter()

@@ -159,9 +159,9 @@ fn luks_name_with_control_characters_is_refused() {
     let mut chain = Chain::default();
     add(&mut chain, RecordKind::Image, record.as_bytes()).unwrap();
     let mut luks = wire::LuksRecord::zeroed();
-    luks.uuid[0] = 0x1b;
+    luks.cipher_mode[0] = 0x1b;
     let error = add(&mut chain, RecordKind::Luks, luks.as_bytes());
-    assert_eq!(error, Err(RecordError::Name("the UUID")));
+    assert_eq!(error, Err(RecordError::Name("the cipher mode")));
 }
 
 #[test]
