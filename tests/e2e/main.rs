@@ -4,13 +4,20 @@ mod bad_input;
 mod block_device;
 mod check_damaged;
 mod check_healthy;
+mod closed_streams;
+mod cold_cache;
 mod files;
 mod harness;
 mod header_damage;
 mod info_features;
 mod info_matrix;
+mod jail;
+mod kvm_errors;
+mod limits;
 mod path_policy;
+mod signals;
 mod streams;
+mod terminal;
 mod usage;
 
 /// What every test returns: the first failures, in words.

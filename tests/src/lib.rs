@@ -10,9 +10,12 @@
 //! * `INSTAR_SEED` repeats a run of the seeded tests; a failure prints its seed.
 
 pub mod compare;
+pub mod crafted;
 pub mod image;
+pub mod live;
 pub mod places;
 pub mod rng;
 pub mod run;
 pub mod scratch;
+pub mod terminal;
 pub mod tools;

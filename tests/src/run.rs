@@ -101,8 +101,19 @@ impl Run {
 
     /// Starts the program with a pipe to its standard input and leaves it
     /// running; the caller ends it.
+    ///
+    /// It obeys SIGINT and SIGTERM even if the test is a background job that does not.
     pub fn start(&self) -> Result<Child> {
-        self.command()
+        let mut command = self.command();
+        // SAFETY: between fork and exec, signal(2) alone is called, which is allowed there.
+        unsafe {
+            command.pre_exec(|| {
+                libc::signal(libc::SIGINT, libc::SIG_DFL);
+                libc::signal(libc::SIGTERM, libc::SIG_DFL);
+                Ok(())
+            });
+        }
+        command
             .stdin(Stdio::piped())
             .spawn()
             .with_context(|| format!("starting {}", self.program.display()))

@@ -16,9 +16,14 @@ pub struct Scratch {
 impl Scratch {
     /// Makes an empty folder.
     pub fn new() -> Result<Self> {
+        Self::new_in(&std::env::temp_dir())
+    }
+
+    /// Makes an empty folder inside another one.
+    pub fn new_in(folder: &Path) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("instar-e2e-")
-            .tempdir()
+            .tempdir_in(folder)
             .context("making a scratch folder")?;
         Ok(Self { dir })
     }

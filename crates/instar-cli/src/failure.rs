@@ -178,7 +178,7 @@ const HINTS: [(&str, &str); 15] = [
     ),
     (
         "No such file or directory",
-        "a relative name starts at the current folder",
+        "check the name: one that you type starts at the current folder, one that stands in an image at that image's folder",
     ),
     (
         "/dev/",

@@ -44,7 +44,10 @@ fn print(text: &str) -> u8 {
     stdout.put(text.as_bytes());
     match stdout.finish() {
         Ok(()) => 0,
-        Err(_) => EXIT_USAGE,
+        Err(error) => {
+            let sentence = format!("Cannot write the output: {}", failure::system_text(&error));
+            complain(&UsageError::plain(sentence))
+        }
     }
 }
 

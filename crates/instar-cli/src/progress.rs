@@ -89,8 +89,11 @@ impl Bar {
     }
 
     fn draw(&self, done: u64, total: u64) {
-        self.bar.set_length(total.max(done).max(1));
-        self.bar.set_position(done);
+        // Both at once: each setter would draw a frame of its own.
+        self.bar.update(|state| {
+            state.set_len(total.max(done).max(1));
+            state.set_pos(done);
+        });
     }
 }
 

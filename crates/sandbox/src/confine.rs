@@ -6,6 +6,7 @@ use landlock::{
     RulesetStatus, Scope,
 };
 use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, Signal};
+use rustix::thread::{CapabilitySet, CapabilitySets};
 use std::io;
 
 /// Descriptors that the worker may have: one per device and a few of its own.
@@ -109,14 +110,23 @@ fn empty_input() -> Result<(), JailError> {
     rustix::stdio::dup2_stdin(&empty).map_err(|e| failed(e.into()))
 }
 
-/// Gives up the file system, TCP and signals to others, as far as the kernel knows how; for
-/// the calling thread and all that it starts later. Sets `no_new_privs`.
+/// Gives up all capabilities, and the file system, TCP and signals to others, as far as the kernel
+/// knows how; for the calling thread and all that it starts later. Sets `no_new_privs`.
 ///
 /// # Errors
 /// [`JailError`]: the kernel has Landlock and refused.
 pub fn give_up_files() -> Result<Confinement, JailError> {
     rustix::thread::set_no_new_privs(true).map_err(|e| JailError::System {
         step: "prctl NO_NEW_PRIVS",
+        source: e.into(),
+    })?;
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    rustix::thread::set_capabilities(None, none).map_err(|e| JailError::System {
+        step: "capset",
         source: e.into(),
     })?;
     let status = restrict().map_err(|e| JailError::Landlock(e.to_string()))?;

@@ -54,6 +54,9 @@ impl Summary {
         if ImageFormat::try_from(result.format.get()) != Ok(ImageFormat::Qcow2) {
             return Err(format!("the checked format is {}", result.format.get()));
         }
+        if result.reserved.iter().any(|byte| *byte != 0) {
+            return Err("its reserved bytes are not zero".into());
+        }
         let number = |field: &str, raw: instar_shared::zerocopy::little_endian::U64| {
             let value = raw.get();
             if value > MAX_NUMBER {

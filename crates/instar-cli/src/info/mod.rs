@@ -174,6 +174,11 @@ impl Output for InfoOutput {
         };
         match Outcome::try_from(result.outcome.get()) {
             Ok(Outcome::Done) => {
+                if result.reserved.iter().any(|byte| *byte != 0) {
+                    return self
+                        .console
+                        .end_malformed("its reserved bytes are not zero");
+                }
                 if usize::try_from(result.images.get()) != Ok(self.chain.images().len()) {
                     return self.console.end_malformed("it counts its images wrong");
                 }

@@ -284,6 +284,8 @@ fn parse_image(payload: &[u8]) -> Result<Image, RecordError> {
     let (backing_format, rest) = take(rest, record.backing_format_len.get())?;
     let (data_file, rest) = take(rest, record.data_file_len.get())?;
     at_end(rest)?;
+    let reserved = u64::from_le_bytes(record.reserved);
+    one_of("an image's reserved field", reserved, &[0])?;
     let flags = known_flags("an image's flags", record.flags.get(), IMAGE_FLAGS)?;
     let name = |flag: u32, bytes: &[u8]| match (flags & flag != 0, until_nul(bytes)) {
         (false, _) if !bytes.is_empty() => Err(RecordError::Length),
