@@ -207,42 +207,21 @@ fn broker_dies_of_executing_a_program_and_takes_the_worker_along() -> Outcome {
 /// Lets the worker issue a call with its filter off, as only a tracer with all
 /// privileges can: the call's result.
 fn without_filter(pid: i32, call: libc::c_long, arguments: [u64; 3]) -> Result<i64> {
-    let traced = |request: u32, data: *mut libc::c_void| -> Result<()> {
-        // SAFETY: `data` is an option mask, null, or a live register structure, as the request asks.
-        let result = unsafe { libc::ptrace(request, pid, std::ptr::null_mut::<u8>(), data) };
-        let error = std::io::Error::last_os_error();
-        ensure!(result == 0, "ptrace request {request:#x}: {error}");
-        Ok(())
-    };
-    let stopped = || -> Outcome {
-        let mut status = 0;
-        // SAFETY: the status is writable.
-        let waited = unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) };
-        ensure!(
-            waited == pid && libc::WIFSTOPPED(status),
-            "it did not stop: {status:#x}"
-        );
-        Ok(())
-    };
-    let options = usize::try_from(libc::PTRACE_O_SUSPEND_SECCOMP)?;
-    traced(
-        libc::PTRACE_SEIZE,
-        std::ptr::without_provenance_mut(options),
-    )?;
-    traced(libc::PTRACE_INTERRUPT, std::ptr::null_mut())?;
-    stopped()?;
+    let registers = inject::stop_at_call(pid, libc::PTRACE_O_SUSPEND_SECCOMP)?;
+    let status = inject::issue(pid, registers, call, arguments)?;
+    ensure!(libc::WIFSTOPPED(status), "it did not stop: {status:#x}");
     // SAFETY: the structure is plain integers, for which zero is valid.
     let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
-    traced(libc::PTRACE_GETREGS, (&raw mut registers).cast())?;
-    // It was stopped in a call: the instruction stands just before.
-    registers.rip -= 2;
-    registers.rax = call.cast_unsigned();
-    registers.orig_rax = u64::MAX;
-    [registers.rdi, registers.rsi, registers.rdx] = arguments;
-    traced(libc::PTRACE_SETREGS, (&raw mut registers).cast())?;
-    traced(libc::PTRACE_SINGLESTEP, std::ptr::null_mut())?;
-    stopped()?;
-    traced(libc::PTRACE_GETREGS, (&raw mut registers).cast())?;
+    // SAFETY: the structure is live and of the size that the request writes.
+    let result = unsafe {
+        libc::ptrace(
+            libc::PTRACE_GETREGS,
+            pid,
+            std::ptr::null_mut::<u8>(),
+            &raw mut registers,
+        )
+    };
+    ensure!(result == 0, "{}", std::io::Error::last_os_error());
     Ok(registers.rax.cast_signed())
 }
 

@@ -40,30 +40,57 @@ fn wait(pid: i32) -> io::Result<i32> {
     }
 }
 
-/// Stops `pid` and lets its main thread issue `call` with `arguments`; the wait status that follows:
-/// the death of the process, or a stop after the call.
+/// Stops the main thread of `pid` right behind a `syscall` instruction, with the tracer's `options`;
+/// its registers, set back to that instruction.
 ///
 /// # Errors
-/// The process cannot be traced: it is not dumpable, and the caller has no privilege.
-pub fn inject(pid: i32, call: libc::c_long, arguments: [u64; 3]) -> io::Result<i32> {
-    ptrace(libc::PTRACE_SEIZE, pid, 0, null_mut())?;
-    ptrace(libc::PTRACE_INTERRUPT, pid, 0, null_mut())?;
-    wait(pid)?;
-    // SAFETY: the structure is plain integers, for which zero is valid.
-    let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
-    ptrace(libc::PTRACE_GETREGS, pid, 0, (&raw mut registers).cast())?;
-    // It was stopped in a call, so the instruction to repeat stands just before.
-    registers.rip -= 2;
-    let instruction = ptrace(libc::PTRACE_PEEKTEXT, pid, registers.rip, null_mut())?;
-    assert_eq!(
-        instruction & 0xffff,
-        SYSCALL,
-        "the thread is in no system call"
-    );
+/// The process cannot be traced (it is not dumpable, and the caller has no privilege), or it is in no
+/// system call for a whole second.
+pub fn stop_at_call(pid: i32, options: i32) -> io::Result<libc::user_regs_struct> {
+    let options = std::ptr::without_provenance_mut(usize::try_from(options).unwrap_or(0));
+    ptrace(libc::PTRACE_SEIZE, pid, 0, options)?;
+    for _ in 0..1000 {
+        ptrace(libc::PTRACE_INTERRUPT, pid, 0, null_mut())?;
+        wait(pid)?;
+        // SAFETY: the structure is plain integers, for which zero is valid.
+        let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+        ptrace(libc::PTRACE_GETREGS, pid, 0, (&raw mut registers).cast())?;
+        registers.rip -= 2;
+        let instruction = ptrace(libc::PTRACE_PEEKTEXT, pid, registers.rip, null_mut())?;
+        if instruction & 0xffff == SYSCALL {
+            return Ok(registers);
+        }
+        // Between two calls, or in a page fault: once more.
+        ptrace(libc::PTRACE_CONT, pid, 0, null_mut())?;
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    Err(io::Error::other("the thread is in no system call"))
+}
+
+/// Lets the main thread of `pid`, stopped by [`stop_at_call`], issue `call` with `arguments`; the wait
+/// status that follows: the death of the process, or a stop after the call.
+///
+/// # Errors
+/// The process is not there any more.
+pub fn issue(
+    pid: i32,
+    mut registers: libc::user_regs_struct,
+    call: libc::c_long,
+    arguments: [u64; 3],
+) -> io::Result<i32> {
     registers.rax = call.cast_unsigned();
     registers.orig_rax = u64::MAX;
     [registers.rdi, registers.rsi, registers.rdx] = arguments;
     ptrace(libc::PTRACE_SETREGS, pid, 0, (&raw mut registers).cast())?;
     ptrace(libc::PTRACE_SINGLESTEP, pid, 0, null_mut())?;
     wait(pid)
+}
+
+/// [`stop_at_call`] and [`issue`] in one.
+///
+/// # Errors
+/// As they have.
+pub fn inject(pid: i32, call: libc::c_long, arguments: [u64; 3]) -> io::Result<i32> {
+    let registers = stop_at_call(pid, 0)?;
+    issue(pid, registers, call, arguments)
 }
