@@ -82,8 +82,15 @@ pub fn issue(
     registers.orig_rax = u64::MAX;
     [registers.rdi, registers.rsi, registers.rdx] = arguments;
     ptrace(libc::PTRACE_SETREGS, pid, 0, (&raw mut registers).cast())?;
-    ptrace(libc::PTRACE_SINGLESTEP, pid, 0, null_mut())?;
-    wait(pid)
+    loop {
+        ptrace(libc::PTRACE_SINGLESTEP, pid, 0, null_mut())?;
+        let status = wait(pid)?;
+        // A signal on its way in (the worker has a timer) stops the thread before the step: it is
+        // dropped, and the step made again.
+        if !libc::WIFSTOPPED(status) || status >> 8 == libc::SIGTRAP {
+            return Ok(status);
+        }
+    }
 }
 
 /// [`stop_at_call`] and [`issue`] in one.
