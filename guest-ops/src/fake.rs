@@ -244,7 +244,7 @@ unsafe impl Platform for FakeMachine {
         }
     }
 
-    fn wait(&self, _milliseconds: u32) {
+    fn wait(&self, _value: u32) {
         self.0.waits.set(self.0.waits.get() + 1);
         let mut done = 0;
         for disk in self.0.disks.borrow_mut().values_mut() {

@@ -18,8 +18,8 @@ unsafe impl Platform for Machine {
         doorbell::kick(value);
     }
 
-    fn wait(&self, milliseconds: u32) {
-        doorbell::wait(milliseconds);
+    fn wait(&self, value: u32) {
+        doorbell::wait(value);
     }
 
     fn pointer(&self, addr: u64, _len: usize) -> NonNull<u8> {
@@ -75,8 +75,8 @@ mod doorbell {
         out(KICK_PORT, value);
     }
 
-    pub(super) fn wait(milliseconds: u32) {
-        out(WAIT_PORT, milliseconds);
+    pub(super) fn wait(value: u32) {
+        out(WAIT_PORT, value);
     }
 
     fn out(port: u16, value: u32) {
@@ -102,8 +102,8 @@ mod doorbell {
         store(ARM64_DOORBELL_PAGE | KICK_OFFSET, value);
     }
 
-    pub(super) fn wait(milliseconds: u32) {
-        store(ARM64_DOORBELL_PAGE | WAIT_OFFSET, milliseconds);
+    pub(super) fn wait(value: u32) {
+        store(ARM64_DOORBELL_PAGE | WAIT_OFFSET, value);
     }
 
     fn store(address: u64, value: u32) {

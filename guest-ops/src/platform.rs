@@ -21,9 +21,9 @@ pub unsafe trait Platform: Clone {
     /// Rings the kick doorbell with `value`.
     fn kick(&self, value: u32);
 
-    /// Rings the wait doorbell: returns when something completed, the cancel word is set, or
-    /// `milliseconds` have passed (0: no deadline).
-    fn wait(&self, milliseconds: u32);
+    /// Rings the wait doorbell with `value`, which says nothing: returns when a request is completed.
+    /// To wait with no request in flight is an error that ends the operation.
+    fn wait(&self, value: u32);
 
     /// Where the `len` bytes at guest address `addr` are for this program.
     ///

@@ -1,5 +1,6 @@
 //! A KVM vCPU on arm64, entered at EL0. Documentation/virt/kvm/api.rst, KVM_SET_ONE_REG.
 
+use super::KvmVm;
 use super::error::{call, emulation_remark};
 use super::ticker;
 use crate::VmError;
@@ -11,7 +12,7 @@ use kvm_bindings::{
     KVM_REG_ARM_CORE, KVM_REG_ARM64, KVM_REG_ARM64_SYSREG, KVM_REG_SIZE_U64, kvm_regs,
     kvm_vcpu_init, user_pt_regs,
 };
-use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::mem::offset_of;
 
 /// Registers that KVM keeps in its core set.
@@ -56,12 +57,8 @@ pub struct KvmVcpu {
 }
 
 impl KvmVcpu {
-    pub(super) fn new(
-        vm: &VmFd,
-        vcpu: VcpuFd,
-        slot_size: u64,
-        entry: &UserEntry,
-    ) -> Result<Self, VmError> {
+    pub(super) fn new(machine: &KvmVm, vcpu: VcpuFd, entry: &UserEntry) -> Result<Self, VmError> {
+        let (vm, slot_size) = (&machine.vm, machine.slot.size());
         let mut target = kvm_vcpu_init::default();
         vm.get_preferred_target(&mut target)
             .map_err(call("KVM_ARM_PREFERRED_TARGET"))?;

@@ -20,6 +20,11 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use std::sync::Arc;
 
+#[cfg(target_arch = "aarch64")]
+use aarch64 as native;
+#[cfg(target_arch = "x86_64")]
+use x86_64 as native;
+
 /// The interface version that has been stable since 2007.
 const API_VERSION: i32 = 12;
 
@@ -50,7 +55,7 @@ impl Hypervisor for Kvm {
     fn create_vm(&self, slot: Arc<GuestSlot>) -> Result<KvmVm, VmError> {
         let vm = self.kvm.create_vm().map_err(call("KVM_CREATE_VM"))?;
         #[cfg(target_arch = "x86_64")]
-        x86_64::prepare_vm(&vm)?;
+        native::prepare_vm(&vm)?;
         Ok(KvmVm {
             vm,
             slot,
@@ -59,9 +64,10 @@ impl Hypervisor for Kvm {
     }
 }
 
-impl KvmVm {
-    /// Adds a memory region; its number is the next one.
-    fn add_region(&mut self, start: u64, size: u64) -> Result<(), VmError> {
+impl Vm for KvmVm {
+    type Vcpu = native::KvmVcpu;
+
+    fn map_memory(&mut self, start: u64, size: u64) -> Result<(), VmError> {
         let inside = start
             .checked_add(size)
             .is_some_and(|end| end <= self.slot.size());
@@ -80,38 +86,12 @@ impl KvmVm {
         self.regions += 1;
         Ok(())
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-impl Vm for KvmVm {
-    type Vcpu = x86_64::KvmVcpu;
-
-    fn map_memory(&mut self, start: u64, size: u64) -> Result<(), VmError> {
-        self.add_region(start, size)
-    }
 
     fn create_vcpu(&self, index: u8, entry: &UserEntry) -> Result<Self::Vcpu, VmError> {
         let vcpu = self
             .vm
             .create_vcpu(u64::from(index))
             .map_err(call("KVM_CREATE_VCPU"))?;
-        x86_64::KvmVcpu::new(vcpu, entry)
-    }
-}
-
-#[cfg(target_arch = "aarch64")]
-impl Vm for KvmVm {
-    type Vcpu = aarch64::KvmVcpu;
-
-    fn map_memory(&mut self, start: u64, size: u64) -> Result<(), VmError> {
-        self.add_region(start, size)
-    }
-
-    fn create_vcpu(&self, index: u8, entry: &UserEntry) -> Result<Self::Vcpu, VmError> {
-        let vcpu = self
-            .vm
-            .create_vcpu(u64::from(index))
-            .map_err(call("KVM_CREATE_VCPU"))?;
-        aarch64::KvmVcpu::new(&self.vm, vcpu, self.slot.size(), entry)
+        native::KvmVcpu::new(self, vcpu, entry)
     }
 }

@@ -1,5 +1,6 @@
 //! A KVM vCPU on x86-64, entered at ring 3.
 
+use super::KvmVm;
 use super::cpuid::HostCpu;
 use super::error::{call, emulation_remark};
 use super::ticker;
@@ -50,7 +51,7 @@ pub struct KvmVcpu {
 }
 
 impl KvmVcpu {
-    pub(super) fn new(vcpu: VcpuFd, entry: &UserEntry) -> Result<Self, VmError> {
+    pub(super) fn new(_machine: &KvmVm, vcpu: VcpuFd, entry: &UserEntry) -> Result<Self, VmError> {
         let host = HostCpu::read();
         vcpu.set_cpuid2(&host.cpuid()?)
             .map_err(call("KVM_SET_CPUID2"))?;

@@ -109,8 +109,7 @@ impl Operation {
             operation: self,
             host,
         };
-        let ended = run.until_exit();
-        ended?;
+        run.until_exit()?;
         let result = run
             .operation
             .memory
