@@ -14,8 +14,7 @@ use instar_vmm::operation::seam::{
 };
 use instar_vmm::operation::{OperationFile, OperationHost};
 use libfuzzer_sys::fuzz_target;
-use std::fs::File;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 const HEAP_BYTES: u64 = 8 << 20;
 const FILE_BYTES: u64 = 64 << 10;
@@ -27,7 +26,7 @@ impl OperationHost for Host {
         // The host's own check has been through these.
         assert!(request.name_len.get() <= 4096 && request.slot.get() < 1024);
         if request.name[0] & 1 == 0 {
-            return Ok(file());
+            return Ok(file(true));
         }
         Err(FileResponse {
             status: FileStatus::Failed.raw().into(),
@@ -41,18 +40,16 @@ impl OperationHost for Host {
     }
 }
 
-fn file() -> OperationFile {
-    static FILE: OnceLock<File> = OnceLock::new();
-    let file = FILE.get_or_init(|| {
-        let file = tempfile::tempfile().expect("a temporary file");
-        file.set_len(FILE_BYTES).expect("a length");
-        file
-    });
+/// A file of zeros, read-only or one that may double.
+fn file(read_only: bool) -> OperationFile {
+    let file = tempfile::tempfile().expect("a temporary file");
+    file.set_len(FILE_BYTES).expect("a length");
     OperationFile {
-        file: file.try_clone().expect("a descriptor"),
-        read_only: true,
+        file,
+        read_only,
         block_device: false,
         len_bytes: FILE_BYTES,
+        max_len_bytes: 2 * FILE_BYTES,
     }
 }
 
@@ -124,7 +121,9 @@ impl Machine<'_> {
 fuzz_target!(|moves: &[u8]| {
     let slot = GuestSlot::new(HEAP_START + HEAP_BYTES).expect("memory");
     let mut devices = Devices::new(Arc::clone(&slot));
-    devices.add(0, file()).expect("a device");
+    let disk = file(false);
+    let written = disk.file.try_clone().expect("a descriptor");
+    devices.add(0, disk).expect("a device");
     let mut machine = Machine {
         slot,
         devices,
@@ -137,4 +136,6 @@ fuzz_target!(|moves: &[u8]| {
         machine.slot.read(start, &mut page).expect("memory");
         assert!(page.iter().all(|byte| *byte == 0), "{start:#x} was written");
     }
+    let len = written.metadata().expect("a length").len();
+    assert!(len <= 2 * FILE_BYTES, "the file has {len} bytes");
 });

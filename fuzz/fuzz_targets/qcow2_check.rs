@@ -43,7 +43,7 @@ fn run(image: &MemStorage, header: &Header, grant: u64) -> Result<CheckSummary, 
 }
 
 fuzz_target!(|bytes: &[u8]| {
-    let image = MemStorage(bytes.to_vec());
+    let image = MemStorage::new(bytes.to_vec());
     let Ok(header) = Header::read(&image, OpenMode::CheckWithKey) else {
         return;
     };

@@ -6,7 +6,7 @@ use instar_storage::MemStorage;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    let image = MemStorage(bytes.to_vec());
+    let image = MemStorage::new(bytes.to_vec());
     let Ok(info) = ImageInfo::read(&image) else {
         return;
     };

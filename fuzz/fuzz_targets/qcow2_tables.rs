@@ -18,7 +18,7 @@ fuzz_target!(|bytes: &[u8]| {
         return;
     };
     let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-    let image = MemStorage(rest.to_vec());
+    let image = MemStorage::new(rest.to_vec());
     let offset = u64::from(word(0)) << (head[15] & 31);
     for snapshot in SnapshotTable::at(&image, HostOffset(offset), word(4) % 70_000) {
         match snapshot {

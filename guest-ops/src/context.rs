@@ -60,7 +60,7 @@ impl<P: Platform> Context<P> {
     #[allow(clippy::cast_possible_truncation)] // 16 KiB
     pub fn config<T: FromBytes + IntoBytes + Copy>(&self) -> T {
         const { assert!(size_of::<T>() <= CONFIG.size as usize) };
-        Shared::at(&self.platform, CONFIG.start).read()
+        Shared::at(&self.platform, CONFIG.start).read_constant()
     }
 
     /// Sets the operation's result; the last one counts.

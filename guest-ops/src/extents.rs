@@ -18,6 +18,11 @@ impl ExtentCache {
         (offset.checked_sub(run.offset)? < run.len).then_some(*run)
     }
 
+    /// Forgets everything: the disk was changed.
+    pub(crate) fn clear(&mut self) {
+        self.runs.clear();
+    }
+
     /// Takes an answer whose first run starts at `offset`, of a disk of `len_bytes`.
     ///
     /// Runs of equal kind that follow each other become one. An answer that ends early is made whole

@@ -10,8 +10,8 @@ use instar_shared::blk::StatusExtent;
 use instar_shared::boot::{BOOT_MAGIC, BootPage};
 use instar_shared::control::{ControlPage, FileResponse, FileStatus, MemoryGrant};
 use instar_shared::device::{
-    AVAIL_OFFSET, DeviceEntry, FEATURE_BLOCK_STATUS, FEATURE_BYTE_IO, FLAG_PRESENT, QUEUE_SIZE,
-    USED_OFFSET, entry_address, queue_region,
+    AVAIL_OFFSET, DeviceEntry, FEATURE_BLOCK_STATUS, FEATURE_BYTE_IO, FEATURE_BYTE_WRITE,
+    FLAG_PRESENT, FLAG_READ_ONLY, QUEUE_SIZE, USED_OFFSET, entry_address, queue_region,
 };
 use instar_shared::doorbell::{Control, Kick};
 use instar_shared::layout::{BOOT, CONTROL, DMA_START, HEAP_START, RECORDS};
@@ -103,12 +103,26 @@ impl FakeMachine {
         }))
     }
 
-    /// Puts a disk with `bytes` into `slot`.
+    /// Puts a read-only disk with `bytes` into `slot`.
     pub(crate) fn add_disk(&self, slot: u16, bytes: Vec<u8>, order: CompletionOrder) {
+        self.add(slot, bytes, order, true);
+    }
+
+    /// Puts a disk with `bytes`, which may be changed, into `slot`.
+    pub(crate) fn add_writable_disk(&self, slot: u16, bytes: Vec<u8>, order: CompletionOrder) {
+        self.add(slot, bytes, order, false);
+    }
+
+    fn add(&self, slot: u16, bytes: Vec<u8>, order: CompletionOrder, read_only: bool) {
         let region = queue_region(slot).unwrap();
-        let features = FEATURE_BYTE_IO | FEATURE_BLOCK_STATUS;
+        let (flag, feature) = if read_only {
+            (FLAG_READ_ONLY, 0)
+        } else {
+            (0, FEATURE_BYTE_WRITE)
+        };
+        let features = FEATURE_BYTE_IO | FEATURE_BLOCK_STATUS | feature;
         let entry = DeviceEntry {
-            flags: U32::new(FLAG_PRESENT),
+            flags: U32::new(FLAG_PRESENT | flag),
             queue_size: U16::new(QUEUE_SIZE),
             features: U64::new(features),
             len_bytes: U64::new(bytes.len() as u64),
@@ -130,7 +144,7 @@ impl FakeMachine {
         let config = BlkConfig {
             virtio_features: 0,
             vendor_features: features,
-            read_only: true,
+            read_only,
             len_bytes: bytes.len() as u64,
         };
         let mut backend = MemBackend::new(self.0.dma.clone(), bytes);

@@ -26,7 +26,7 @@ pub enum OpenError {
 }
 
 impl<P: Platform> Context<P> {
-    /// Opens the file that the image in `parent_slot` names, read-only, in the next free slot.
+    /// [`Self::open_file`] for reading.
     ///
     /// # Errors
     /// Why it is not there.
@@ -36,11 +36,25 @@ impl<P: Platform> Context<P> {
         name: &[u8],
         role: FileRole,
     ) -> Result<Disk<P>, OpenError> {
+        self.open_file(parent_slot, name, role, FileAccess::Read)
+    }
+
+    /// Opens the file that the image in `parent_slot` names in the next free slot.
+    ///
+    /// # Errors
+    /// Why it is not there.
+    pub fn open_file(
+        &mut self,
+        parent_slot: u16,
+        name: &[u8],
+        role: FileRole,
+        access: FileAccess,
+    ) -> Result<Disk<P>, OpenError> {
         let slot = self.next_slot().ok_or(OpenError::NoSlot)?;
         let mut request = FileRequest {
             slot: U32::new(u32::from(slot)),
             role: U32::new(role.raw()),
-            access: U32::new(FileAccess::Read.raw()),
+            access: U32::new(access.raw()),
             parent_slot: U32::new(u32::from(parent_slot)),
             name_len: U32::new(u32::try_from(name.len()).unwrap_or(u32::MAX)),
             ..FileRequest::zeroed()

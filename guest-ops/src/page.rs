@@ -35,6 +35,14 @@ impl<T: FromBytes + IntoBytes + Copy> Shared<T> {
         unsafe { self.pointer.cast::<T>().read_volatile() }
     }
 
+    /// As [`Self::read`], of what nobody writes while the operation runs. A volatile read of a large struct
+    /// would be one instruction for each byte.
+    pub(crate) fn read_constant(&self) -> T {
+        const { assert!(align_of::<T>() == 1) };
+        // SAFETY: as for `read`; nobody writes it meanwhile.
+        unsafe { self.pointer.cast::<T>().read() }
+    }
+
     /// Writes all of it.
     pub(crate) fn write(&self, value: T) {
         const { assert!(align_of::<T>() == 1) };

@@ -15,6 +15,8 @@ use instar_shared::record::{FailureKind, MAX_PAYLOAD, RecordKind};
 use instar_shared::zerocopy::IntoBytes;
 use vm_memory::{Bytes, GuestAddress};
 
+mod change;
+
 const ORDERS: [CompletionOrder; 3] = [
     CompletionOrder::AtOnce,
     CompletionOrder::Held,
@@ -363,7 +365,7 @@ fn open_backing_passes_refusals_on() {
 fn config_result_grant_and_cancel_reach_their_places() {
     let (machine, mut ctx, _disk) = machine(10, CompletionOrder::AtOnce);
     let mut config = CheckConfig::zeroed();
-    config.flags.set(77);
+    config.repair.set(77);
     machine
         .0
         .mem

@@ -37,6 +37,20 @@ wire_enum! {
         /// Vendor: runs of data and holes from byte offset `sector` on; data is an array of
         /// [`StatusExtent`], filled from the front and ended by the first `len` of 0.
         BlockStatus = 0x8000_0002,
+        /// Vendor: write any number of bytes at byte offset `sector`. Past the end the file grows,
+        /// up to the device's limit.
+        WriteBytes = 0x8000_0003,
+        /// Vendor: make the file exactly `sector` bytes long. No data.
+        SetLength = 0x8000_0004,
+        /// Vendor: reserve space from byte offset `sector` on; data is a [`RangeArg`] whose flags are
+        /// 0 (`fallocate`) or [`RANGE_WRITE_ZEROS`]. The file grows if it is shorter.
+        Allocate = 0x8000_0005,
+        /// Vendor: the bytes from offset `sector` on are no longer needed; data is a [`RangeArg`].
+        DiscardBytes = 0x8000_0006,
+        /// Vendor: the bytes from offset `sector` on read as zeros; data is a [`RangeArg`].
+        ZeroBytes = 0x8000_0007,
+        /// Vendor: make completed writes durable; unlike `Flush` it says why it failed. No data.
+        Sync = 0x8000_0008,
     }
 }
 
@@ -99,3 +113,17 @@ wire_struct! {
     }
 }
 wire_layout!(StatusExtent, size = 16, { len @ 0, flags @ 8 });
+
+/// [`RequestType::Allocate`]: reserve by writing zeros.
+pub const RANGE_WRITE_ZEROS: u64 = 1 << 0;
+
+wire_struct! {
+    /// The data of vendor requests that are about a range rather than its bytes.
+    pub struct RangeArg {
+        /// Length in bytes, not 0.
+        pub len: U64,
+        /// `RANGE_*`.
+        pub flags: U64,
+    }
+}
+wire_layout!(RangeArg, size = 16, { len @ 0, flags @ 8 });

@@ -1,19 +1,29 @@
-//! The `check` operation.
+//! The `check` operation, and `repair`, which has the same config and result.
 
 use zerocopy::little_endian::{U32, U64};
+
+wire_enum! {
+    /// What `repair` may change.
+    pub enum RepairMode: u32 {
+        /// Refcounts that are too high.
+        Leaks = 1,
+        /// Whatever the metadata determines.
+        All = 2,
+    }
+}
 
 wire_struct! {
     /// What `check` is to do.
     pub struct CheckConfig {
         /// A [`crate::op::ImageFormat`]: the format of the image in slot 0, or `Probe`.
         pub format: U32,
-        /// Zero.
-        pub flags: U32,
+        /// A [`RepairMode`]; 0 in `check`.
+        pub repair: U32,
         /// Zero.
         pub reserved: [u8; 56],
     }
 }
-wire_layout!(CheckConfig, size = 64, { format @ 0, flags @ 4, reserved @ 8 });
+wire_layout!(CheckConfig, size = 64, { format @ 0, repair @ 4, reserved @ 8 });
 
 wire_struct! {
     /// What `check` found.
@@ -38,11 +48,16 @@ wire_struct! {
         pub fragmented_clusters: U64,
         /// Allocated clusters that are compressed.
         pub compressed_clusters: U64,
+        /// `repair`: damages that are gone. The numbers above are of the check after it.
+        pub corruptions_fixed: U64,
+        /// `repair`: leaked clusters that are free now.
+        pub leaks_fixed: U64,
         /// Zero.
-        pub reserved: [u8; 56],
+        pub reserved: [u8; 40],
     }
 }
 wire_layout!(CheckResult, size = 128, {
     outcome @ 0, format @ 4, corruptions @ 8, leaks @ 16, check_errors @ 24, image_end_offset @ 32,
-    total_clusters @ 40, allocated_clusters @ 48, fragmented_clusters @ 56, compressed_clusters @ 64, reserved @ 72,
+    total_clusters @ 40, allocated_clusters @ 48, fragmented_clusters @ 56, compressed_clusters @ 64, corruptions_fixed @ 72,
+    leaks_fixed @ 80, reserved @ 88,
 });

@@ -30,6 +30,9 @@ pub const FLAG_BLOCK_DEVICE: u32 = 1 << 2;
 pub const FEATURE_BYTE_IO: u64 = 1 << 0;
 /// Vendor feature: block status.
 pub const FEATURE_BLOCK_STATUS: u64 = 1 << 1;
+/// Vendor feature, of devices that are not read-only: byte-granular writes, zeroes and discards, a new
+/// length, reserving space, and a flush that says why it failed.
+pub const FEATURE_BYTE_WRITE: u64 = 1 << 2;
 
 wire_struct! {
     /// One slot of the device table.

@@ -23,6 +23,7 @@ pub mod check;
 pub mod control;
 pub mod device;
 pub mod doorbell;
+pub mod edit;
 pub mod info;
 pub mod layout;
 pub mod op;

@@ -28,6 +28,7 @@ fn tables_fill_their_regions() {
     assert!(size_of::<crate::control::ControlPage>() as u64 <= layout::CONTROL.size);
     assert!(size_of::<crate::boot::BootPage>() as u64 <= layout::BOOT.size);
     assert!(size_of::<crate::check::CheckResult>() as u64 <= layout::RESULT.size);
+    assert!(size_of::<crate::edit::EditResult>() as u64 <= layout::RESULT.size);
 }
 
 #[test]
@@ -39,8 +40,8 @@ fn queue_parts_do_not_overlap() {
 }
 
 #[test]
-fn numbers_of_version_1() {
-    assert_eq!(crate::abi::ABI_VERSION, 1);
+fn numbers_of_version_2() {
+    assert_eq!(crate::abi::ABI_VERSION, 2);
     assert_eq!(
         (
             doorbell::KICK_PORT,
@@ -52,4 +53,20 @@ fn numbers_of_version_1() {
     assert_eq!(layout::IMAGE.start, 0x20_0000);
     assert_eq!(layout::HEAP_START, 0x200_0000);
     assert_eq!(crate::boot::BOOT_MAGIC, 0x5241_5453);
+}
+
+#[test]
+fn requests_of_version_2() {
+    use crate::blk::RequestType;
+    let numbers: Vec<u32> = RequestType::ALL.iter().map(|kind| kind.raw()).collect();
+    let (virtio, vendor) = numbers.split_at(6);
+    assert_eq!(virtio, [0, 1, 4, 8, 11, 13]);
+    assert_eq!(vendor, (0x8000_0000..=0x8000_0008).collect::<Vec<_>>());
+    let features = (
+        device::FEATURE_BYTE_IO,
+        device::FEATURE_BLOCK_STATUS,
+        device::FEATURE_BYTE_WRITE,
+    );
+    assert_eq!(features, (1, 2, 4));
+    assert_eq!(crate::blk::RANGE_WRITE_ZEROS, 1);
 }

@@ -15,6 +15,8 @@ impl Errno {
     pub const EIO: Self = Self(5);
     /// Invalid argument.
     pub const EINVAL: Self = Self(22);
+    /// File too large: a change past the length that the file may have.
+    pub const EFBIG: Self = Self(27);
     /// Read-only file system: a write to a read-only device.
     pub const EROFS: Self = Self(30);
     /// Operation not supported.
@@ -38,21 +40,21 @@ pub enum IoKind {
         /// First byte.
         offset: u64,
     },
-    /// Write all buffers at `offset`.
+    /// Write all buffers at `offset`; past the end the file grows.
     Write {
         /// First byte.
         offset: u64,
     },
     /// Make completed writes durable. No buffers.
     Flush,
-    /// The range's content is no longer needed. No buffers.
+    /// The range's content is no longer needed: a hint, and no error if it cannot be taken. No buffers.
     Discard {
         /// First byte.
         offset: u64,
         /// Length in bytes.
         len: u64,
     },
-    /// The range reads as zeros from now on. No buffers.
+    /// The range reads as zeros from now on; past the end the file grows. No buffers.
     WriteZeroes {
         /// First byte.
         offset: u64,
@@ -60,6 +62,20 @@ pub enum IoKind {
         len: u64,
         /// Whether the range may be deallocated.
         unmap: bool,
+    },
+    /// Make the file exactly so long. No buffers.
+    SetLength {
+        /// Length in bytes.
+        len: u64,
+    },
+    /// Reserve space for the range; the file grows if it is shorter. No buffers.
+    Allocate {
+        /// First byte.
+        offset: u64,
+        /// Length in bytes, not 0.
+        len: u64,
+        /// By writing zeros, over whatever is there; else contents stay.
+        zeros: bool,
     },
     /// Fill the buffers with [`instar_shared::blk::StatusExtent`]s from `offset` on, ended by one of
     /// length 0 if there is room ([`IoRequest::fill`] puts them there). At or past the end: none.

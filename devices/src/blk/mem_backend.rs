@@ -31,6 +31,8 @@ pub struct MemBackend<M> {
     pub log: Vec<IoKind>,
     /// If set, the next request fails with this error.
     pub fail_next: Option<Errno>,
+    /// Longest that the store may become, in bytes; past it is EFBIG.
+    pub max_bytes: u64,
     held: Vec<(Token, IoRequest)>,
     released: usize,
 }
@@ -45,6 +47,7 @@ impl<M: GuestMemory> MemBackend<M> {
             block_bytes: 4096,
             log: Vec::new(),
             fail_next: None,
+            max_bytes: 256 << 20,
             held: Vec::new(),
             released: 0,
         }
@@ -93,12 +96,19 @@ impl<M: GuestMemory> MemBackend<M> {
             }
             IoKind::Write { offset } => self.write(offset, request),
             IoKind::Flush | IoKind::Discard { .. } => Ok(0),
-            IoKind::WriteZeroes { offset, len, .. } => {
-                let start = usize::try_from(offset).map_err(|_| Errno::EIO)?;
-                let len = usize::try_from(len).map_err(|_| Errno::EIO)?;
-                for byte in self.bytes.iter_mut().skip(start).take(len) {
-                    *byte = 0;
-                }
+            IoKind::WriteZeroes { offset, len, .. }
+            | IoKind::Allocate {
+                offset,
+                len,
+                zeros: true,
+            } => {
+                self.grow(offset, len)?.fill(0);
+                Ok(0)
+            }
+            IoKind::Allocate { offset, len, .. } => self.grow(offset, len).map(|_| 0),
+            IoKind::SetLength { len } => {
+                let len = self.end(len, 0)?;
+                self.bytes.resize(len, 0);
                 Ok(0)
             }
             IoKind::BlockStatus { offset } => {
@@ -109,18 +119,37 @@ impl<M: GuestMemory> MemBackend<M> {
     }
 
     fn write(&mut self, offset: u64, request: &IoRequest) -> Result<u32, Errno> {
-        let mut at = usize::try_from(offset).map_err(|_| Errno::EIO)?;
+        let mut bytes = vec![0; usize::try_from(request.data_len()).map_err(|_| Errno::EIO)?];
+        let mut rest = bytes.as_mut_slice();
         for buffer in &request.buffers {
-            let end = at.checked_add(buffer.len as usize).ok_or(Errno::EIO)?;
-            if self.bytes.len() < end {
-                self.bytes.resize(end, 0);
-            }
-            let target = self.bytes.get_mut(at..end).ok_or(Errno::EIO)?;
-            let read = self.mem.read_slice(target, buffer.addr);
+            let (now, later) = rest
+                .split_at_mut_checked(buffer.len as usize)
+                .ok_or(Errno::EIO)?;
+            let read = self.mem.read_slice(now, buffer.addr);
             read.map_err(|_| Errno::EIO)?;
-            at = end;
+            rest = later;
         }
+        self.grow(offset, bytes.len() as u64)?
+            .copy_from_slice(&bytes);
         Ok(0)
+    }
+
+    /// Where a range ends, if the store may be that long.
+    fn end(&self, offset: u64, len: u64) -> Result<usize, Errno> {
+        let end = offset.checked_add(len);
+        let end = end.filter(|end| *end <= self.max_bytes);
+        end.and_then(|end| usize::try_from(end).ok())
+            .ok_or(Errno::EFBIG)
+    }
+
+    /// The range, which the store holds after this.
+    fn grow(&mut self, offset: u64, len: u64) -> Result<&mut [u8], Errno> {
+        let end = self.end(offset, len)?;
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        let start = usize::try_from(offset).map_err(|_| Errno::EFBIG)?;
+        self.bytes.get_mut(start..end).ok_or(Errno::EIO)
     }
 
     /// Runs of blocks from `offset` on, as many as fit `room` bytes, and an end mark.

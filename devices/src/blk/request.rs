@@ -7,10 +7,10 @@ use super::{
     DISCARD_SEGMENT_BYTES, DeviceFault, MAX_OFFSET, MAX_STATUS_EXTENTS, WRITE_ZEROES_UNMAP,
 };
 use instar_shared::blk::{
-    ID_BYTES, MAX_REQUEST_BYTES, RequestHeader, RequestType, SECTOR_SIZE, Status, StatusExtent,
-    VendorFooter,
+    ID_BYTES, MAX_REQUEST_BYTES, RANGE_WRITE_ZEROS, RangeArg, RequestHeader, RequestType,
+    SECTOR_SIZE, Status, StatusExtent, VendorFooter,
 };
-use instar_shared::device::{FEATURE_BLOCK_STATUS, FEATURE_BYTE_IO};
+use instar_shared::device::{FEATURE_BLOCK_STATUS, FEATURE_BYTE_IO, FEATURE_BYTE_WRITE};
 use instar_shared::zerocopy::{FromBytes, IntoBytes};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES};
 use vm_memory::GuestMemory;
@@ -123,6 +123,37 @@ fn offered(config: &BlkConfig, kind: RequestType) -> bool {
             config.vendor_features & FEATURE_BYTE_IO != 0
         }
         RequestType::BlockStatus => config.vendor_features & FEATURE_BLOCK_STATUS != 0,
+        // A read-only device does not offer them, and says why it refuses.
+        RequestType::WriteBytes
+        | RequestType::SetLength
+        | RequestType::Allocate
+        | RequestType::DiscardBytes
+        | RequestType::ZeroBytes => {
+            config.vendor_features & FEATURE_BYTE_WRITE != 0
+                || (config.vendor_features != 0 && config.read_only)
+        }
+        RequestType::Sync => config.vendor_features & FEATURE_BYTE_WRITE != 0,
+    }
+}
+
+/// Whether a request of `kind` changes the store; its data, if any, is what the device reads.
+const fn changes(kind: RequestType) -> bool {
+    match kind {
+        RequestType::Out
+        | RequestType::Discard
+        | RequestType::WriteZeroes
+        | RequestType::WriteBytes
+        | RequestType::SetLength
+        | RequestType::Allocate
+        | RequestType::DiscardBytes
+        | RequestType::ZeroBytes => true,
+        RequestType::In
+        | RequestType::Flush
+        | RequestType::GetId
+        | RequestType::ReadBytes
+        | RequestType::GetLength
+        | RequestType::BlockStatus
+        | RequestType::Sync => false,
     }
 }
 
@@ -136,10 +167,7 @@ fn act<M: GuestMemory>(
     if !offered(config, kind) {
         return Ok(Action::Refuse(Status::Unsupported, Errno::EOPNOTSUPP));
     }
-    let writes = matches!(
-        kind,
-        RequestType::Out | RequestType::Discard | RequestType::WriteZeroes
-    );
+    let writes = changes(kind);
     let (data, other) = if writes {
         (&parts.out_data, &parts.in_data)
     } else {
@@ -163,11 +191,14 @@ fn size_fits(kind: RequestType, len: u64) -> bool {
     const EXTENT: u64 = size_of::<StatusExtent>() as u64;
     match kind {
         RequestType::In | RequestType::Out => len > 0 && len.is_multiple_of(SECTOR_SIZE),
-        RequestType::Flush => len == 0,
+        RequestType::Flush | RequestType::Sync | RequestType::SetLength => len == 0,
         RequestType::GetId => len == ID_BYTES as u64,
         // One segment: the device offers a maximum of 1 in its configuration.
         RequestType::Discard | RequestType::WriteZeroes => len == DISCARD_SEGMENT_BYTES as u64,
-        RequestType::ReadBytes => len > 0,
+        RequestType::ReadBytes | RequestType::WriteBytes => len > 0,
+        RequestType::Allocate | RequestType::DiscardBytes | RequestType::ZeroBytes => {
+            len == size_of::<RangeArg>() as u64
+        }
         RequestType::GetLength => len == 8,
         RequestType::BlockStatus => {
             len > 0
@@ -195,7 +226,7 @@ fn perform<M: GuestMemory>(
             Some(offset) => io(IoKind::Write { offset }, parts.out_data),
             None => INVALID,
         },
-        RequestType::Flush => io(IoKind::Flush, Vec::new()),
+        RequestType::Flush | RequestType::Sync => io(IoKind::Flush, Vec::new()),
         RequestType::GetId => Action::GetId(parts.in_data),
         RequestType::GetLength => Action::GetLength(parts.in_data),
         RequestType::Discard | RequestType::WriteZeroes => {
@@ -209,6 +240,17 @@ fn perform<M: GuestMemory>(
             Some(offset) => io(IoKind::BlockStatus { offset }, parts.in_data),
             None => INVALID,
         },
+        RequestType::WriteBytes => match byte_range(parts.start, len) {
+            Some(offset) => io(IoKind::Write { offset }, parts.out_data),
+            None => INVALID,
+        },
+        RequestType::SetLength => match byte_range(parts.start, 0) {
+            Some(len) => io(IoKind::SetLength { len }, Vec::new()),
+            None => INVALID,
+        },
+        RequestType::Allocate | RequestType::DiscardBytes | RequestType::ZeroBytes => {
+            return range(mem, kind, parts.start, &parts.out_data);
+        }
     };
     Ok(action)
 }
@@ -244,6 +286,46 @@ fn segment<M: GuestMemory>(
         IoKind::Discard { offset, len }
     } else {
         IoKind::WriteZeroes { offset, len, unmap }
+    };
+    Ok(Action::Io(IoRequest {
+        kind,
+        buffers: Vec::new(),
+    }))
+}
+
+/// The range of a vendor request that is about one.
+fn range<M: GuestMemory>(
+    mem: &M,
+    kind: RequestType,
+    start: u64,
+    data: &[GuestBuffer],
+) -> Result<Action, DeviceFault> {
+    let mut raw = [0; size_of::<RangeArg>()];
+    if !gather(mem, data, &mut raw) {
+        return Err(DeviceFault::Memory);
+    }
+    let arg = RangeArg::read_from_bytes(raw.as_bytes()).map_err(|_| DeviceFault::Memory)?;
+    let (len, flags) = (arg.len.get(), arg.flags.get());
+    let known = if kind == RequestType::Allocate {
+        RANGE_WRITE_ZEROS
+    } else {
+        0
+    };
+    let Some(offset) = byte_range(start, len).filter(|_| len > 0 && flags & !known == 0) else {
+        return Ok(INVALID);
+    };
+    let kind = match kind {
+        RequestType::Allocate => IoKind::Allocate {
+            offset,
+            len,
+            zeros: flags & RANGE_WRITE_ZEROS != 0,
+        },
+        RequestType::DiscardBytes => IoKind::Discard { offset, len },
+        _ => IoKind::WriteZeroes {
+            offset,
+            len,
+            unmap: true,
+        },
     };
     Ok(Action::Io(IoRequest {
         kind,

@@ -4,13 +4,14 @@
 
 use super::*;
 use instar_shared::blk::{ID_BYTES, RequestHeader, RequestType, Status, VendorFooter};
-use instar_shared::device::{FEATURE_BLOCK_STATUS, FEATURE_BYTE_IO};
+use instar_shared::device::{FEATURE_BLOCK_STATUS, FEATURE_BYTE_IO, FEATURE_BYTE_WRITE};
 use instar_shared::ring::{DESC_F_NEXT, DESC_F_WRITE};
 use instar_shared::zerocopy::little_endian::U32;
 use instar_shared::zerocopy::{FromBytes, IntoBytes};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+mod change;
 mod hostile;
 
 type Memory = GuestMemoryMmap<()>;
@@ -57,7 +58,7 @@ impl Bed {
     fn new(len: usize) -> Self {
         Self::with(BlkConfig {
             virtio_features: u64::MAX,
-            vendor_features: FEATURE_BYTE_IO | FEATURE_BLOCK_STATUS,
+            vendor_features: FEATURE_BYTE_IO | FEATURE_BLOCK_STATUS | FEATURE_BYTE_WRITE,
             read_only: false,
             len_bytes: len as u64,
         })

@@ -4,12 +4,12 @@ use crate::control::store;
 use crate::{check, fail, leave};
 use alloc::vec;
 use alloc::vec::Vec;
-use instar_guest_ops::storage::{Read, Storage};
+use instar_guest_ops::storage::{Read, Storage, StorageMut};
 use instar_guest_ops::{Context, Disk, Machine, Platform};
 use instar_shared::control::FileRole;
 use instar_shared::layout::CONFIG;
 use instar_test_guests::{
-    Case, GuestConfig, Hash, MAX_STEPS, STEP_KICK, STEP_STORE, STEP_WAIT, Step,
+    Case, FAILING_BYTES, GuestConfig, Hash, MAX_STEPS, STEP_KICK, STEP_STORE, STEP_WAIT, Step,
 };
 
 /// Lengths of reads, one after the other: below, at and above sectors, pages and requests.
@@ -31,6 +31,11 @@ pub(crate) fn run(ctx: &mut Context, case: Case, argument: u64) {
         },
         Case::Extents => extents(&disk(ctx)),
         Case::Script => script(),
+        Case::ChangeDisk => match instar_test_guests::change(&disk(ctx), argument) {
+            Ok(hash) => hash,
+            Err(_) => fail("slot 0 cannot be changed"),
+        },
+        Case::WriteFails => write_fails(&disk(ctx), argument),
         _ => 0,
     };
     leave(ctx, case, answer);
@@ -103,6 +108,13 @@ fn open_many(ctx: &mut Context, count: u64) -> u64 {
         hash.add(&bytes);
     }
     hash.0
+}
+
+fn write_fails(disk: &Disk, offset: u64) -> u64 {
+    match disk.write_at(offset, &vec![0xb5; FAILING_BYTES]) {
+        Ok(()) => fail("the write did not fail"),
+        Err(e) => u64::from(e.errno) | disk.len_bytes() << 32,
+    }
 }
 
 fn until_cancelled(ctx: &mut Context) -> u64 {

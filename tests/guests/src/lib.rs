@@ -5,6 +5,12 @@
 //! with [`Case::ending`].
 #![no_std]
 
+extern crate alloc;
+
+mod change;
+
+pub use change::{FIXED_LEN, SEED_FIXED, change};
+
 use instar_shared::device::QUEUE_STRIDE;
 use instar_shared::layout::{CONTROL, HEAP_START, QUEUES, RECORDS};
 use zerocopy::little_endian::{U32, U64};
@@ -120,6 +126,19 @@ impl Hash {
     }
 }
 
+/// How long a disk may become that [`Case::is_writing`] writes, in bytes.
+pub const WRITE_LIMIT: u64 = 2 << 20;
+/// What [`Case::WriteFails`] writes.
+pub const FAILING_BYTES: usize = 5 << 20;
+
+impl Case {
+    /// Whether slot 0 must be a disk that may be written, up to [`WRITE_LIMIT`].
+    #[must_use]
+    pub const fn is_writing(self) -> bool {
+        matches!(self.raw(), 141..150)
+    }
+}
+
 /// First word of the result of a guest that came to its end.
 pub const DONE_MAGIC: u32 = 0x444f_4e45;
 
@@ -225,6 +244,11 @@ cases! {
     Extents = 6 => Ending::Done;
     /// Does the [`Step`]s that follow its config.
     Script = 7 => Ending::Done;
+    /// Does [`change`] to slot 0 with the seed `argument`; the answer is what it returns.
+    ChangeDisk = 8 => Ending::Done;
+    /// Writes [`FAILING_BYTES`] at byte `argument` of slot 0, which must fail, and then knows how long the
+    /// disk is; the answer is the errno, and from bit 32 on the length.
+    WriteFails = 9 => Ending::Done;
 
     /// `syscall`: EFER.SCE is off. kvm_pvm, which has to take the instruction for its own use, jumps to the
     /// entry point that nobody set: a page fault at 0.
@@ -446,6 +470,27 @@ cases! {
     ReadIntoQueue = 138 => Ending::DoneOrRefused;
     /// Random descriptors, rings and indices, seeded by the entropy of the boot page.
     RingRubbish = 139 => Ending::DoneOrRefused;
+    /// Every request that changes something, to a disk that is read-only; the guest checks each answer.
+    ChangeReadOnly = 140 => Ending::Done;
+    /// Changes that pass [`WRITE_LIMIT`] of a disk that may be written; the guest checks each answer.
+    ChangePastLimit = 141 => Ending::Done;
+    /// Changes with more or fewer bytes than they have; the guest checks each answer.
+    ChangeLengths = 142 => Ending::Done;
+    /// Ranges that cannot be: of nothing, past all offsets, with unknown flags, reserved bytes that are
+    /// set; the guest checks each answer.
+    ChangeRanges = 143 => Ending::Done;
+    /// Zeroes, reserves and discards all that it may, and all that there is not; then reads zeros.
+    ChangeAll = 144 => Ending::Done;
+    /// A write whose data buffer is for the device to write.
+    WriteDirection = 145 => Ending::Refused;
+    /// A write from the page tables.
+    WriteFromPageTables = 146 => Ending::Refused;
+    /// A write of its own virtqueue, as the device works on it.
+    WriteFromQueue = 147 => Ending::Done;
+    /// Random changes, seeded by the entropy of the boot page: kinds, places, lengths and flags.
+    ChangeRubbish = 148 => Ending::Done;
+    /// Lets the host write zeros to 1 PiB of slot 0.
+    ZerosForever = 149 => Ending::Stall;
 
     /// File requests that make no sense; each must be answered without opening.
     BadFileRequests = 150 => Ending::Done;

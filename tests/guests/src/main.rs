@@ -15,6 +15,7 @@ mod flow;
 mod heap;
 mod memory;
 mod ring;
+mod ring_change;
 
 instar_guest_ops::entry!(run);
 
@@ -29,7 +30,8 @@ fn run(ctx: &mut Context) {
         10..60 => cpu::run(case),
         60..80 => memory::run(ctx, case),
         80..120 => control::run(ctx, case),
-        120..150 => ring::run(ctx, case),
+        120..140 => ring::run(ctx, case),
+        140..150 => ring_change::run(ctx, case),
         _ => heap::run(ctx, case),
     }
 }

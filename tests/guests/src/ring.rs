@@ -16,16 +16,17 @@ use zerocopy::little_endian::{U16, U32, U64};
 /// Where header, data and footer lie: in the heap, far from what the allocator has given out.
 const HEADER: u64 = HEAP_START + 0x20_0000;
 const FOOTER: u64 = HEADER + 0x1000;
-const DATA: u64 = HEADER + 0x2000;
-const DATA_BYTES: u32 = 4096;
+pub(crate) const DATA: u64 = HEADER + 0x2000;
+pub(crate) const DATA_BYTES: u32 = 4096;
 /// VirtIO's flag of an indirect descriptor table, which the contract does not have.
 const DESC_F_INDIRECT: u16 = 4;
 
 /// A chain of header, data and footer that can be bent before it is sent.
 #[derive(Clone, Copy)]
-struct Request {
-    kind: u32,
-    start: u64,
+pub(crate) struct Request {
+    pub(crate) kind: u32,
+    pub(crate) reserved: u32,
+    pub(crate) start: u64,
     chain: [Descriptor; 3],
     head: u16,
     avail_step: u16,
@@ -45,6 +46,7 @@ impl Request {
     fn new() -> Self {
         Self {
             kind: RequestType::ReadBytes.raw(),
+            reserved: 0,
             start: 0,
             chain: [
                 descriptor(HEADER, 16, DESC_F_NEXT, 1),
@@ -63,12 +65,29 @@ impl Request {
         request
     }
 
+    /// A request whose data, `len` bytes at `addr`, the device reads; none at all if `len` is 0.
+    pub(crate) fn change(kind: RequestType, start: u64, addr: u64, len: u32) -> Self {
+        let mut request = Self::data(addr, len);
+        request.kind = kind.raw();
+        request.start = start;
+        request.chain[1].flags.set(DESC_F_NEXT);
+        if len == 0 {
+            request.chain[0].next.set(2);
+        }
+        request
+    }
+
+    /// Lets the device write the data.
+    pub(crate) fn turn(&mut self) {
+        self.chain[1].flags.set(DESC_F_NEXT | DESC_F_WRITE);
+    }
+
     /// Writes everything and kicks; `sent` requests went before.
-    fn send(&self, sent: u16) {
+    pub(crate) fn send(&self, sent: u16) {
         let queue = base();
         let header = RequestHeader {
             request_type: U32::new(self.kind),
-            reserved: U32::new(0),
+            reserved: U32::new(self.reserved),
             sector: U64::new(self.start),
         };
         store(HEADER, header.as_bytes());
@@ -86,20 +105,25 @@ impl Request {
 
     /// Sends it as the first request and returns the footer.
     fn answer(&self) -> VendorFooter {
-        self.send(0);
+        self.answer_after(0)
+    }
+
+    /// Sends it after `sent` others, all of which are done, and returns the footer.
+    pub(crate) fn answer_after(&self, sent: u16) -> VendorFooter {
+        self.send(sent);
         let used = base() + USED_OFFSET + 2;
-        while load::<U16>(used).get() == 0 {
+        while load::<U16>(used).get() == sent {
             Machine.wait(0);
         }
         load(FOOTER)
     }
 }
 
-fn base() -> u64 {
+pub(crate) fn base() -> u64 {
     queue_region(0).map_or(0, |region| region.start)
 }
 
-fn load<T: zerocopy::FromBytes + Copy>(addr: u64) -> T {
+pub(crate) fn load<T: zerocopy::FromBytes + Copy>(addr: u64) -> T {
     // SAFETY: the address is in a mapped region, and any bytes are a wire value.
     unsafe {
         Machine

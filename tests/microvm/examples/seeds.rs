@@ -1,6 +1,8 @@
 //! Writes the seed corpora of the fuzz targets: `cargo run -p instar-microvm-tests --example seeds -- fuzz/corpus`.
 
 use anyhow::{Context, Result};
+use instar_shared::device::AVAIL_OFFSET;
+use instar_shared::layout::HEAP_START;
 use std::path::{Path, PathBuf};
 
 fn main() -> Result<()> {
@@ -18,7 +20,8 @@ fn main() -> Result<()> {
             write(&to, "luks_header", name, header)?;
         }
     }
-    write(&to, "hostile_guest", "read", &sound_read())
+    write(&to, "hostile_guest", "read", &sound_read())?;
+    write(&to, "hostile_guest", "change", &sound_changes())
 }
 
 fn write(to: &Path, target: &str, name: &str, bytes: &[u8]) -> Result<()> {
@@ -27,25 +30,53 @@ fn write(to: &Path, target: &str, name: &str, bytes: &[u8]) -> Result<()> {
     std::fs::write(folder.join(name), bytes).with_context(|| folder.display().to_string())
 }
 
+/// The moves of a guest that zeroes a range of slot 0, makes it longer and writes to it.
+fn sound_changes() -> Vec<u8> {
+    use instar_shared::blk::RequestType;
+    let range = [5000_u64.to_le_bytes(), [0; 8]].concat();
+    let mut moves = store(3, 0x2000, &range);
+    for (sent, kind, start, data_len) in [
+        (0, RequestType::ZeroBytes, 4096, 16),
+        (1, RequestType::SetLength, 100_000, 0),
+        (2, RequestType::WriteBytes, 99_000, 4096),
+        (3, RequestType::Sync, 0, 0),
+    ] {
+        let after_header = if data_len == 0 { 2 } else { 1 };
+        let chain = [
+            descriptor(0, 16, 1, after_header),
+            descriptor(0x2000, data_len, 1, 2),
+            descriptor(0x1000, 8, 2, 0),
+        ];
+        let header = [u64::from(kind.raw()).to_le_bytes(), u64::to_le_bytes(start)];
+        moves.extend(store(3, 0, &header.concat()));
+        moves.extend(store(2, 0, &chain.concat()));
+        moves.extend(store(2, AVAIL_OFFSET + 4 + 2 * sent, &[0, 0]));
+        let index = u16::try_from(sent).unwrap_or(0) + 1;
+        moves.extend(store(2, AVAIL_OFFSET + 2, &index.to_le_bytes()));
+        moves.extend([4, 0]);
+    }
+    moves
+}
+
+fn store(kind: u8, offset: u64, bytes: &[u8]) -> Vec<u8> {
+    let [low, high, ..] = offset.to_le_bytes();
+    let len = u8::try_from(bytes.len()).unwrap_or(u8::MAX);
+    [&[kind, low, high, len], bytes].concat()
+}
+
+fn descriptor(at: u64, len: u32, flags: u16, next: u16) -> Vec<u8> {
+    let mut bytes = (HEAP_START + at).to_le_bytes().to_vec();
+    bytes.extend(len.to_le_bytes());
+    bytes.extend(flags.to_le_bytes());
+    bytes.extend(next.to_le_bytes());
+    bytes
+}
+
 /// The moves of a guest that reads 4 KiB, sends a line and asks for a file.
 fn sound_read() -> Vec<u8> {
     use instar_shared::blk::RequestType;
     use instar_shared::control::ControlPage;
-    use instar_shared::device::AVAIL_OFFSET;
-    use instar_shared::layout::HEAP_START;
     use std::mem::offset_of;
-    let store = |kind: u8, offset: u64, bytes: &[u8]| {
-        let [low, high, ..] = offset.to_le_bytes();
-        let len = u8::try_from(bytes.len()).unwrap_or(u8::MAX);
-        [&[kind, low, high, len], bytes].concat()
-    };
-    let descriptor = |at: u64, len: u32, flags: u16, next: u16| {
-        let mut bytes = (HEAP_START + at).to_le_bytes().to_vec();
-        bytes.extend(len.to_le_bytes());
-        bytes.extend(flags.to_le_bytes());
-        bytes.extend(next.to_le_bytes());
-        bytes
-    };
     let chain = [
         descriptor(0, 16, 1, 1),
         descriptor(0x2000, 4096, 3, 2),

@@ -58,6 +58,19 @@ pub fn operation_file(file: File) -> Result<OperationFile> {
         read_only: true,
         block_device: false,
         len_bytes,
+        max_len_bytes: len_bytes,
+    })
+}
+
+/// `file` as a device that may be written and made `max_len_bytes` long.
+///
+/// # Errors
+/// What `fstat` says.
+pub fn writable_file(file: File, max_len_bytes: u64) -> Result<OperationFile> {
+    Ok(OperationFile {
+        read_only: false,
+        max_len_bytes,
+        ..operation_file(file)?
     })
 }
 

@@ -12,5 +12,5 @@ mod image;
 
 pub use alone::{Failed, alone};
 pub use frozen::Frozen;
-pub use guest::{Guest, Host, Outcome, TEST_GUEST, limits, operation_file};
+pub use guest::{Guest, Host, Outcome, TEST_GUEST, limits, operation_file, writable_file};
 pub use image::{Verdict, image_file, mutate, run_image, seed_images};

@@ -94,6 +94,7 @@ fn requests_of_a_file_that_always_sleeps_are_waited_for() -> Result<(), Failed> 
             read_only: true,
             block_device: false,
             len_bytes: start + LEN as u64,
+            max_len_bytes: 0,
         };
         let (answer, completed, _) = checksum(file).argument(start).finish()?;
         ensure!(answer == hash(&bytes), "other bytes arrived");
@@ -153,6 +154,7 @@ fn a_failing_read_gives_the_guest_its_errno() -> Result<(), Failed> {
             read_only: true,
             block_device: false,
             len_bytes: 1 << 20,
+            max_len_bytes: 0,
         };
         let (errno, _, _) = Guest::new(Case::ReadFails).file(memory).finish()?;
         ensure!(errno == libc::EIO as u64, "errno {errno}");
@@ -161,6 +163,7 @@ fn a_failing_read_gives_the_guest_its_errno() -> Result<(), Failed> {
             read_only: true,
             block_device: false,
             len_bytes: 1 << 20,
+            max_len_bytes: 0,
         };
         let (errno, _, _) = Guest::new(Case::ReadFails).file(folder).finish()?;
         ensure!(errno == libc::EISDIR as u64, "errno {errno}");
@@ -170,6 +173,7 @@ fn a_failing_read_gives_the_guest_its_errno() -> Result<(), Failed> {
             read_only: true,
             block_device: false,
             len_bytes: 1 << 20,
+            max_len_bytes: 0,
         };
         let (errno, _, _) = Guest::new(Case::ReadFails).file(disk).finish()?;
         ensure!(errno == libc::EBADF as u64, "errno {errno}");

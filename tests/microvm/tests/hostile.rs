@@ -1,12 +1,16 @@
 //! Each hostile guest in a real microVM, and how it must end.
 
 use anyhow::{Result, bail, ensure};
-use instar_microvm_tests::{Failed, Frozen, Guest, Host, Outcome, alone, limits, operation_file};
+use instar_microvm_tests::{
+    Failed, Frozen, Guest, Host, Outcome, alone, limits, operation_file, writable_file,
+};
 use instar_shared::record::RecordKind;
-use instar_test_guests::{Case, DONE_MAGIC, Ending};
+use instar_test_guests::{Case, DONE_MAGIC, Ending, WRITE_LIMIT};
 use instar_vmm::operation::{CrashReport, RunError};
 use std::cell::RefCell;
+use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 
 macro_rules! hostile {
@@ -134,6 +138,15 @@ hostile! {
     request_far_offset => RequestFarOffset;
     read_into_queue => ReadIntoQueue;
     ring_rubbish => RingRubbish;
+    change_read_only => ChangeReadOnly;
+    change_past_limit => ChangePastLimit;
+    change_lengths => ChangeLengths;
+    change_ranges => ChangeRanges;
+    change_all => ChangeAll;
+    write_direction => WriteDirection;
+    write_from_page_tables => WriteFromPageTables;
+    write_from_queue => WriteFromQueue;
+    change_rubbish => ChangeRubbish;
     bad_file_requests => BadFileRequests;
     huge_grant => HugeGrant;
     panic => Panic;
@@ -150,6 +163,9 @@ const FLOWS: &[Case] = &[
     Case::OpenMany,
     Case::ReadFails,
     Case::Extents,
+    Case::ChangeDisk,
+    Case::WriteFails,
+    Case::ZerosForever,
 ];
 
 #[test]
@@ -164,8 +180,14 @@ fn every_case_is_run() {
 fn judge(case: Case) -> Result<()> {
     let frozen = Rc::new(RefCell::new(None));
     let keep = Rc::clone(&frozen);
+    let disk = pattern_file()?;
+    let device = if case.is_writing() {
+        writable_file(disk.try_clone()?, WRITE_LIMIT)?
+    } else {
+        operation_file(disk.try_clone()?)?
+    };
     let (outcome, host) = Guest::new(case)
-        .file(pattern_disk()?)
+        .file(device)
         .limits(limits(1000, longest(case)))
         .before(move |memory| *keep.borrow_mut() = Frozen::of(memory).ok())
         .run()?;
@@ -173,6 +195,7 @@ fn judge(case: Case) -> Result<()> {
         Some(frozen) => frozen.compare(may_crash(case))?,
         None => bail!("the guest's memory could not be read"),
     }
+    disk_is_as_allowed(case, &disk)?;
     if let Err(error) = &outcome {
         let text = error.to_string();
         println!("{}: {text}", case.name());
@@ -301,11 +324,27 @@ fn said_its_name(case: Case, host: &Host) -> Result<()> {
 }
 
 /// 1 MiB that is neither zero nor regular.
-fn pattern_disk() -> Result<instar_vmm::operation::OperationFile> {
-    let mut file = tempfile::tempfile()?;
-    let bytes: Vec<u8> = (0..1_u32 << 18)
+fn pattern() -> Vec<u8> {
+    (0..1_u32 << 18)
         .flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes())
-        .collect();
-    file.write_all(&bytes)?;
-    operation_file(file)
+        .collect()
+}
+
+fn pattern_file() -> Result<File> {
+    let mut file = tempfile::tempfile()?;
+    file.write_all(&pattern())?;
+    Ok(file)
+}
+
+/// No disk passes its limit, and one that may not be changed is as it was.
+fn disk_is_as_allowed(case: Case, disk: &File) -> Result<()> {
+    let len = disk.metadata()?.len();
+    if case.is_writing() {
+        ensure!(len <= WRITE_LIMIT, "the disk has {len} bytes");
+        return Ok(());
+    }
+    let mut bytes = vec![0; usize::try_from(len)?];
+    disk.read_exact_at(&mut bytes, 0)?;
+    ensure!(bytes == pattern(), "a read-only disk was changed");
+    Ok(())
 }

@@ -2,7 +2,7 @@
 //! doorbells. The host answers, refuses, or is done; it never crashes, and nothing else changes.
 
 use anyhow::{Context, Result, bail, ensure};
-use instar_microvm_tests::{Failed, Frozen, Guest, alone, limits, operation_file};
+use instar_microvm_tests::{Failed, Frozen, Guest, alone, limits, operation_file, writable_file};
 use instar_shared::blk::RequestType;
 use instar_shared::control::ControlPage;
 use instar_shared::device::{AVAIL_OFFSET, QUEUE_SIZE};
@@ -10,7 +10,7 @@ use instar_shared::doorbell::Control;
 use instar_shared::layout::{HEAP_START, QUEUES};
 use instar_shared::ring::Descriptor;
 use instar_shared::zerocopy::IntoBytes;
-use instar_test_guests::{Case, STEP_KICK, STEP_STORE, STEP_WAIT, Step};
+use instar_test_guests::{Case, STEP_KICK, STEP_STORE, STEP_WAIT, Step, WRITE_LIMIT};
 use instar_tests::rng::Rng;
 use instar_vmm::operation::RunError;
 use std::cell::RefCell;
@@ -26,6 +26,8 @@ const RECORD_BYTES: u64 = offset_of!(ControlPage, record_bytes) as u64;
 const TO_RECORDS: u64 = 1 << 18;
 const TO_QUEUE: u64 = 2 << 18;
 const TO_HEAP: u64 = 3 << 18;
+/// Where the first data buffer of a request lies in the heap.
+const RANGE_AT: u64 = 0x2000;
 
 #[test]
 fn random_scripts_are_answered_or_refused() -> Result<(), Failed> {
@@ -38,7 +40,7 @@ fn random_scripts_are_answered_or_refused() -> Result<(), Failed> {
         let (mut done, mut refused) = (0_u64, 0_u64);
         for round in 0..rounds {
             let steps = script(&mut rng);
-            let ended = run(&steps)
+            let ended = run(&steps, rng.below(2) == 0)
                 .with_context(|| format!("round {round} of seed {}: {steps:x?}", rng.seed()))?;
             *(if ended { &mut done } else { &mut refused }) += 1;
         }
@@ -52,14 +54,19 @@ fn random_scripts_are_answered_or_refused() -> Result<(), Failed> {
 }
 
 /// Whether the script ran to its end; refusals and panics on request are fine.
-fn run(steps: &[Step]) -> Result<bool> {
+fn run(steps: &[Step], writable: bool) -> Result<bool> {
     let file = tempfile::tempfile()?;
     file.set_len(1 << 20)?;
+    let disk = if writable {
+        writable_file(file.try_clone()?, WRITE_LIMIT)?
+    } else {
+        operation_file(file.try_clone()?)?
+    };
     let frozen = Rc::new(RefCell::new(None));
     let keep = Rc::clone(&frozen);
     let (outcome, _) = Guest::new(Case::Script)
         .steps(steps)
-        .file(operation_file(file)?)
+        .file(disk)
         .limits(limits(5000, 60_000))
         .before(move |memory| *keep.borrow_mut() = Frozen::of(memory).ok())
         .run()?;
@@ -67,6 +74,9 @@ fn run(steps: &[Step]) -> Result<bool> {
         .take()
         .context("the guest's memory could not be read")?;
     frozen.compare(false)?;
+    let len = file.metadata()?.len();
+    let most = if writable { WRITE_LIMIT } else { 1 << 20 };
+    ensure!(len <= most, "the disk has {len} bytes");
     match outcome {
         Ok(_) => Ok(true),
         Err(RunError::Protocol(_) | RunError::Panicked(_)) => Ok(false),
@@ -95,15 +105,27 @@ fn script(rng: &mut Rng) -> Vec<Step> {
 /// A chain of up to four descriptors, mostly sound, at the next place of the available ring.
 fn request(rng: &mut Rng, steps: &mut Vec<Step>) {
     let kinds = RequestType::ALL;
-    let kind = u64::from(rng.pick(kinds).raw());
-    steps.push(store(TO_HEAP, kind, rng.below(4096), 16));
-    let data = 1 + rng.below(2);
+    let kind = *rng.pick(kinds);
+    let start = rng.below(4096);
+    steps.push(store(TO_HEAP, u64::from(kind.raw()), start, 16));
+    let (data, data_writes) = match kind {
+        RequestType::SetLength | RequestType::Sync => (0, 2),
+        RequestType::WriteBytes => (1 + rng.below(2), 0),
+        RequestType::Allocate | RequestType::DiscardBytes | RequestType::ZeroBytes => {
+            let len = rng.next_u64() >> rng.below(64);
+            steps.push(store(TO_HEAP | RANGE_AT, len, rng.below(3) / 2, 16));
+            (1, 0)
+        }
+        _ => (1 + rng.below(2), 2),
+    };
+    let is_range = data == 1 && data_writes == 0 && kind != RequestType::WriteBytes;
     for index in 0..data + 2 {
         let last = index == data + 1;
         let (len, writes) = match index {
             0 => (16, 0),
             _ if last => (8, 2),
-            _ => (*rng.pick(&[8_u64, 16, 20, 512, 4096]), 2),
+            _ if is_range && rng.below(20) != 0 => (16, 0),
+            _ => (*rng.pick(&[8_u64, 16, 20, 512, 4096]), data_writes),
         };
         let mut addr = HEAP_START + 0x20_0000 + index * 0x2000;
         let mut rest = len | (writes | u64::from(!last)) << 32 | (index + 1) << 48;

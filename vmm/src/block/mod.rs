@@ -1,12 +1,18 @@
-//! Block backends: a host file, read without copies straight into guest memory.
+//! Block backends: a host file, read and written without copies straight from and to guest memory.
 //!
 //! A read that the page cache holds is done inside the kick (`RWF_NOWAIT`). One
 //! that would sleep is announced to the kernel, which fetches it while the guest
 //! runs on and submits more; the guest's wait then finishes it. So requests
 //! overlap on the device without a thread: a process that lives for 3 ms does
 //! not pay for one, and its jail needs no second filter.
+//!
+//! Changes are made inside the kick, to the page cache. One that takes longer, such
+//! as zeros written over a large range, is done in pieces by the guest's wait, so
+//! that limits and cancellation are looked at between them.
 
+mod calls;
 mod file;
+mod range;
 mod transfer;
 
-pub use file::FileBackend;
+pub use file::{ChangeLimits, FileBackend};

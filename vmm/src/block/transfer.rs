@@ -1,5 +1,6 @@
-//! Moves file bytes into guest buffers.
+//! Moves bytes between a file and guest buffers.
 
+use super::calls;
 use crate::memory::GuestSlot;
 use instar_devices::blk::{Errno, GuestBuffer};
 use std::fs::File;
@@ -9,23 +10,23 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 /// Most I/O vectors of one system call (`UIO_MAXIOV`).
 const MAX_IOVECS: usize = 1024;
 
-/// A read on its way: buffers, and how far it got.
+/// A read or write on its way: buffers, and how far it got.
 #[derive(Debug)]
 pub struct Transfer {
     /// File offset of the first byte.
     pub offset: u64,
-    /// Where the bytes go, in order.
+    /// Where the bytes go or come from, in order.
     pub buffers: Vec<GuestBuffer>,
-    /// Bytes already there.
+    /// Bytes already moved.
     pub done: u64,
 }
 
 /// How a step of a transfer ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
-    /// All buffers are filled; the file may have ended before, then with zeros.
+    /// All is done; of a read, the file may have ended before: then the rest is zeros.
     Finished,
-    /// Going on would sleep, or the sleep was interrupted.
+    /// Going on would sleep or take long, or the sleep was interrupted.
     WouldBlock,
     /// The host's error.
     Failed(Errno),
@@ -53,6 +54,29 @@ impl Transfer {
                 Err(libc::EINTR) => return Step::WouldBlock,
                 Err(libc::EAGAIN | libc::EOPNOTSUPP) if nowait => return Step::WouldBlock,
                 Err(errno) => return Step::Failed(u32::try_from(errno).map_or(Errno::EIO, Errno)),
+            }
+        }
+    }
+
+    /// Writes on; a short write goes on where it ended.
+    pub fn write(&mut self, file: &File, slot: &GuestSlot) -> Step {
+        loop {
+            let Some(iovecs) = self.iovecs(slot) else {
+                return Step::Failed(Errno::EIO);
+            };
+            if iovecs.is_empty() {
+                return Step::Finished;
+            }
+            let at = self.offset.saturating_add(self.done);
+            // SAFETY: every vector lies in guest memory, which the slot keeps mapped during the call;
+            // the guest may change the bytes at any time, and then either ones are written.
+            match unsafe { calls::write(file, &iovecs, at) } {
+                // No progress and no reason: it would never end.
+                Ok(0) => return Step::Failed(Errno::EIO),
+                Ok(n) => self.done = self.done.saturating_add(n),
+                // The tick: the caller looks at its limits before it goes on.
+                Err(libc::EINTR) => return Step::WouldBlock,
+                Err(raw) => return Step::Failed(u32::try_from(raw).map_or(Errno::EIO, Errno)),
             }
         }
     }

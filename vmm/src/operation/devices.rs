@@ -2,19 +2,20 @@
 
 use super::OperationFile;
 use crate::VmError;
-use crate::block::FileBackend;
+use crate::block::{ChangeLimits, FileBackend};
 use crate::memory::GuestSlot;
 use instar_devices::blk::{BlkConfig, BlkDevice, DeviceFault};
 use instar_shared::device::{
-    AVAIL_OFFSET, DeviceEntry, FEATURE_BLOCK_STATUS, FEATURE_BYTE_IO, FLAG_BLOCK_DEVICE,
-    FLAG_PRESENT, FLAG_READ_ONLY, MAX_DEVICES, QUEUE_SIZE, USED_OFFSET, entry_address,
-    queue_region,
+    AVAIL_OFFSET, DeviceEntry, FEATURE_BLOCK_STATUS, FEATURE_BYTE_IO, FEATURE_BYTE_WRITE,
+    FLAG_BLOCK_DEVICE, FLAG_PRESENT, FLAG_READ_ONLY, MAX_DEVICES, QUEUE_SIZE, USED_OFFSET,
+    entry_address, queue_region,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
+/// What every device offers; one that may be written has [`FEATURE_BYTE_WRITE`] as well.
 const FEATURES: u64 = FEATURE_BYTE_IO | FEATURE_BLOCK_STATUS;
 
 /// One device and what stands behind it.
@@ -70,10 +71,16 @@ impl Devices {
             | flag(file.read_only, FLAG_READ_ONLY)
             | flag(file.block_device, FLAG_BLOCK_DEVICE);
         let [desc_table, avail_ring, used_ring] = parts;
+        let write = if file.read_only {
+            0
+        } else {
+            FEATURE_BYTE_WRITE
+        };
+        let features = FEATURES | write;
         let entry = DeviceEntry {
             flags: flags.into(),
             queue_size: QUEUE_SIZE.into(),
-            features: FEATURES.into(),
+            features: features.into(),
             len_bytes: file.len_bytes.into(),
             desc_table: desc_table.into(),
             avail_ring: avail_ring.into(),
@@ -82,11 +89,16 @@ impl Devices {
         };
         let config = BlkConfig {
             virtio_features: 0,
-            vendor_features: FEATURES,
+            vendor_features: features,
             read_only: file.read_only,
             len_bytes: file.len_bytes,
         };
-        let backend = FileBackend::new(file.file, Arc::clone(&self.memory));
+        let limits = ChangeLimits {
+            read_only: file.read_only,
+            block_device: file.block_device,
+            max_len_bytes: file.max_len_bytes,
+        };
+        let backend = FileBackend::new(file.file, Arc::clone(&self.memory), limits);
         self.slots.insert(
             slot,
             Slot {

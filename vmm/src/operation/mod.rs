@@ -44,6 +44,9 @@ pub struct OperationFile {
     pub block_device: bool,
     /// Exact length in bytes when it was opened.
     pub len_bytes: u64,
+    /// What the guest may make of it: a write, zeroes, reservation or length past this many bytes
+    /// fails with EFBIG. Means nothing if the file is read-only.
+    pub max_len_bytes: u64,
 }
 
 /// What an operation may use.

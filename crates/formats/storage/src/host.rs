@@ -1,37 +1,16 @@
-//! Stores for tests, fuzzers and tools: memory, a file, and injected faults.
+//! A file of the host as a store, for tools and tests.
 
-use crate::{Storage, StorageError};
-use std::cell::Cell;
+use crate::{Reserve, Storage, StorageError, StorageMut};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::vec::Vec;
 
-/// Bytes in memory.
-#[derive(Clone, Debug, Default)]
-pub struct MemStorage(pub Vec<u8>);
+/// Most bytes of zeros written by one call.
+const ZEROS: &[u8] = &[0; 64 << 10];
 
-impl Storage for MemStorage {
-    fn len_bytes(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StorageError> {
-        let start = usize::try_from(offset)
-            .unwrap_or(usize::MAX)
-            .min(self.0.len());
-        let have = self.0.get(start..).unwrap_or_default();
-        let (filled, past_end) = buf.split_at_mut(have.len().min(buf.len()));
-        filled.copy_from_slice(have.get(..filled.len()).unwrap_or_default());
-        past_end.fill(0);
-        Ok(())
-    }
-}
-
-/// A file on the host; its length is taken once.
+/// A file on the host. Its length is asked for each time, so others may change it.
 #[derive(Debug)]
 pub struct FileStorage {
     file: File,
-    len: u64,
 }
 
 impl FileStorage {
@@ -40,14 +19,22 @@ impl FileStorage {
     /// # Errors
     /// What `fstat` says.
     pub fn new(file: File) -> std::io::Result<Self> {
-        let len = file.metadata()?.len();
-        Ok(Self { file, len })
+        file.metadata()?;
+        Ok(Self { file })
+    }
+}
+
+fn failed(error: &std::io::Error, offset: u64) -> StorageError {
+    let errno = error.raw_os_error().and_then(|n| u32::try_from(n).ok());
+    StorageError {
+        errno: errno.unwrap_or(5),
+        offset,
     }
 }
 
 impl Storage for FileStorage {
     fn len_bytes(&self) -> u64 {
-        self.len
+        self.file.metadata().map_or(0, |metadata| metadata.len())
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StorageError> {
@@ -61,60 +48,53 @@ impl Storage for FileStorage {
                     break;
                 }
                 Ok(n) => done = done.saturating_add(n),
-                Err(e) => {
-                    let errno = e
-                        .raw_os_error()
-                        .and_then(|n| u32::try_from(n).ok())
-                        .unwrap_or(5);
-                    return Err(StorageError { errno, offset: at });
-                }
+                Err(e) => return Err(failed(&e, at)),
             }
         }
         Ok(())
     }
 }
 
-/// A store whose `fail_at`th read fails with `errno` (counted from 0).
-#[derive(Debug)]
-pub struct FaultyStorage<S> {
-    inner: S,
-    fail_at: u64,
-    errno: u32,
-    reads: Cell<u64>,
-}
+/// Zeros are written and discards do nothing: the standard library has no call for either.
+impl StorageMut for FileStorage {
+    fn write_at(&self, offset: u64, buf: &[u8]) -> Result<(), StorageError> {
+        self.file
+            .write_all_at(buf, offset)
+            .map_err(|e| failed(&e, offset))
+    }
 
-impl<S: Storage> FaultyStorage<S> {
-    /// Wraps `inner`.
-    pub const fn new(inner: S, fail_at: u64, errno: u32) -> Self {
-        Self {
-            inner,
-            fail_at,
-            errno,
-            reads: Cell::new(0),
+    fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), StorageError> {
+        let mut at = offset;
+        let mut left = len;
+        while left > 0 {
+            let n = usize::try_from(left).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
+            self.write_at(at, ZEROS.get(..n).unwrap_or_default())?;
+            at = at.saturating_add(n as u64);
+            left = left.saturating_sub(n as u64);
+        }
+        Ok(())
+    }
+
+    fn discard(&self, _offset: u64, _len: u64) -> Result<(), StorageError> {
+        Ok(())
+    }
+
+    fn allocate(&self, offset: u64, len: u64, how: Reserve) -> Result<(), StorageError> {
+        match how {
+            Reserve::WrittenZeros => self.write_zeroes(offset, len),
+            Reserve::Blocks => {
+                let end = offset.saturating_add(len);
+                self.set_len(self.len_bytes().max(end))
+            }
         }
     }
 
-    /// How many reads were asked for so far.
-    pub const fn reads(&self) -> u64 {
-        self.reads.get()
-    }
-}
-
-impl<S: Storage> Storage for FaultyStorage<S> {
-    fn len_bytes(&self) -> u64 {
-        self.inner.len_bytes()
+    fn set_len(&self, len: u64) -> Result<(), StorageError> {
+        self.file.set_len(len).map_err(|e| failed(&e, len))
     }
 
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StorageError> {
-        let n = self.reads.get();
-        self.reads.set(n.saturating_add(1));
-        if n == self.fail_at {
-            return Err(StorageError {
-                errno: self.errno,
-                offset,
-            });
-        }
-        self.inner.read_at(offset, buf)
+    fn flush(&self) -> Result<(), StorageError> {
+        self.file.sync_data().map_err(|e| failed(&e, 0))
     }
 }
 
@@ -123,29 +103,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn read_past_the_end_gives_zeros() {
-        let mut buf = [0xff; 4];
-        MemStorage(std::vec![1, 2]).read_at(1, &mut buf).unwrap();
-        assert_eq!(buf, [2, 0, 0, 0]);
-        MemStorage(std::vec![1, 2])
-            .read_at(u64::MAX, &mut buf)
-            .unwrap();
-        assert_eq!(buf, [0; 4]);
-    }
-
-    #[test]
-    fn faulty_store_fails_only_the_chosen_read() {
-        let store = FaultyStorage::new(MemStorage(std::vec![7; 8]), 1, 5);
-        let mut buf = [0; 1];
-        assert!(store.read_at(0, &mut buf).is_ok());
-        assert_eq!(
-            store.read_at(3, &mut buf),
-            Err(StorageError {
-                errno: 5,
-                offset: 3
-            })
-        );
-        assert!(store.read_at(0, &mut buf).is_ok());
-        assert_eq!(store.reads(), 3);
+    fn a_file_holds_what_was_written() {
+        let path = std::env::temp_dir().join(std::format!("instar-file-{}", std::process::id()));
+        let mut options = File::options();
+        let options = options.read(true).write(true).create(true).truncate(true);
+        let store = FileStorage::new(options.open(&path).unwrap()).unwrap();
+        std::fs::remove_file(path).unwrap();
+        store.write_at(3, b"abcdef").unwrap();
+        store.write_zeroes(4, 70_000).unwrap();
+        store.flush().unwrap();
+        assert_eq!(store.len_bytes(), 70_004);
+        store.set_len(6).unwrap();
+        store.allocate(0, 8, Reserve::Blocks).unwrap();
+        let mut buf = [0xff; 9];
+        store.read_at(0, &mut buf).unwrap();
+        assert_eq!(&buf, b"\0\0\0a\0\0\0\0\0");
+        assert_eq!(store.len_bytes(), 8);
     }
 }

@@ -1,9 +1,10 @@
-//! The byte store that format code reads.
+//! The byte store that format code reads and planners change.
 //!
 //! Format and planner crates are generic over [`Storage`], so the same code
 //! runs in the guest over virtio-blk, in unit tests over memory, and in fuzzers
 //! over a store that injects faults. A store is a plain sequence of bytes with a
-//! length; it knows nothing of clusters or formats.
+//! length; it knows nothing of clusters or formats. [`Storage`] reads it,
+//! [`StorageMut`] changes it.
 #![no_std]
 #![cfg_attr(
     not(test),
@@ -16,9 +17,21 @@ extern crate std;
 use core::fmt;
 
 #[cfg(feature = "std")]
+pub mod crash;
+#[cfg(feature = "std")]
+mod fault;
+#[cfg(feature = "std")]
 mod host;
 #[cfg(feature = "std")]
-pub use host::{FaultyStorage, FileStorage, MemStorage};
+mod mem;
+#[cfg(feature = "std")]
+pub use crash::CrashStorage;
+#[cfg(feature = "std")]
+pub use fault::{Calls, Fault, FaultyStorage};
+#[cfg(feature = "std")]
+pub use host::FileStorage;
+#[cfg(feature = "std")]
+pub use mem::MemStorage;
 
 /// An errno (Linux numbering) in the C library's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,13 +48,16 @@ impl fmt::Display for Errno {
             22 => "Invalid argument",
             27 => "File too large",
             28 => "No space left on device",
+            30 => "Read-only file system",
             61 => "No data available",
+            95 => "Operation not supported",
+            122 => "Disk quota exceeded",
             other => return write!(f, "Unknown error {other}"),
         })
     }
 }
 
-/// A read that the store could not do.
+/// A request that the store could not do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{} at offset {offset}", Errno(*errno))]
 pub struct StorageError {
@@ -76,7 +92,7 @@ pub struct Extent {
 /// Reads past the end give zeros, as a sparse file's hole would: an image whose
 /// tables point past its end is the format code's finding, not an I/O error.
 pub trait Storage {
-    /// The exact length in bytes when the store was opened.
+    /// The exact length in bytes; of a store that others may change, when it was opened.
     fn len_bytes(&self) -> u64;
 
     /// Fills `buf` from byte `offset`, whatever the alignment.
@@ -112,6 +128,112 @@ pub trait Storage {
                 len: left,
                 data: true,
             }))
+    }
+}
+
+/// One write of a batch: all of `buf` at `offset`.
+#[derive(Clone, Copy, Debug)]
+pub struct Write<'a> {
+    /// Byte offset in the store; any alignment.
+    pub offset: u64,
+    /// The bytes.
+    pub buf: &'a [u8],
+}
+
+/// How [`StorageMut::allocate`] reserves space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reserve {
+    /// Blocks of the host's file system, as `fallocate` does; contents stay as they are.
+    Blocks,
+    /// By writing zeros; the range must not hold data.
+    WrittenZeros,
+}
+
+/// A sequence of bytes that can be changed.
+///
+/// Takes `&self`, as reads do: a store has its own interior state. A write past
+/// the end makes the store longer. Nothing is durable before [`StorageMut::flush`]
+/// returns; until then any part of what was written, in units of 512 bytes, may
+/// be lost in any combination.
+pub trait StorageMut: Storage {
+    /// False if the length is given, as that of a block device: writes past the end fail then.
+    fn can_grow(&self) -> bool {
+        true
+    }
+
+    /// Writes all of `buf` at byte `offset`, whatever the alignment.
+    ///
+    /// # Errors
+    /// The store's errno with the offset; a part may have been written.
+    fn write_at(&self, offset: u64, buf: &[u8]) -> Result<(), StorageError>;
+
+    /// Does all writes of the batch, in any order; a store with queues does them at once.
+    ///
+    /// # Errors
+    /// The first error met; any part of the batch may have been written.
+    fn write_batch(&self, writes: &[Write<'_>]) -> Result<(), StorageError> {
+        for write in writes {
+            self.write_at(write.offset, write.buf)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the range read as zeros; its blocks may be given back. Past the end the store grows.
+    ///
+    /// # Errors
+    /// The store's errno.
+    fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), StorageError>;
+
+    /// Gives the range back to the host if it can: a hint, after which its bytes are anything.
+    ///
+    /// # Errors
+    /// The store's errno; a store that cannot discard has done so successfully.
+    fn discard(&self, offset: u64, len: u64) -> Result<(), StorageError>;
+
+    /// Reserves space for the range, and makes the store that long if it is shorter.
+    ///
+    /// # Errors
+    /// The store's errno: ENOSPC, or EOPNOTSUPP where the host has no such call.
+    fn allocate(&self, offset: u64, len: u64, how: Reserve) -> Result<(), StorageError>;
+
+    /// Cuts the store, or extends it with zeros, to exactly `len` bytes.
+    ///
+    /// # Errors
+    /// The store's errno.
+    fn set_len(&self, len: u64) -> Result<(), StorageError>;
+
+    /// Makes everything that was written durable: nothing after this call reaches the
+    /// store before what was written ahead of it.
+    ///
+    /// # Errors
+    /// The store's errno; what was written since the last flush may then be lost.
+    fn flush(&self) -> Result<(), StorageError>;
+}
+
+impl<S: StorageMut + ?Sized> StorageMut for &S {
+    fn can_grow(&self) -> bool {
+        (**self).can_grow()
+    }
+    fn write_at(&self, offset: u64, buf: &[u8]) -> Result<(), StorageError> {
+        (**self).write_at(offset, buf)
+    }
+    fn write_batch(&self, writes: &[Write<'_>]) -> Result<(), StorageError> {
+        (**self).write_batch(writes)
+    }
+    fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), StorageError> {
+        (**self).write_zeroes(offset, len)
+    }
+    fn discard(&self, offset: u64, len: u64) -> Result<(), StorageError> {
+        (**self).discard(offset, len)
+    }
+    fn allocate(&self, offset: u64, len: u64, how: Reserve) -> Result<(), StorageError> {
+        (**self).allocate(offset, len, how)
+    }
+    fn set_len(&self, len: u64) -> Result<(), StorageError> {
+        (**self).set_len(len)
+    }
+    fn flush(&self) -> Result<(), StorageError> {
+        (**self).flush()
     }
 }
 
