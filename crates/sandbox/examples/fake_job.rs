@@ -1,11 +1,13 @@
 //! A job whose machine is no machine: the sandbox's tests run it, and look.
 //!
 //! `fake_job SCENARIO IMAGE [ARGUMENT...]`; lines go to standard output, the
-//! error to standard error.
+//! error to standard error. `ACCESS` (`change`, `raw`), `SHARE`, `UNLIMITED` and
+//! `SECOND` (another image, which is read) in the environment shape the job.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, missing_docs)]
 
 use instar_sandbox::{
-    Confinement, FileTable, InputFile, Job, JobError, Machine, Output, Policy, Reads, run_job_on,
+    Access, Confinement, FileTable, Growth, InputFile, Job, JobError, Machine, Output, Policy,
+    Reads, run_job_on,
 };
 use instar_shared::control::{FileAccess, FileRequest, FileRole};
 use instar_shared::info::ImageRecord;
@@ -13,11 +15,14 @@ use instar_shared::op::{ImageFormat, Outcome};
 use instar_shared::record::RecordKind;
 use instar_shared::zerocopy::{FromZeros, IntoBytes};
 use instar_vmm::operation::{
-    Completed, Limits, OperationHost, OperationSpec, RESULT_BYTES, RunError, RunStats,
+    Completed, Limits, OperationFile, OperationHost, OperationSpec, RESULT_BYTES, RunError,
+    RunStats,
 };
+use rustix::fs::FallocateFlags;
+use rustix::io::ReadWriteFlags;
 use std::fs::File;
-use std::io::Write;
-use std::os::fd::{FromRawFd, RawFd};
+use std::io::{IoSlice, Write};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -78,7 +83,7 @@ struct Fake {
     arguments: Vec<Vec<u8>>,
     cancel: &'static AtomicBool,
     socket: RawFd,
-    files: Vec<instar_vmm::operation::OperationFile>,
+    files: Vec<OperationFile>,
 }
 
 /// The one socket among the descriptors that are left.
@@ -119,6 +124,56 @@ fn forbidden() {
     // SAFETY: opening a file for reading harms nothing.
     let fd = unsafe { libc::open(c"/etc/passwd".as_ptr(), libc::O_RDONLY) };
     say(&format!("opened {fd}"));
+}
+
+/// One of the calls that change a file; what it answered.
+fn change(file: &File, call: &[u8]) -> String {
+    let outcome = match call {
+        b"pwritev2" => {
+            rustix::io::pwritev2(file, &[IoSlice::new(b"new")], 0, ReadWriteFlags::empty())
+                .map(|count| assert_eq!(count, 3))
+        }
+        b"fallocate" => rustix::fs::fallocate(file, FallocateFlags::empty(), 0, 8192),
+        b"ftruncate" => rustix::fs::ftruncate(file, 100),
+        b"fdatasync" => rustix::fs::fdatasync(file),
+        b"discard" => {
+            let range = [0_u64; 2];
+            // SAFETY: the request reads two integers.
+            let result = unsafe { libc::ioctl(file.as_raw_fd(), 0x1277, range.as_ptr()) };
+            assert_eq!(result, -1, "a file is no device");
+            Err(rustix::io::Errno::from_io_error(&std::io::Error::last_os_error()).unwrap())
+        }
+        _ => panic!("no such call"),
+    };
+    let call = String::from_utf8_lossy(call);
+    format!("{call} {outcome:?}")
+}
+
+/// What no worker may do, whatever its job changes.
+fn meddle(call: &[u8]) {
+    let (name, other) = (c"top", c"other");
+    // SAFETY: both names are literals; the calls touch no memory else.
+    let result = unsafe {
+        match call {
+            b"create" => libc::open(other.as_ptr(), libc::O_CREAT | libc::O_WRONLY, 0o600),
+            b"unlink" => libc::unlink(name.as_ptr()),
+            b"rename" => libc::rename(name.as_ptr(), other.as_ptr()),
+            b"link" => libc::link(name.as_ptr(), other.as_ptr()),
+            b"truncate" => libc::truncate(name.as_ptr(), 0),
+            b"chmod" => libc::chmod(name.as_ptr(), 0),
+            b"mkdir" => libc::mkdir(other.as_ptr(), 0o700),
+            b"socket" => libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0),
+            _ => panic!("no such call"),
+        }
+    };
+    say(&format!("meddled {result}"));
+}
+
+fn describe(file: &OperationFile) -> String {
+    format!(
+        "read-only {} device {} length {} most {}",
+        file.read_only, file.block_device, file.len_bytes, file.max_len_bytes
+    )
 }
 
 fn ended(outcome: Outcome, code: u8) -> Completed {
@@ -170,6 +225,49 @@ impl Fake {
         ended(Outcome::Done, 7)
     }
 
+    /// Asks for each `ROLE ACCESS SLOT PARENT NAME`, and writes to what it may.
+    fn open_each(&self, host: &mut dyn OperationHost) -> Completed {
+        for one in self.arguments.chunks(5) {
+            Self::open_one(one, host);
+        }
+        ended(Outcome::Done, 0)
+    }
+
+    fn open_one(arguments: &[Vec<u8>], host: &mut dyn OperationHost) {
+        let text: Vec<&str> = arguments
+            .iter()
+            .map(|a| std::str::from_utf8(a).unwrap())
+            .collect();
+        let [role, access, slot, parent, name] = text[..] else {
+            panic!("five arguments");
+        };
+        let mut request = request(slot.parse().unwrap(), name.as_bytes());
+        request.parent_slot = parent.parse::<u32>().unwrap().into();
+        if role == "data" {
+            request.role = FileRole::Data.raw().into();
+        }
+        if access == "write" {
+            request.access = FileAccess::ReadWrite.raw().into();
+        }
+        match host.open_file(&request) {
+            Ok(opened) => {
+                say(&describe(&opened));
+                if access == "write" {
+                    say(&change(&opened.file, b"pwritev2"));
+                }
+                if std::env::var_os("HOLD").is_some() {
+                    say("running");
+                    pause(60_000);
+                }
+            }
+            Err(answer) => say(&format!(
+                "answer {} {}",
+                answer.status.get(),
+                answer.errno.get()
+            )),
+        }
+    }
+
     fn image_record(
         host: &mut dyn OperationHost,
         format: ImageFormat,
@@ -202,12 +300,22 @@ impl Fake {
 impl Machine for Fake {
     fn run(self, host: &mut dyn OperationHost) -> Result<Completed, RunError> {
         let argument = self.arguments.first().cloned().unwrap_or_default();
-        say("running");
+        if std::env::var_os("HOLD").is_none() {
+            say("running");
+        }
         match self.scenario.as_str() {
             "open" => return Ok(self.open(host)),
             "qcow2" => return Self::image_record(host, ImageFormat::Qcow2),
             "raw" => return Self::image_record(host, ImageFormat::Raw),
             "unsupported" => return Ok(ended(Outcome::Unsupported, 63)),
+            "open-one" => return Ok(self.open_each(host)),
+            "describe" => self.files.iter().for_each(|file| say(&describe(file))),
+            "change" => {
+                for call in &self.arguments {
+                    say(&change(&self.files[0].file, call));
+                }
+            }
+            "meddle" => meddle(&argument),
             "forbidden" => forbidden(),
             "executable" => {
                 // SAFETY: a fresh mapping touches no memory that exists.
@@ -251,20 +359,38 @@ fn main() {
     let mut next = || String::from_utf8(arguments.next().expect("an argument")).unwrap();
     let (scenario, image) = (next(), next());
     let arguments: Vec<Vec<u8>> = arguments.collect();
-    let reads = if scenario == "unsupported" || scenario == "result" {
+    let reads = if ["unsupported", "result"].contains(&scenario.as_str()) {
         Reads::Contents
     } else {
         Reads::Metadata
     };
-    let share = std::env::var_os("SHARE").is_some();
+    let variable = |name: &str| std::env::var(name).ok();
+    let access = match variable("ACCESS").as_deref() {
+        None => Access::Read(reads),
+        Some("change") => Access::Change,
+        Some("raw") => Access::ChangeRaw,
+        Some(other) => panic!("no such access: {other}"),
+    };
+    let growth = match variable("UNLIMITED") {
+        None => Growth::default(),
+        Some(_) => Growth::Unlimited,
+    };
+    let first = InputFile {
+        path: image.into(),
+        share: variable("SHARE").is_some(),
+        access,
+        growth,
+    };
+    let second = variable("SECOND").map(|path| InputFile {
+        path: path.into(),
+        share: false,
+        access: Access::Read(Reads::Contents),
+        growth: Growth::default(),
+    });
     let job = Job {
         elf: &[],
         config: Vec::new(),
-        input: InputFile {
-            path: image.into(),
-            share,
-        },
-        reads,
+        inputs: [first].into_iter().chain(second).collect(),
         limits: Limits {
             memory_bytes: 0,
             stall: Duration::from_secs(60),

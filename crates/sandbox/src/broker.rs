@@ -3,16 +3,15 @@
 //! It reads numbers and names from the worker, never an image. Everything the
 //! worker says that no worker says, ends the worker.
 
+mod files;
+
+use self::files::Files;
 use crate::jail::Filter;
-use crate::locks::{Reads, Wanted};
-use crate::names;
-use crate::open::{self, FileId, Opened, Refusal};
-use crate::output::{FailedOpen, FileFacts, FileTable, JobError, OpenFailure, Output};
-use crate::policy::Rules;
-use crate::wire::{self, Reply, Request};
+use crate::open::Opened;
+use crate::output::{FileTable, JobError, Output};
+use crate::wire;
 use crate::worker::{self, Machine};
 use crate::{Job, signals};
-use instar_shared::control::FileRole;
 use instar_vmm::VmError;
 use instar_vmm::operation::OperationSpec;
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -24,12 +23,9 @@ use rustix::net::{
     SocketFlags, SocketType,
 };
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
-use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::{Duration, Instant};
 
 /// How long the worker has to end after a signal.
@@ -40,11 +36,11 @@ const MAX_REQUESTS: u32 = 4096;
 /// Forks the worker and serves it; the exit code of the job.
 pub fn run<M: Machine>(
     job: Job,
-    first: Opened,
+    inputs: Vec<Opened>,
     output: Box<dyn Output>,
     prepare: impl FnOnce(OperationSpec) -> Result<M, VmError>,
 ) -> u8 {
-    let table = FileTable::with_first(first.facts.clone());
+    let table = FileTable::with_inputs(inputs.iter().map(|input| input.facts.clone()));
     let failed =
         |step: &'static str| move |source: std::io::Error| JobError::Start { step, source };
     let mask = match signals::install() {
@@ -56,26 +52,21 @@ pub fn run<M: Machine>(
         Err(e) => return output.failed(&failed("socketpair")(e.into()), &table),
     };
     let parent = rustix::process::getpid();
-    let mut broker = Broker::new(&job, &first);
+    let mut broker = Broker {
+        files: Files::new(&job, &inputs),
+        requests: 0,
+    };
     // SAFETY: `run_job` is documented to be called before any thread exists, so the child may do
     // whatever this process may.
     match unsafe { fork() } {
         Err(e) => output.failed(&failed("fork")(e.into()), &table),
         Ok(ForkResult::Child) => {
             drop((own_end, broker));
-            let Job {
-                elf,
-                config,
-                limits,
-                reads,
-                ..
-            } = job;
             let start = worker::Start {
-                elf,
-                config,
-                limits,
-                reads,
-                first,
+                elf: job.elf,
+                config: job.config,
+                limits: job.limits,
+                inputs: job.inputs.into_iter().zip(inputs).collect(),
                 socket: worker_end,
                 parent,
                 mask,
@@ -83,7 +74,7 @@ pub fn run<M: Machine>(
             std::process::exit(worker::run(start, output, prepare).into())
         }
         Ok(ForkResult::Parent { child }) => {
-            drop((worker_end, first));
+            drop((worker_end, inputs));
             let ended =
                 Child::new(child.as_raw()).and_then(|child| broker.serve(&child, own_end, &mask));
             match ended {
@@ -164,21 +155,10 @@ impl Child {
     }
 }
 
-/// A file that the worker has.
-#[derive(Debug)]
-struct Held {
-    id: FileId,
-    path: Vec<u8>,
-    parent: Option<u16>,
-}
-
-/// The policy, and what was opened under it.
+/// What the worker asks for, and how often it did.
 #[derive(Debug)]
 struct Broker {
-    rules: Rules,
-    reads: Reads,
-    share: bool,
-    held: BTreeMap<u16, Held>,
+    files: Files,
     requests: u32,
 }
 
@@ -186,24 +166,6 @@ struct Broker {
 struct Breach(&'static str);
 
 impl Broker {
-    fn new(job: &Job, first: &Opened) -> Self {
-        let path = first.facts.name.as_bytes().to_vec();
-        Self {
-            rules: Rules::new(&path, &job.policy),
-            reads: job.reads,
-            share: job.input.share,
-            held: BTreeMap::from([(
-                0,
-                Held {
-                    id: first.id,
-                    path,
-                    parent: None,
-                },
-            )]),
-            requests: 0,
-        }
-    }
-
     /// Serves the worker until it ends; its exit code.
     fn serve(&mut self, child: &Child, socket: OwnedFd, mask: &SigSet) -> Result<u8, JobError> {
         if let Err(e) = Filter::Broker.install() {
@@ -268,107 +230,13 @@ impl Broker {
         if self.requests > MAX_REQUESTS {
             return Err(Breach("too many requests"));
         }
-        let (reply, file) = self.open(&request);
+        let (reply, file) = self.files.open(&request);
         send(
             socket,
             &wire::encode_reply(&reply),
             file.as_ref().map(AsFd::as_fd),
         )?;
         Ok(true)
-    }
-
-    fn open(&mut self, request: &Request) -> (Reply, Option<std::fs::File>) {
-        let Some(parent) = self.held.get(&request.parent_slot) else {
-            return (Reply::Invalid, None);
-        };
-        if self.held.contains_key(&request.slot) {
-            return (Reply::Invalid, None);
-        }
-        let given = match request.role {
-            FileRole::Backing => names::combine(&parent.path, &request.name),
-            // QEMU takes this name as it stands: relative to the current folder. The policy judges
-            // it as any other.
-            FileRole::Data => request.name.clone(),
-        };
-        match self.open_named(request, &given) {
-            Ok(opened) => {
-                let path = opened.facts.name.as_bytes().to_vec();
-                self.held.insert(
-                    request.slot,
-                    Held {
-                        id: opened.id,
-                        path,
-                        parent: Some(request.parent_slot),
-                    },
-                );
-                let facts = FileFacts {
-                    parent_slot: Some(request.parent_slot),
-                    ..opened.facts
-                };
-                (
-                    Reply::Opened(facts, opened.format_conflict),
-                    Some(opened.file),
-                )
-            }
-            Err(refusal) => {
-                let failed = FailedOpen {
-                    slot: request.slot,
-                    parent_slot: Some(request.parent_slot),
-                    role: Some(request.role),
-                    kind: refusal.kind,
-                    given_name: OsString::from_vec(given),
-                    reason: OsString::from_vec(refusal.reason),
-                };
-                (Reply::Failed(failed), None)
-            }
-        }
-    }
-
-    fn open_named(&mut self, request: &Request, given: &[u8]) -> Result<Opened, Refusal> {
-        let name = names::parse(given).map_err(|e| Refusal {
-            // QEMU would go there, if it is a protocol.
-            kind: OpenFailure::Refused,
-            reason: open::name_reason(&e),
-        })?;
-        let passed = self.rules.open(&name)?;
-        if request.role == FileRole::Backing
-            && self.in_chain(request.parent_slot, FileId::of(&passed.stat))
-        {
-            let reason = [b"Backing file '", given, b"' creates an infinite loop."].concat();
-            return Err(Refusal {
-                kind: OpenFailure::Loop,
-                reason,
-            });
-        }
-        let data_file = request.role == FileRole::Data;
-        let wanted = Wanted {
-            reads: self.reads,
-            data_file,
-            share: self.share,
-        };
-        let opened = open::lock_and_describe(passed.fd, &passed.stat, &name, given, wanted)?;
-        match opened.format_conflict {
-            // Nothing tells later whether it is raw.
-            Some(conflict) if self.reads == Reads::Contents => Err(Refusal {
-                kind: OpenFailure::InUse,
-                reason: conflict.reason(&name.path),
-            }),
-            _ => Ok(opened),
-        }
-    }
-
-    /// Whether the image in `slot`, or one above it, is the file `id`.
-    fn in_chain(&self, slot: u16, id: FileId) -> bool {
-        let mut at = self.held.get(&slot);
-        // Parents are older than their children, so this ends; the bound says so.
-        for _ in 0..self.held.len() {
-            match at {
-                Some(held) if held.id == id => return true,
-                Some(held) => at = held.parent.and_then(|parent| self.held.get(&parent)),
-                None => return false,
-            }
-        }
-        false
     }
 }
 

@@ -1,10 +1,12 @@
 //! The seccomp filters: for each thread the system calls that are left to it.
 //!
 //! Every filter is an allow-list; anything else kills the whole process. None
-//! opens, connects, executes, clones or makes memory executable. Where a few
+//! opens, connects, executes, clones or makes memory executable; none but that of a
+//! job that changes images writes to anything but the standard streams. Where a few
 //! comparisons narrow a call down, they are made: `ioctl` to the requests of a
 //! running vCPU, `write` to the standard streams, messages to the broker's socket.
 
+use crate::open::READ_ONLY_REQUEST;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as ArgLen, SeccompCmpOp as CmpOp, SeccompCondition,
     SeccompFilter, SeccompRule,
@@ -45,6 +47,8 @@ pub enum Filter {
     Vcpu {
         /// Descriptor of the socket.
         socket: i32,
+        /// The job changes images. Those that are only read are kept safe by their descriptors.
+        writes: bool,
     },
     /// The broker, once the worker is there.
     Broker,
@@ -108,13 +112,17 @@ impl Filter {
         // Builds with debug assertions look whether a descriptor is open before they close it.
         let descriptor_flags = (libc::SYS_fcntl, second_is(&[libc::F_GETFD]));
         match self {
-            Self::Vcpu { socket } => {
+            Self::Vcpu { socket, writes } => {
                 rules.extend(any(&VCPU));
                 rules.push(descriptor_flags);
-                rules.push((
-                    libc::SYS_ioctl,
-                    ioctls(&[&RUN_REQUESTS, &TERMINAL_REQUESTS]),
-                ));
+                let device_requests: &[u64] = if writes {
+                    rules.extend(any(&WRITING));
+                    &DISCARD_REQUESTS
+                } else {
+                    &[]
+                };
+                let requests: [&[u64]; 3] = [&RUN_REQUESTS, &TERMINAL_REQUESTS, device_requests];
+                rules.push((libc::SYS_ioctl, ioctls(&requests)));
                 rules.extend(
                     [libc::SYS_sendmsg, libc::SYS_recvmsg].map(|call| (call, first_is(&[socket]))),
                 );
@@ -122,7 +130,9 @@ impl Filter {
             }
             Self::Broker => {
                 rules.extend(any(&BROKER));
-                rules.push((libc::SYS_ioctl, ioctls(&[&TERMINAL_REQUESTS])));
+                let device_requests = [u64::from(READ_ONLY_REQUEST)];
+                let requests: [&[u64]; 2] = [&TERMINAL_REQUESTS, &device_requests];
+                rules.push((libc::SYS_ioctl, ioctls(&requests)));
                 let locks = [libc::F_GETFD, libc::F_OFD_SETLK, libc::F_OFD_GETLK];
                 rules.push((libc::SYS_fcntl, second_is(&locks)));
                 rules.extend(standard_streams(&[1, 2]));
@@ -143,6 +153,15 @@ const VCPU: [i64; 9] = [
     libc::SYS_getrandom,
     libc::SYS_sched_yield,
     libc::SYS_set_robust_list,
+];
+
+/// Calls of a vCPU thread that changes images, none of which makes, names or removes a file.
+const WRITING: [i64; 5] = [
+    libc::SYS_pwritev2,
+    libc::SYS_pwritev,
+    libc::SYS_fdatasync,
+    libc::SYS_ftruncate,
+    libc::SYS_fallocate,
 ];
 
 /// Calls of the broker without a condition.
@@ -177,6 +196,12 @@ const RUN_REQUESTS: [u64; 3] = [
     0xae80,      // KVM_RUN
     0x4020_ae46, // KVM_SET_USER_MEMORY_REGION, when memory is granted
     0x4010_aeab, // KVM_GET_ONE_REG
+];
+
+/// Parts of a block device that are given back, or made zero.
+const DISCARD_REQUESTS: [u64; 2] = [
+    0x1277, // BLKDISCARD
+    0x127f, // BLKZEROOUT
 ];
 
 /// Whether a stream is a terminal, and how wide.

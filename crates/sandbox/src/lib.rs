@@ -1,6 +1,6 @@
 //! Broker and confined worker: who may open what, and what is left to a process that runs a guest.
 //!
-//! [`run_job`] opens the image that the user typed, then forks. The parent is the
+//! [`run_job`] opens the images that the user typed, then forks. The parent is the
 //! *broker*: it parses nothing, maps no guest memory, and opens the files that an
 //! image names if the [`Policy`] lets it. The child is the *worker*: it makes the
 //! microVM, gives up everything else ([`Confinement`]), runs the guest, and prints.
@@ -15,6 +15,7 @@
 
 mod broker;
 mod confine;
+mod input;
 mod jail;
 mod locks;
 mod names;
@@ -27,6 +28,7 @@ mod wire;
 mod worker;
 
 pub use confine::{Confinement, Landlock};
+pub use input::{Access, Growth, InputFile};
 pub use jail::{Filter, JailError};
 pub use locks::Reads;
 pub use output::{FailedOpen, FileFacts, FileTable, JobError, OpenFailure, Output};
@@ -35,16 +37,6 @@ pub use worker::Machine;
 
 use instar_vmm::VmError;
 use instar_vmm::operation::{Limits, Operation, OperationSpec};
-use std::path::PathBuf;
-
-/// The image that the user names on the command line.
-#[derive(Clone, Debug)]
-pub struct InputFile {
-    /// The name as typed.
-    pub path: PathBuf,
-    /// Other processes may write to the image meanwhile (`-U`).
-    pub share: bool,
-}
 
 /// An operation to run, and on what.
 #[derive(Debug)]
@@ -53,10 +45,9 @@ pub struct Job {
     pub elf: &'static [u8],
     /// Bytes of the operation's config struct.
     pub config: Vec<u8>,
-    /// The image.
-    pub input: InputFile,
-    /// What of the images is read: this decides the locks.
-    pub reads: Reads,
+    /// The images that the user names, by device slot: at least one. The first decides what a lock
+    /// conflict means for the whole job.
+    pub inputs: Vec<InputFile>,
     /// What the guest may use.
     pub limits: Limits,
     /// Which files images may name.
@@ -79,12 +70,12 @@ pub fn run_job_on<M: Machine>(
     output: Box<dyn Output>,
     prepare: impl FnOnce(OperationSpec) -> Result<M, VmError>,
 ) -> u8 {
-    let first = match open::open_typed(&job.input, job.reads) {
-        Ok(first) => first,
+    let inputs = match open::open_inputs(&job.inputs) {
+        Ok(inputs) => inputs,
         Err(failed) => {
             let files = FileTable::with_failure(failed.clone());
             return output.failed(&JobError::Open(failed), &files);
         }
     };
-    broker::run(job, first, output, prepare)
+    broker::run(job, inputs, output, prepare)
 }

@@ -8,14 +8,25 @@
 //! | what is opened | locked | asked for |
 //! |---|---|---|
 //! | metadata is read (`info`) | 201 203 | 101 103 |
-//! | contents are read (`check`) | 100 201 203 | 200 101 103 |
-//! | external data file | 100 203 | 200 103 |
+//! | contents are read (`check`, `snapshot -l`, a backing file, the source of a merge) | 100 201 203 | 200 101 103 |
+//! | its external data file | 203, 100 | 103, 200 103 |
 //! | any of them, shared (`-U`) | 100 if contents are read | 200 likewise |
+//! | an image is changed (all of `snapshot -c -a -d`, `resize`, `amend`, `bitmap`, `check -r`) | 100 101 103 201 203 | 200 201 203 101 103 |
+//! | its external data file | 203, 100 101 103 | 103, 200 201 203 103 |
+//! | a raw image is changed (`resize -f raw`) | 100 101 103 | 200 201 203 |
+//!
+//! The order is that of the table; what stands before a comma is locked and asked
+//! for first. Block devices are locked as files are. The backing chain of an image
+//! that is changed is only read, and with an external data file the image itself
+//! is still locked as a whole. An image that is changed cannot be shared (`-U`).
 //!
 //! A raw image shares everything: bytes 201 and 203 are the format's. Whether an
-//! image is raw is only known once the guest has looked, so a conflict on those
-//! is kept as [`Taken::format_conflict`] until then.
+//! image that is read is raw is only known once the guest has looked, so a conflict
+//! on those is kept as [`Taken::format_conflict`] until then. An image that is
+//! changed counts as raw only if the user said so: the guest may not write before
+//! that is settled.
 
+use crate::input::Access;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use std::os::fd::BorrowedFd;
@@ -59,12 +70,49 @@ pub enum Reads {
 /// Which locks a file needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
-    /// What is read.
-    pub reads: Reads,
+    /// What is done with it.
+    pub access: Access,
     /// It is an external data file.
     pub data_file: bool,
     /// Writers are welcome (`-U`).
     pub share: bool,
+}
+
+impl Wanted {
+    /// Permissions that are used.
+    const fn used(self) -> &'static [Permission] {
+        match self.access {
+            Access::Read(Reads::Metadata) => &[],
+            Access::Read(Reads::Contents) => &[Permission::ConsistentRead],
+            Access::Change | Access::ChangeRaw => &[
+                Permission::ConsistentRead,
+                Permission::Write,
+                Permission::Resize,
+            ],
+        }
+    }
+
+    /// Permissions that others may not use meanwhile.
+    const fn unshared(self) -> &'static [Permission] {
+        match self {
+            Self { share: true, .. }
+            | Self {
+                access: Access::ChangeRaw,
+                ..
+            } => &[],
+            Self {
+                data_file: true, ..
+            } => &[Permission::Resize],
+            Self {
+                data_file: false, ..
+            } => &[Permission::Write, Permission::Resize],
+        }
+    }
+
+    /// Whether a conflict on what is not shared counts only if the image is not raw.
+    const fn may_be_raw(self) -> bool {
+        matches!(self.access, Access::Read(_)) && !self.data_file
+    }
 }
 
 /// Why a file cannot be locked.
@@ -72,13 +120,18 @@ pub struct Wanted {
 pub enum Conflict {
     /// Someone holds a write lock on a byte; QEMU never does.
     Byte(i64),
-    /// Someone uses what this reader does not share.
+    /// Someone uses what is not shared here.
     InUse(&'static str),
-    /// Someone does not share what this reader uses.
+    /// Someone does not share what is used here.
     NotShared(&'static str),
 }
 
 impl Conflict {
+    /// A file is written that others may not write to.
+    pub const WRITTEN: Self = Self::InUse(Permission::Write.name());
+    /// A file is open in a way that its length may change, and others may not change it.
+    pub const RESIZED: Self = Self::InUse(Permission::Resize.name());
+
     /// The reason in qemu-img's words; `path` as shown for the image.
     pub fn reason(self, path: &[u8]) -> Vec<u8> {
         let first = match self {
@@ -103,36 +156,30 @@ pub struct Taken {
     pub format_conflict: Option<Conflict>,
 }
 
-/// Takes the locks of a reader on `fd`.
+/// Takes the locks that `wanted` needs on `fd`.
 ///
 /// A file system without such locks has none to take, as with QEMU.
 ///
 /// # Errors
-/// The conflict that counts for every format.
+/// The conflict that counts for every format; locks already taken end with the descriptor.
 pub fn take(fd: BorrowedFd<'_>, wanted: Wanted) -> Result<Taken, Conflict> {
-    if wanted.reads == Reads::Contents {
-        hold(fd, Permission::ConsistentRead.byte(USED))?;
+    let (used, unshared) = (wanted.used(), wanted.unshared());
+    if wanted.data_file {
+        hold_all(fd, unshared, UNSHARED)?;
+        ask_unused(fd, unshared)?;
     }
-    let unshared = unshared(wanted);
-    let mut conflict = unshared
-        .iter()
-        .find_map(|p| hold(fd, p.byte(UNSHARED)).err());
-    if wanted.reads == Reads::Contents {
-        let permission = Permission::ConsistentRead;
-        ask(
-            fd,
-            permission.byte(UNSHARED),
-            Conflict::NotShared(permission.name()),
-        )?;
+    hold_all(fd, used, USED)?;
+    let held = hold_all(fd, unshared, UNSHARED);
+    if !wanted.may_be_raw() {
+        held?;
     }
-    if conflict.is_none() {
-        conflict = unshared
-            .iter()
-            .find_map(|p| ask(fd, p.byte(USED), Conflict::InUse(p.name())).err());
-    }
-    match conflict {
-        Some(conflict) if wanted.data_file => Err(conflict),
-        Some(conflict) => {
+    used.iter().try_for_each(|p| {
+        let conflict = Conflict::NotShared(p.name());
+        ask(fd, p.byte(UNSHARED), conflict)
+    })?;
+    match held.and_then(|()| ask_unused(fd, unshared)) {
+        Ok(()) => Ok(Taken::default()),
+        Err(conflict) if wanted.may_be_raw() => {
             for permission in unshared {
                 release(fd, permission.byte(UNSHARED));
             }
@@ -140,21 +187,19 @@ pub fn take(fd: BorrowedFd<'_>, wanted: Wanted) -> Result<Taken, Conflict> {
                 format_conflict: Some(conflict),
             })
         }
-        None => Ok(Taken::default()),
+        Err(conflict) => Err(conflict),
     }
 }
 
-/// Permissions that others may not use meanwhile.
-const fn unshared(wanted: Wanted) -> &'static [Permission] {
-    match wanted {
-        Wanted { share: true, .. } => &[],
-        Wanted {
-            data_file: true, ..
-        } => &[Permission::Resize],
-        Wanted {
-            data_file: false, ..
-        } => &[Permission::Write, Permission::Resize],
-    }
+fn hold_all(fd: BorrowedFd<'_>, permissions: &[Permission], base: i64) -> Result<(), Conflict> {
+    permissions.iter().try_for_each(|p| hold(fd, p.byte(base)))
+}
+
+/// Whether nobody else uses `permissions`.
+fn ask_unused(fd: BorrowedFd<'_>, permissions: &[Permission]) -> Result<(), Conflict> {
+    permissions
+        .iter()
+        .try_for_each(|p| ask(fd, p.byte(USED), Conflict::InUse(p.name())))
 }
 
 /// One byte at `start`.

@@ -1,7 +1,7 @@
 //! Opening a file and learning what the host may know about it.
 
-use crate::InputFile;
-use crate::locks::{self, Conflict, Reads, Wanted};
+use crate::input::InputFile;
+use crate::locks::{self, Conflict, Wanted};
 use crate::names::{self, Driver, Name, NameError};
 use crate::output::{FailedOpen, FileFacts, OpenFailure};
 use rustix::fs::{FileType, MemfdFlags, Mode, OFlags, SeekFrom, Stat};
@@ -11,11 +11,18 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-/// How every image is opened: a FIFO cannot block, a terminal is not adopted.
-pub const READ_FLAGS: OFlags = OFlags::RDONLY
-    .union(OFlags::NONBLOCK)
-    .union(OFlags::CLOEXEC)
-    .union(OFlags::NOCTTY);
+/// How an image is opened: never made, never cut; a FIFO cannot block, a terminal is not adopted.
+pub const fn open_flags(writable: bool) -> OFlags {
+    let access = if writable {
+        OFlags::RDWR
+    } else {
+        OFlags::RDONLY
+    };
+    access
+        .union(OFlags::NONBLOCK)
+        .union(OFlags::CLOEXEC)
+        .union(OFlags::NOCTTY)
+}
 
 /// What makes two names one file: device and inode number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +50,8 @@ pub struct Opened {
     pub facts: FileFacts,
     /// Which file it is.
     pub id: FileId,
+    /// It was opened for writing.
+    pub writable: bool,
     /// Counts unless the image is raw.
     pub format_conflict: Option<Conflict>,
 }
@@ -92,10 +101,18 @@ impl Refusal {
         Self::failed(Errno::INVAL, reason)
     }
 
-    /// The whole failure, for slot 0.
-    fn of_typed(self, given: &[u8]) -> FailedOpen {
+    /// Another process, or this job itself, holds the image shown as `path`.
+    pub fn in_use(conflict: Conflict, path: &[u8]) -> Self {
+        Self {
+            kind: OpenFailure::InUse,
+            reason: conflict.reason(path),
+        }
+    }
+
+    /// The whole failure, of a name that the user typed for `slot`.
+    fn of_typed(self, slot: u16, given: &[u8]) -> FailedOpen {
         FailedOpen {
-            slot: 0,
+            slot,
             parent_slot: None,
             role: None,
             kind: self.kind,
@@ -105,19 +122,54 @@ impl Refusal {
     }
 }
 
-/// Opens the image that the user typed: any path, a regular file or a device.
+/// Opens the images that the user typed, in order: any path, a regular file or a device.
 ///
 /// # Errors
-/// What qemu-img says about it, in its words; it hangs on a FIFO, which here is
-/// refused as a folder is.
-pub fn open_typed(input: &InputFile, reads: Reads) -> Result<Opened, FailedOpen> {
-    let given = input.path.as_os_str().as_bytes();
+/// What qemu-img says about the first that fails, in its words; it hangs on a
+/// FIFO, which here is refused as a folder is.
+pub fn open_inputs(inputs: &[InputFile]) -> Result<Vec<Opened>, FailedOpen> {
+    let mut all: Vec<Opened> = Vec::with_capacity(inputs.len());
+    for (slot, input) in (0..).zip(inputs) {
+        let given = input.path.as_os_str().as_bytes();
+        let opened = open_typed(input)
+            .and_then(|opened| not_alone(opened, &all))
+            .map_err(|refusal| refusal.of_typed(slot, given))?;
+        all.push(opened);
+    }
+    Ok(all)
+}
+
+fn open_typed(input: &InputFile) -> Result<Opened, Refusal> {
+    if input.share && input.access.writes() {
+        let reason = b"force-share=on can only be used with read-only images".to_vec();
+        return Err(Refusal::failed(Errno::INVAL, reason));
+    }
     let wanted = Wanted {
-        reads,
+        access: input.access,
         data_file: false,
         share: input.share,
     };
-    open_trusted(given, wanted).map_err(|refusal| refusal.of_typed(given))
+    open_trusted(input.path.as_os_str().as_bytes(), wanted)
+}
+
+/// What holds for `opened` next to the images in `others`.
+///
+/// A file that is written is open only once: the locks see to that, and where a
+/// file system has none, this does. And only the first image can still turn out
+/// to be raw: nothing tells it of another one.
+fn not_alone(opened: Opened, others: &[Opened]) -> Result<Opened, Refusal> {
+    let twin = others
+        .iter()
+        .any(|other| other.id == opened.id && (other.writable || opened.writable));
+    let conflict = if twin {
+        Some(Conflict::WRITTEN)
+    } else {
+        opened.format_conflict.filter(|_| !others.is_empty())
+    };
+    match conflict {
+        Some(conflict) => Err(Refusal::in_use(conflict, opened.facts.name.as_bytes())),
+        None => Ok(opened),
+    }
 }
 
 fn open_trusted(given: &[u8], wanted: Wanted) -> Result<Opened, Refusal> {
@@ -129,7 +181,8 @@ fn open_trusted(given: &[u8], wanted: Wanted) -> Result<Opened, Refusal> {
     if file_type(&before) == FileType::Fifo {
         return Err(Refusal::wrong_type(&name));
     }
-    let fd = rustix::fs::open(path, READ_FLAGS, Mode::empty()).map_err(refused)?;
+    let flags = open_flags(wanted.access.writes());
+    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(refused)?;
     let stat = rustix::fs::fstat(&fd).map_err(refused)?;
     let fd = match (file_type(&stat), name.driver) {
         (FileType::RegularFile, Driver::Any | Driver::File) => fd,
@@ -178,15 +231,14 @@ pub fn lock_and_describe(
         let reason = format!("Could not refresh total sector count: {}", os_text(errno));
         Refusal::failed(errno, reason.into_bytes())
     };
+    if wanted.access.writes() && kind == FileType::BlockDevice {
+        device_is_writable(&fd)?;
+    }
     let len_bytes = rustix::fs::seek(&fd, SeekFrom::End(0)).map_err(no_length)?;
     let taken = if character_device {
         locks::Taken::default()
     } else {
-        let in_use = |conflict: Conflict| Refusal {
-            kind: OpenFailure::InUse,
-            reason: conflict.reason(&name.path),
-        };
-        locks::take(fd.as_fd(), wanted).map_err(in_use)?
+        locks::take(fd.as_fd(), wanted).map_err(|c| Refusal::in_use(c, &name.path))?
     };
     let facts = FileFacts {
         name: os_string(&name.path),
@@ -203,8 +255,27 @@ pub fn lock_and_describe(
         file: File::from(fd),
         facts,
         id: FileId::of(stat),
+        writable: wanted.access.writes(),
         format_conflict: taken.format_conflict,
     })
+}
+
+/// `BLKROGET` of linux/fs.h: whether a block device only takes reads.
+pub const READ_ONLY_REQUEST: u32 = 0x125e;
+
+/// A block device that only takes reads can still be opened for writing.
+fn device_is_writable(fd: &OwnedFd) -> Result<(), Refusal> {
+    // SAFETY: the request stores one `int`.
+    let getter = unsafe { rustix::ioctl::Getter::<READ_ONLY_REQUEST, libc::c_int>::new() };
+    // SAFETY: as above; the getter owns the place for it.
+    match unsafe { rustix::ioctl::ioctl(fd, getter) } {
+        Ok(read_only) if read_only != 0 => {
+            let reason = format!("The device is not writable: {}", os_text(Errno::ACCESS));
+            Err(Refusal::failed(Errno::ACCESS, reason.into_bytes()))
+        }
+        // What cannot be asked is found out by the first write.
+        _ => Ok(()),
+    }
 }
 
 /// The type in `stat`.

@@ -24,7 +24,7 @@ pub struct FileFacts {
     pub block_device: bool,
     /// A character device: it counts as empty, and its own descriptor stays closed.
     pub character_device: bool,
-    /// Slot of the image that names this file; `None` for the file that the user typed.
+    /// Slot of the image that names this file; `None` for a file that the user typed.
     pub parent_slot: Option<u16>,
 }
 
@@ -49,9 +49,9 @@ impl FileFacts {
 pub struct FailedOpen {
     /// Slot that the file should have got.
     pub slot: u16,
-    /// Slot of the image that names it; `None` for the file that the user typed.
+    /// Slot of the image that names it; `None` for a file that the user typed.
     pub parent_slot: Option<u16>,
-    /// What it is to that image; `None` for the file that the user typed.
+    /// What it is to that image; `None` for a file that the user typed.
     pub role: Option<FileRole>,
     /// What went wrong.
     pub kind: OpenFailure,
@@ -90,10 +90,10 @@ impl FileTable {
         }
     }
 
-    /// A table with the file that the user typed.
-    pub(crate) fn with_first(facts: FileFacts) -> Self {
+    /// A table with the files that the user typed, from slot 0 on.
+    pub(crate) fn with_inputs(facts: impl IntoIterator<Item = FileFacts>) -> Self {
         Self {
-            files: BTreeMap::from([(0, facts)]),
+            files: (0..).zip(facts).collect(),
             failed: Vec::new(),
         }
     }
@@ -129,7 +129,7 @@ impl FileTable {
         self.failed.iter().rev().find(|failed| failed.slot == slot)
     }
 
-    /// How many images lie between `slot` and the typed one; `None` if the slot is empty.
+    /// How many images lie between `slot` and the typed one that it hangs on; `None` if the slot is empty.
     #[must_use]
     pub fn depth(&self, slot: u16) -> Option<usize> {
         let mut at = self.get(slot)?;
@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn depth_counts_the_images_above() {
-        let mut table = FileTable::with_first(facts(None));
+        let mut table = FileTable::with_inputs([facts(None)]);
         table.insert(1, facts(Some(0)));
         table.insert(7, facts(Some(1)));
         assert_eq!(
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn depth_of_a_ring_is_none() {
-        let mut table = FileTable::with_first(facts(Some(1)));
+        let mut table = FileTable::with_inputs([facts(Some(1))]);
         table.insert(1, facts(Some(0)));
         assert_eq!(table.depth(1), None);
     }

@@ -7,7 +7,7 @@
 //! only finds out beneath which folder, and what to say if beneath none.
 
 use crate::names::{self, Driver, MAX_PATH_BYTES, Name};
-use crate::open::{FileId, READ_FLAGS, Refusal, file_type};
+use crate::open::{FileId, Refusal, file_type, open_flags};
 use crate::output::OpenFailure;
 use crate::walk::{self, Place};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
@@ -74,7 +74,7 @@ struct Root {
 /// A file that passed.
 #[derive(Debug)]
 pub struct Passed {
-    /// Open for reading.
+    /// Open as asked for.
     pub fd: OwnedFd,
     /// What it is: a regular file, or a listed block device.
     pub stat: Stat,
@@ -98,11 +98,11 @@ impl Rules {
         }
     }
 
-    /// Opens the file that an image names.
+    /// Opens the file that an image names, for reading or also for writing.
     ///
     /// # Errors
     /// What the system, the type of the file or the policy has against it.
-    pub fn open(&mut self, name: &Name) -> Result<Passed, Refusal> {
+    pub fn open(&mut self, name: &Name, writable: bool) -> Result<Passed, Refusal> {
         self.open_roots();
         if name.path.len() > MAX_PATH_BYTES {
             return Err(Refusal::could_not_open(&name.path, Errno::NAMETOOLONG));
@@ -111,13 +111,13 @@ impl Rules {
             let Some(rest) = root.rest_of(&name.path) else {
                 continue;
             };
-            match open_beneath(root, rest, name) {
+            match open_beneath(root, rest, name, writable) {
                 // It leaves the folder on its way: the walk shows whether it comes back.
                 Err(refusal) if is_escape(&refusal) => {}
                 outcome => return outcome,
             }
         }
-        self.open_by_place(name)
+        self.open_by_place(name, writable)
     }
 
     fn open_roots(&mut self) {
@@ -129,7 +129,7 @@ impl Rules {
         }
     }
 
-    fn open_by_place(&self, name: &Name) -> Result<Passed, Refusal> {
+    fn open_by_place(&self, name: &Name, writable: bool) -> Result<Passed, Refusal> {
         let place = walk::place(&name.path);
         let Some(root) = self.roots.iter().find(|root| root.holds(&place.real)) else {
             return Err(outside(&place));
@@ -144,9 +144,9 @@ impl Rules {
         let rest = place.real.get(root.real.len()..).unwrap_or_default();
         let rest = without_leading_slashes(rest);
         if rest.is_empty() || file_type(&stat) == FileType::Directory {
-            return Err(Refusal::wrong_type(name));
+            return Err(wrong_type(&stat, name, writable));
         }
-        open_beneath(root, rest, name)
+        open_beneath(root, rest, name, writable)
     }
 }
 
@@ -233,26 +233,26 @@ fn is_escape(refusal: &Refusal) -> bool {
 }
 
 /// Opens `rest` beneath `root`: looks first, so that opening has no effect on what is no image.
-fn open_beneath(root: &Root, rest: &[u8], name: &Name) -> Result<Passed, Refusal> {
+fn open_beneath(root: &Root, rest: &[u8], name: &Name, writable: bool) -> Result<Passed, Refusal> {
     let refused = |errno| Refusal::could_not_open(&name.path, errno);
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     let folder = root.folder.as_fd();
     let seen = openat2(folder, rest, OFlags::PATH, resolve)
         .and_then(rustix::fs::fstat)
         .map_err(refused)?;
-    judge(&seen, root.listed, name)?;
-    let fd = openat2(folder, rest, READ_FLAGS, resolve).map_err(refused)?;
+    judge(&seen, root.listed, name, writable)?;
+    let fd = openat2(folder, rest, open_flags(writable), resolve).map_err(refused)?;
     // The descriptor that is used is the one that is judged.
     let stat = rustix::fs::fstat(&fd).map_err(refused)?;
     if FileId::of(&stat) != FileId::of(&seen) {
         return Err(refused(Errno::STALE));
     }
-    judge(&stat, root.listed, name)?;
+    judge(&stat, root.listed, name, writable)?;
     Ok(Passed { fd, stat })
 }
 
 /// Whether a file of this type may be opened for an image.
-fn judge(stat: &Stat, listed: bool, name: &Name) -> Result<(), Refusal> {
+fn judge(stat: &Stat, listed: bool, name: &Name, writable: bool) -> Result<(), Refusal> {
     match (file_type(stat), name.driver) {
         (FileType::RegularFile, Driver::Any | Driver::File) => Ok(()),
         (FileType::BlockDevice, Driver::Any | Driver::HostDevice) if listed => Ok(()),
@@ -267,7 +267,16 @@ fn judge(stat: &Stat, listed: bool, name: &Name) -> Result<(), Refusal> {
                 reason: [b"'", name.path.as_slice(), text].concat(),
             })
         }
-        _ => Err(Refusal::wrong_type(name)),
+        _ => Err(wrong_type(stat, name, writable)),
+    }
+}
+
+/// A folder can be opened for reading, so only then it is the driver that refuses it.
+fn wrong_type(stat: &Stat, name: &Name, writable: bool) -> Refusal {
+    if writable && file_type(stat) == FileType::Directory {
+        Refusal::could_not_open(&name.path, Errno::ISDIR)
+    } else {
+        Refusal::wrong_type(name)
     }
 }
 

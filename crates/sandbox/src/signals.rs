@@ -42,6 +42,7 @@ pub fn exit_code(signal: i32) -> u8 {
 /// Blocks the cancelling signals and installs the handler; the mask from before.
 ///
 /// A signal that the parent process ignores (`nohup`, a background job) stays ignored.
+/// A write past the limit on file sizes (`ulimit -f`) fails instead of ending the process.
 ///
 /// # Errors
 /// The system call's error.
@@ -62,6 +63,9 @@ pub fn install() -> nix::Result<SigSet> {
             unsafe { sigaction(signal, &old) }?;
         }
     }
+    let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+    // SAFETY: no handler is installed.
+    unsafe { sigaction(Signal::SIGXFSZ, &ignore) }?;
     Ok(before)
 }
 

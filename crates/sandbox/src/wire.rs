@@ -29,6 +29,8 @@ pub struct Request {
     pub parent_slot: u16,
     /// What it is to that image.
     pub role: FileRole,
+    /// It is to be written, too.
+    pub writable: bool,
     /// The name in the image.
     pub name: Vec<u8>,
 }
@@ -54,15 +56,16 @@ pub fn decode_request(packet: &[u8]) -> Option<Request> {
     let slot = |raw: u32| u16::try_from(raw).ok().filter(|slot| *slot < MAX_DEVICES);
     let sound =
         usize::try_from(request.name_len.get()).ok()? == name_len && request.reserved.get() == 0;
-    match FileAccess::try_from(request.access.get()).ok()? {
-        FileAccess::Read if sound => Some(Request {
-            slot: slot(request.slot.get())?,
-            parent_slot: slot(request.parent_slot.get())?,
-            role: FileRole::try_from(request.role.get()).ok()?,
-            name: request.name.get(..name_len)?.to_vec(),
-        }),
-        _ => None,
+    if !sound {
+        return None;
     }
+    Some(Request {
+        slot: slot(request.slot.get())?,
+        parent_slot: slot(request.parent_slot.get())?,
+        role: FileRole::try_from(request.role.get()).ok()?,
+        writable: FileAccess::try_from(request.access.get()).ok()? == FileAccess::ReadWrite,
+        name: request.name.get(..name_len)?.to_vec(),
+    })
 }
 
 /// What the broker answers; a descriptor travels with [`Reply::Opened`].
@@ -72,7 +75,7 @@ pub enum Reply {
     Opened(FileFacts, Option<Conflict>),
     /// Why not.
     Failed(FailedOpen),
-    /// Slot or parent make no sense.
+    /// Slot, parent or access make no sense.
     Invalid,
 }
 

@@ -1,13 +1,14 @@
 //! The worker: makes the microVM, gives up everything else, runs, prints.
 
 use crate::confine;
+use crate::input::{Access, Growth, InputFile};
 use crate::jail::Filter;
 use crate::locks::{Conflict, Reads};
 use crate::open::Opened;
 use crate::output::{FailedOpen, FileTable, JobError, OpenFailure, Output};
 use crate::signals;
 use crate::wire::{self, Reply};
-use instar_shared::control::{FileRequest, FileResponse, FileStatus};
+use instar_shared::control::{FileAccess, FileRequest, FileResponse, FileStatus};
 use instar_shared::info::ImageRecord;
 use instar_shared::op::{ImageFormat, Outcome};
 use instar_shared::record::RecordKind;
@@ -54,10 +55,8 @@ pub struct Start {
     pub config: Vec<u8>,
     /// What the guest may use.
     pub limits: Limits,
-    /// What of the images is read.
-    pub reads: Reads,
-    /// The image that the user typed.
-    pub first: Opened,
+    /// The images that the user typed, by slot.
+    pub inputs: Vec<(InputFile, Opened)>,
     /// To the broker.
     pub socket: OwnedFd,
     /// The broker.
@@ -72,16 +71,16 @@ pub fn run<M: Machine>(
     mut output: Box<dyn Output>,
     prepare: impl FnOnce(OperationSpec) -> Result<M, VmError>,
 ) -> u8 {
-    let facts = start.first.facts.clone();
+    let facts = start.inputs.iter().map(|(_, opened)| opened.facts.clone());
+    let conflicts = (0..).zip(&start.inputs);
+    let conflicts =
+        conflicts.filter_map(|(slot, (_, opened))| Some((slot, opened.format_conflict?)));
+    let first = start.inputs.first().map(|(input, _)| input.access);
     let mut host = Host {
-        files: FileTable::with_first(facts),
-        conflicts: start
-            .first
-            .format_conflict
-            .into_iter()
-            .map(|conflict| (0, conflict))
-            .collect(),
-        reads: start.reads,
+        files: FileTable::with_inputs(facts),
+        conflicts: conflicts.collect(),
+        reads: first.map_or(Reads::Contents, Access::reads),
+        growth: start.inputs.iter().map(|(input, _)| input.growth).collect(),
         in_use: None,
         output: &mut *output,
         socket: start.socket,
@@ -90,7 +89,7 @@ pub fn run<M: Machine>(
     let spec = OperationSpec {
         elf: start.elf,
         config: start.config,
-        files: vec![operation_file(start.first.file, &start.first.facts)],
+        files: start.inputs.into_iter().map(typed_file).collect(),
         limits: start.limits,
         cancel: &signals::CANCEL,
     };
@@ -136,22 +135,36 @@ fn confined_machine<M: Machine>(
         step: "sigprocmask",
         source: e.into(),
     })?;
+    let writes = spec.files.iter().any(|file| !file.read_only);
     let machine = prepare(spec).map_err(JobError::Vm)?;
     // The first use of the clock looks for the vDSO, with calls (and a file, on old kernels)
     // that are gone after this.
     let _ = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     let confinement = confine::give_up_files()?;
     host.output.confined(&confinement);
-    Filter::Vcpu { socket }.install()?;
+    Filter::Vcpu { socket, writes }.install()?;
     Ok(machine)
 }
 
-fn operation_file(file: File, facts: &crate::FileFacts) -> OperationFile {
+fn typed_file((input, opened): (InputFile, Opened)) -> OperationFile {
+    let growth = opened.writable.then_some(input.growth);
+    operation_file(opened.file, &opened.facts, growth)
+}
+
+/// The device of a file; `growth` if it is written.
+fn operation_file(file: File, facts: &crate::FileFacts, growth: Option<Growth>) -> OperationFile {
+    // A device keeps its length. A character device has no bytes to write either.
+    let growth = growth.filter(|_| !facts.character_device);
+    let max_len_bytes = match growth {
+        Some(growth) if !facts.block_device => growth.max_len_bytes(facts.len_bytes),
+        _ => facts.len_bytes,
+    };
     OperationFile {
         file,
-        read_only: true,
-        block_device: facts.block_device,
+        read_only: growth.is_none(),
+        block_device: facts.block_device || facts.character_device,
         len_bytes: facts.len_bytes,
+        max_len_bytes,
     }
 }
 
@@ -166,7 +179,10 @@ struct Host<'a> {
     files: FileTable,
     /// Conflicts that count unless the image is raw, by slot.
     conflicts: BTreeMap<u16, Conflict>,
+    /// What of the first image is read.
     reads: Reads,
+    /// Of the typed images, by slot.
+    growth: Vec<Growth>,
     /// The conflict that ended the run.
     in_use: Option<FailedOpen>,
     output: &'a mut dyn Output,
@@ -208,6 +224,13 @@ impl Host<'_> {
         self.files.push_failure(failed.clone());
         self.in_use = Some(failed);
         Err("the image is in use".into())
+    }
+
+    /// How a file that was opened for writing may grow: as the image that names it.
+    fn growth_of(&self, request: &FileRequest) -> Option<Growth> {
+        let writable = request.access.get() == FileAccess::ReadWrite.raw();
+        let parent = usize::try_from(request.parent_slot.get()).ok()?;
+        self.growth.get(parent).copied().filter(|_| writable)
     }
 
     fn ask_broker(
@@ -259,7 +282,7 @@ impl OperationHost for Host<'_> {
             u16::try_from(request.slot.get()).map_err(|_| response(FileStatus::Invalid, 0))?;
         match self.ask_broker(request) {
             Ok((Reply::Opened(facts, conflict), Some(descriptor))) => {
-                let file = operation_file(File::from(descriptor), &facts);
+                let file = operation_file(File::from(descriptor), &facts, self.growth_of(request));
                 self.files.insert(slot, facts);
                 if let Some(conflict) = conflict {
                     self.conflicts.insert(slot, conflict);

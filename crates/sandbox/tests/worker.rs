@@ -4,121 +4,18 @@
 
 #[cfg(target_arch = "x86_64")]
 mod inject;
+mod job;
 
+use job::{Running, command, program, scratch, stderr, stdout};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
-
-/// The example of this crate that cargo builds along with its tests.
-fn program() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let profile = test.parent().and_then(Path::parent).unwrap();
-    let program = profile.join("examples/fake_job");
-    assert!(
-        program.exists(),
-        "{} is missing: cargo builds it with the tests",
-        program.display()
-    );
-    program
-}
-
-fn scratch() -> (TempDir, PathBuf) {
-    let scratch = tempfile::tempdir().unwrap();
-    fs::create_dir(scratch.path().join("sub")).unwrap();
-    for (name, content) in [
-        ("top", "top"),
-        ("sub/base", "base"),
-        ("sub/last", "last"),
-        ("sub/x:y", "colon"),
-    ] {
-        fs::write(scratch.path().join(name), content).unwrap();
-    }
-    let top = scratch.path().join("top");
-    (scratch, top)
-}
-
-fn command(scenario: &str, image: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(program());
-    command
-        .arg(scenario)
-        .arg(image)
-        .args(arguments)
-        .stdin(Stdio::null());
-    command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .env_remove("INSTAR_ALLOW_PATH");
-    command
-}
 
 fn run(scenario: &str, arguments: &[&str]) -> Output {
     let (_scratch, top) = scratch();
     command(scenario, &top, arguments).output().unwrap()
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// A job whose worker has said that it runs.
-struct Running {
-    broker: Child,
-    worker: i32,
-    started: Instant,
-}
-
-impl Running {
-    fn new(scenario: &str, image: &Path) -> Self {
-        let mut broker = command(scenario, image, &[]).spawn().unwrap();
-        let mut lines = BufReader::new(broker.stdout.take().unwrap()).lines();
-        while lines.next().expect("it runs").unwrap() != "running" {}
-        let children = format!("/proc/{0}/task/{0}/children", broker.id());
-        let worker = fs::read_to_string(children)
-            .unwrap()
-            .trim()
-            .parse()
-            .unwrap();
-        Self {
-            broker,
-            worker,
-            started: Instant::now(),
-        }
-    }
-
-    fn signal(&self, pid: i32, signal: i32) {
-        // SAFETY: kill has no memory to harm; the process is this test's own.
-        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
-    }
-
-    fn broker(&self) -> i32 {
-        self.broker.id().try_into().unwrap()
-    }
-
-    /// Exit code, what it said on standard error, and how long it took.
-    fn end(mut self) -> (Option<i32>, String, Duration) {
-        let status = self.broker.wait().unwrap();
-        let mut text = String::new();
-        self.broker
-            .stderr
-            .take()
-            .unwrap()
-            .read_to_string(&mut text)
-            .unwrap();
-        assert!(
-            !Path::new(&format!("/proc/{}", self.worker)).exists(),
-            "the worker is left behind"
-        );
-        assert_eq!(status.signal(), None, "{text}");
-        (status.code(), text, self.started.elapsed())
-    }
 }
 
 #[test]

@@ -1,6 +1,14 @@
 use super::*;
 
-const FILTERS: [Filter; 2] = [Filter::Vcpu { socket: 4 }, Filter::Broker];
+const READER: Filter = Filter::Vcpu {
+    socket: 4,
+    writes: false,
+};
+const WRITER: Filter = Filter::Vcpu {
+    socket: 4,
+    writes: true,
+};
+const FILTERS: [Filter; 3] = [READER, WRITER, Filter::Broker];
 
 fn allowed(filter: Filter) -> Vec<i64> {
     filter.rules().into_iter().map(|(call, _)| call).collect()
@@ -43,8 +51,16 @@ fn no_filter_opens_executes_or_connects() {
         libc::SYS_seccomp,
         libc::SYS_kill,
         libc::SYS_sendto,
+        libc::SYS_unlinkat,
+        libc::SYS_renameat2,
+        libc::SYS_linkat,
+        libc::SYS_mkdirat,
+        libc::SYS_truncate,
+        libc::SYS_fchmod,
+        libc::SYS_fchown,
+        libc::SYS_copy_file_range,
+        libc::SYS_sendfile,
         libc::SYS_pwrite64,
-        libc::SYS_pwritev2,
         libc::SYS_io_uring_setup,
         libc::SYS_process_vm_writev,
         libc::SYS_rt_sigaction,
@@ -53,5 +69,26 @@ fn no_filter_opens_executes_or_connects() {
         let calls = allowed(filter);
         assert!(never.iter().all(|call| !calls.contains(call)), "{filter:?}");
         assert_eq!(calls.contains(&libc::SYS_openat2), filter == Filter::Broker);
+    }
+}
+
+#[test]
+fn only_a_job_that_changes_images_may_write_and_nothing_else_besides() {
+    for call in WRITING {
+        assert!(!allowed(READER).contains(&call) && !allowed(Filter::Broker).contains(&call));
+    }
+    let mut more = allowed(WRITER);
+    more.retain(|call| !allowed(READER).contains(call));
+    assert_eq!(more, WRITING);
+    let requests = |filter: Filter| {
+        let rules = filter.rules().into_iter();
+        let ioctl = rules.filter(|(call, _)| *call == libc::SYS_ioctl);
+        format!("{:?}", ioctl.collect::<Vec<_>>())
+    };
+    for request in DISCARD_REQUESTS {
+        let condition = format!("{:?}", Condition::Equals(1, request));
+        assert!(requests(WRITER).contains(&condition));
+        assert!(!requests(READER).contains(&condition));
+        assert!(!requests(Filter::Broker).contains(&condition));
     }
 }

@@ -1,8 +1,8 @@
 //! Against real QEMU processes, in both directions.
 
 use super::*;
-use crate::open::{Opened, open_typed};
-use crate::{FailedOpen, InputFile};
+use crate::open::{Opened, open_inputs};
+use crate::{FailedOpen, Growth, InputFile};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -63,14 +63,27 @@ impl Drop for Holder {
     }
 }
 
-fn open(path: &Path, reads: Reads, share: bool) -> Result<Opened, FailedOpen> {
-    open_typed(
-        &InputFile {
-            path: path.into(),
-            share,
-        },
-        reads,
-    )
+const METADATA: Access = Access::Read(Reads::Metadata);
+const CONTENTS: Access = Access::Read(Reads::Contents);
+
+fn input(path: &Path, access: Access, share: bool) -> InputFile {
+    InputFile {
+        path: path.into(),
+        share,
+        access,
+        growth: Growth::default(),
+    }
+}
+
+fn open(path: &Path, access: Access, share: bool) -> Result<Opened, FailedOpen> {
+    let opened = open_inputs(&[input(path, access, share)]);
+    opened.map(|mut all| all.pop().unwrap())
+}
+
+/// What stands behind `qemu-img: `.
+fn failure(failed: &FailedOpen) -> String {
+    let (name, reason) = (failed.given_name.display(), failed.reason.display());
+    format!("Could not open '{name}': {reason}\n")
 }
 
 /// The whole sentence with which qemu-img refuses, without its name.
@@ -88,7 +101,7 @@ fn image_with_a_writer_is_in_use_in_qemus_words() {
     let scratch = tempfile::tempdir().unwrap();
     let path = image(&scratch);
     let _writer = Holder::new(&path, &["-f", "qcow2"]);
-    for (reads, operation) in [(Reads::Metadata, "info"), (Reads::Contents, "check")] {
+    for (reads, operation) in [(METADATA, "info"), (CONTENTS, "check")] {
         let conflict = open(&path, reads, false)
             .unwrap()
             .format_conflict
@@ -109,7 +122,7 @@ fn image_with_a_reader_or_shared_is_free() {
         (&["-r", "-U"], false),
     ] {
         let _holder = Holder::new(&path, holder);
-        for reads in [Reads::Metadata, Reads::Contents] {
+        for reads in [METADATA, CONTENTS] {
             let opened = open(&path, reads, share).unwrap();
             assert_eq!(opened.format_conflict, None, "{holder:?} {reads:?}");
         }
@@ -121,7 +134,7 @@ fn writer_started_while_we_read_is_refused_by_qemu() {
     let scratch = tempfile::tempdir().unwrap();
     let path = image(&scratch);
     let write = || qemu("qemu-io", &["-f", "qcow2", "-c", "write 0 512"], &path);
-    for reads in [Reads::Metadata, Reads::Contents] {
+    for reads in [METADATA, CONTENTS] {
         let opened = open(&path, reads, false).unwrap();
         let refused = write();
         let text = String::from_utf8_lossy(&refused.stderr).into_owned();
@@ -151,7 +164,7 @@ fn writer_of_a_raw_image_is_welcome_until_a_format_is_found() {
             .status
             .success()
     );
-    let opened = open(&path, Reads::Metadata, false).unwrap();
+    let opened = open(&path, METADATA, false).unwrap();
     assert_eq!(opened.format_conflict, Some(Conflict::InUse("write")));
 }
 
@@ -176,7 +189,7 @@ fn every_locked_byte_has_the_outcome_of_qemu() {
     {
         let _held = lock_byte(&path, kind, byte);
         for share in [false, true] {
-            for (reads, operation) in [(Reads::Metadata, "info"), (Reads::Contents, "check")] {
+            for (reads, operation) in [(METADATA, "info"), (CONTENTS, "check")] {
                 let args: &[&str] = if share {
                     &[operation, "-U"]
                 } else {
@@ -187,10 +200,7 @@ fn every_locked_byte_has_the_outcome_of_qemu() {
                     Ok(opened) => opened
                         .format_conflict
                         .map(|conflict| sentence(&path, conflict)),
-                    Err(failed) => {
-                        let (name, reason) = (failed.given_name.display(), failed.reason.display());
-                        Some(format!("Could not open '{name}': {reason}\n"))
-                    }
+                    Err(failed) => Some(failure(&failed)),
                 };
                 let ours = ours
                     .map(|text| format!("qemu-img: {text}"))
@@ -208,7 +218,7 @@ fn data_file_lets_writers_in_but_no_resize() {
     std::fs::write(&path, [0; 512]).unwrap();
     let file = std::fs::File::open(&path).unwrap();
     let wanted = Wanted {
-        reads: Reads::Contents,
+        access: CONTENTS,
         data_file: true,
         share: false,
     };
@@ -221,5 +231,264 @@ fn data_file_lets_writers_in_but_no_resize() {
     ] {
         let _held = lock_byte(&path, libc::F_RDLCK, byte);
         assert_eq!(take(), outcome, "byte {byte}");
+    }
+}
+
+/// What others hold on the file: first and last byte of each lock, as the kernel lists them.
+fn held_on(path: &Path) -> Vec<(i64, i64)> {
+    let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path).unwrap());
+    let all = std::fs::read_to_string("/proc/locks").unwrap();
+    let mut held: Vec<(i64, i64)> = all
+        .lines()
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let of_file = fields[1] == "OFDLCK" && fields[5].ends_with(&format!(":{inode}"));
+            of_file.then(|| (fields[6].parse().unwrap(), fields[7].parse().unwrap()))
+        })
+        .collect();
+    held.sort_unstable();
+    held
+}
+
+/// An image with an external data file, and one with a backing file.
+fn family(scratch: &TempDir) -> [PathBuf; 4] {
+    let names = ["data.qcow2", "data.raw", "top.qcow2", "base.qcow2"];
+    let [with_data, data, top, base] = names.map(|name| scratch.path().join(name));
+    let create = |options: &[String], path: &Path| {
+        let mut command = Command::new("qemu-img");
+        command.args(["create", "-q", "-f", "qcow2"]).args(options);
+        assert!(command.arg(path).arg("1M").status().unwrap().success());
+    };
+    create(
+        &["-o".into(), format!("data_file={}", data.display())],
+        &with_data,
+    );
+    create(&[], &base);
+    let backing = ["-b", base.to_str().unwrap(), "-F", "qcow2"].map(String::from);
+    create(&backing, &top);
+    [with_data, data, top, base]
+}
+
+fn data_file(path: &Path, access: Access) -> (std::fs::File, Result<Taken, Conflict>) {
+    let mut options = std::fs::File::options();
+    let file = options.read(true).write(access.writes()).open(path);
+    let file = file.unwrap();
+    let wanted = Wanted {
+        access,
+        data_file: true,
+        share: false,
+    };
+    let taken = take(std::os::fd::AsFd::as_fd(&file), wanted);
+    (file, taken)
+}
+
+#[test]
+fn what_is_held_is_what_qemu_holds() {
+    let scratch = tempfile::tempdir().unwrap();
+    let [with_data, data, top, base] = family(&scratch);
+    for (args, access) in [(&["-f", "qcow2"][..], Access::Change), (&["-r"], CONTENTS)] {
+        let holder = Holder::new(&with_data, args);
+        let (of_image, of_data) = (held_on(&with_data), held_on(&data));
+        assert!(!of_image.is_empty() && !of_data.is_empty());
+        drop(holder);
+        assert_eq!(held_on(&data), []);
+        let opened = open(&with_data, access, false).unwrap();
+        let (file, taken) = data_file(&data, access);
+        assert_eq!(taken, Ok(Taken::default()));
+        assert_eq!(held_on(&with_data), of_image, "{access:?}");
+        assert_eq!(held_on(&data), of_data, "{access:?}");
+        drop((opened, file));
+        assert_eq!(held_on(&with_data), []);
+    }
+    let holder = Holder::new(&top, &["-f", "qcow2"]);
+    let of_base = held_on(&base);
+    drop(holder);
+    let opened = open(&base, CONTENTS, false).unwrap();
+    assert_eq!(held_on(&base), of_base, "a backing file is only read");
+    drop(opened);
+}
+
+#[test]
+fn every_lock_of_others_stops_a_change_as_it_stops_qemus() {
+    let scratch = tempfile::tempdir().unwrap();
+    let [image, data, ..] = family(&scratch);
+    let raw = scratch.path().join("raw");
+    std::fs::write(&raw, [0; 4096]).unwrap();
+    let said = |args: &[&str], path: &Path| {
+        let mut command = Command::new("qemu-img");
+        command.args(args).arg(path).arg("+0");
+        String::from_utf8(command.output().unwrap().stderr).unwrap()
+    };
+    let refused = |path: &Path, access| {
+        let failed = open(path, access, false).err();
+        failed.map_or_else(String::new, |failed| {
+            format!("qemu-img: {}", failure(&failed))
+        })
+    };
+    let bytes = [100, 101, 102, 103, 200, 201, 202, 203];
+    let mut conflicts = 0;
+    for (kind, byte) in [libc::F_RDLCK, libc::F_WRLCK]
+        .into_iter()
+        .flat_map(|k| bytes.map(|b| (k, b)))
+    {
+        let what = format!("lock {kind} on {byte}");
+        let lock = lock_byte(&image, kind, byte);
+        let expected = said(&["resize", "-f", "qcow2"], &image);
+        assert_eq!(refused(&image, Access::Change), expected, "image, {what}");
+        conflicts += i32::from(!expected.is_empty());
+        drop(lock);
+        let lock = lock_byte(&raw, kind, byte);
+        let expected = said(&["resize", "-f", "raw"], &raw);
+        assert_eq!(refused(&raw, Access::ChangeRaw), expected, "raw, {what}");
+        drop(lock);
+        let lock = lock_byte(&data, kind, byte);
+        let expected = said(&["resize", "-f", "qcow2"], &image);
+        let ours = data_file(&data, Access::Change).1.err();
+        let ours = ours.map(|conflict| {
+            let reason = conflict.reason(data.to_str().unwrap().as_bytes());
+            let reason = String::from_utf8(reason).unwrap();
+            format!("qemu-img: Could not open '{}': {reason}\n", image.display())
+        });
+        assert_eq!(ours.unwrap_or_default(), expected, "data file, {what}");
+        drop(lock);
+    }
+    assert_eq!(conflicts, 5 + 6);
+}
+
+#[test]
+fn nobody_opens_an_image_while_it_is_changed() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = image(&scratch);
+    let opened = open(&path, Access::Change, false).unwrap();
+    let write = || qemu("qemu-io", &["-f", "qcow2", "-c", "write 0 512"], &path);
+    let read = |args: &[&str]| qemu("qemu-img", args, &path);
+    let text = |output: Output| String::from_utf8(output.stderr).unwrap();
+    assert!(text(write()).contains("Failed to get \"write\" lock"));
+    for args in [&["info"][..], &["check"], &["check", "-r", "all"]] {
+        let output = read(args);
+        assert!(!output.status.success(), "{args:?}");
+        assert!(
+            text(output).contains("lock\nIs another process"),
+            "{args:?}"
+        );
+    }
+    assert!(read(&["info", "-U"]).status.success());
+    for (access, reason) in [
+        (CONTENTS, None),
+        (Access::Change, Some("Failed to get \"write\" lock")),
+    ] {
+        let again = open(&path, access, false);
+        match reason {
+            Some(reason) => assert!(failure(&again.unwrap_err()).contains(reason)),
+            None => assert_eq!(
+                again.unwrap().format_conflict,
+                Some(Conflict::InUse("write"))
+            ),
+        }
+    }
+    drop(opened);
+    assert!(write().status.success());
+}
+
+#[test]
+fn image_that_qemu_reads_or_writes_is_not_changed() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = image(&scratch);
+    let change = || open(&path, Access::Change, false).map(|opened| opened.format_conflict);
+    for args in [&["-f", "qcow2"][..], &["-r", "-f", "qcow2"]] {
+        let holder = Holder::new(&path, args);
+        let said = Command::new("qemu-img")
+            .args(["snapshot", "-c", "s"])
+            .arg(&path)
+            .output();
+        let said = String::from_utf8(said.unwrap().stderr).unwrap();
+        let ours = format!("qemu-img: {}", failure(&change().unwrap_err()));
+        assert_eq!(ours, said, "{args:?}");
+        drop(holder);
+        assert_eq!(change(), Ok(None), "{args:?}");
+    }
+    // A reader that shares (`-U`) is no obstacle to QEMU either.
+    let holder = Holder::new(&path, &["-r", "-U"]);
+    assert_eq!(change(), Ok(None));
+    drop(holder);
+}
+
+#[test]
+fn image_that_a_storage_daemon_exports_is_not_changed() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = image(&scratch);
+    let pid_file = scratch.path().join("pid");
+    let mut daemon = Command::new("qemu-storage-daemon")
+        .arg("--blockdev")
+        .arg(format!(
+            "driver=qcow2,node-name=disk,file.driver=file,file.filename={}",
+            path.display()
+        ))
+        .arg("--nbd-server")
+        .arg(format!(
+            "addr.type=unix,addr.path={}",
+            scratch.path().join("nbd").display()
+        ))
+        .args(["--export", "type=nbd,id=e,node-name=disk,writable=on"])
+        .arg("--pidfile")
+        .arg(&pid_file)
+        .spawn()
+        .expect("qemu-storage-daemon is installed");
+    // The file comes once everything is open.
+    let ready = (0..500).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        pid_file.exists()
+    });
+    let change = || open(&path, Access::Change, false);
+    let refused = change().map(|_| ()).map_err(|failed| failure(&failed));
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    assert!(ready, "the daemon did not start");
+    let refused = refused.unwrap_err();
+    assert!(
+        refused.contains("Failed to get \"write\" lock\nIs another process using"),
+        "{refused}"
+    );
+    assert!(change().is_ok());
+}
+
+#[test]
+fn raw_image_may_have_two_writers_only_if_both_say_that_it_is_raw() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("raw");
+    std::fs::write(&path, [0; 4096]).unwrap();
+    let holder = Holder::new(&path, &["-f", "raw"]);
+    assert!(open(&path, Access::ChangeRaw, false).is_ok());
+    assert!(open(&path, Access::Change, false).is_err());
+    drop(holder);
+    let opened = open(&path, Access::ChangeRaw, false).unwrap();
+    let write = |format| qemu("qemu-io", &["-f", format, "-c", "write 0 512"], &path);
+    assert!(write("raw").status.success());
+    drop(opened);
+    let opened = open(&path, Access::Change, false).unwrap();
+    assert!(!write("raw").status.success());
+    drop(opened);
+}
+
+#[test]
+fn image_that_is_changed_and_read_at_once_fails_as_with_qemu() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = image(&scratch);
+    let link = scratch.path().join("link.qcow2");
+    std::fs::hard_link(&path, &link).unwrap();
+    for source in [&path, &link] {
+        let said = Command::new("qemu-img")
+            .args(["bitmap", "--merge", "b", "-b"])
+            .args([source, &path])
+            .arg("b")
+            .output();
+        let said = String::from_utf8(said.unwrap().stderr).unwrap();
+        let inputs = [
+            input(&path, Access::Change, false),
+            input(source, CONTENTS, false),
+        ];
+        let failed = open_inputs(&inputs).unwrap_err();
+        assert_eq!(failed.slot, 1);
+        assert_eq!(format!("qemu-img: {}", failure(&failed)), said);
     }
 }

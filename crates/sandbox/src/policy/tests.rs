@@ -45,7 +45,7 @@ impl Scratch {
     /// Opens `name` as it would stand in `images/top`; the content, or the refusal.
     fn open(&self, rules: &mut Rules, name: &[u8]) -> Result<String, Refusal> {
         let given = names::combine(self.path("images/top").as_os_str().as_bytes(), name);
-        let passed = rules.open(&names::parse(&given).unwrap())?;
+        let passed = rules.open(&names::parse(&given).unwrap(), false)?;
         let mut content = String::new();
         File::from(passed.fd).read_to_string(&mut content).unwrap();
         Ok(content)
@@ -266,7 +266,7 @@ fn only_regular_files_pass_and_opening_wakes_nobody() {
         },
     );
     let null = rules
-        .open(&names::parse(b"/dev/null").unwrap())
+        .open(&names::parse(b"/dev/null").unwrap(), false)
         .unwrap_err();
     assert_eq!(null.kind, OpenFailure::Refused);
 }
@@ -274,7 +274,7 @@ fn only_regular_files_pass_and_opening_wakes_nobody() {
 #[test]
 fn typed_name_without_a_folder_allows_the_current_one() {
     let mut rules = Rules::new(b"top", &Policy::default());
-    let open = |rules: &mut Rules, name: &[u8]| rules.open(&names::parse(name).unwrap());
+    let open = |rules: &mut Rules, name: &[u8]| rules.open(&names::parse(name).unwrap(), false);
     assert!(open(&mut rules, b"Cargo.toml").is_ok());
     assert!(open(&mut rules, b"src/../Cargo.toml").is_ok());
     let here = std::env::current_dir().unwrap().join("Cargo.toml");
@@ -291,4 +291,25 @@ fn policy_joins_flags_and_variable() {
         ["/a", "/b", "/c d"].map(|p| Path::new(p).to_path_buf())
     );
     assert_eq!(Policy::new(Vec::new(), None), Policy::default());
+}
+
+#[test]
+fn file_for_writing_passes_by_the_same_rules() {
+    let scratch = Scratch::new();
+    let mut rules = scratch.rules(&[]);
+    let mut open = |name: &str| {
+        let given = scratch.path(name);
+        rules.open(&names::parse(given.as_os_str().as_bytes()).unwrap(), true)
+    };
+    let passed = open("images/base").unwrap();
+    let mut file = File::from(passed.fd);
+    std::io::Write::write_all(&mut file, b"new").unwrap();
+    let content = fs::read(scratch.path("images/base")).unwrap();
+    assert_eq!(content, b"newges/base", "nothing is cut");
+    assert_eq!(open("other/secret").unwrap_err().kind, OpenFailure::Refused);
+    let missing = open("images/missing").unwrap_err();
+    assert_eq!(missing.kind, OpenFailure::Failed(libc::ENOENT));
+    assert!(!scratch.path("images/missing").exists(), "nothing is made");
+    let folder = open("images/deep").unwrap_err();
+    assert_eq!(folder.kind, OpenFailure::Failed(libc::EISDIR));
 }

@@ -20,6 +20,7 @@ fn request_of_every_length_comes_back() {
             slot: 3,
             parent_slot: 2,
             role: FileRole::Data,
+            writable: false,
             name,
         };
         assert_eq!(
@@ -27,6 +28,14 @@ fn request_of_every_length_comes_back() {
             Some(expected)
         );
     }
+}
+
+#[test]
+fn request_for_writing_comes_back() {
+    let mut raw = request(b"name");
+    raw.access = FileAccess::ReadWrite.raw().into();
+    let decoded = decode_request(encode_request(&raw).unwrap()).unwrap();
+    assert!(decoded.writable);
 }
 
 #[test]
@@ -38,7 +47,7 @@ fn request_with_any_wrong_field_is_refused() {
         |r| r.parent_slot = 0x1_0000.into(),
         |r| r.role = 0.into(),
         |r| r.role = 99.into(),
-        |r| r.access = FileAccess::ReadWrite.raw().into(),
+        |r| r.access = 0.into(),
         |r| r.access = 7.into(),
         |r| r.reserved = 1.into(),
     ];

@@ -1,0 +1,213 @@
+//! Which files a job has open, and opening more of them under its policy.
+
+use crate::Job;
+use crate::input::{Access, InputFile};
+use crate::locks::{Conflict, Reads, Wanted};
+use crate::names::{self, Name};
+use crate::open::{self, FileId, Opened, Refusal};
+use crate::output::{FailedOpen, FileFacts, OpenFailure};
+use crate::policy::Rules;
+use crate::wire::{Reply, Request};
+use instar_shared::control::FileRole;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+/// A file that the worker has.
+#[derive(Debug)]
+struct Held {
+    id: FileId,
+    path: Vec<u8>,
+    parent: Option<u16>,
+    /// Slot of the typed image that it hangs on: its own, if it is one.
+    root: u16,
+    writable: bool,
+}
+
+/// An image that the user typed, and what that lets it name.
+#[derive(Debug)]
+struct Root {
+    rules: Rules,
+    access: Access,
+    share: bool,
+}
+
+/// The files of a job, and the policies that they were opened under.
+#[derive(Debug)]
+pub struct Files {
+    /// By slot.
+    roots: Vec<Root>,
+    held: BTreeMap<u16, Held>,
+}
+
+impl Files {
+    /// Of a job that has its typed images open.
+    pub fn new(job: &Job, inputs: &[Opened]) -> Self {
+        let root = |(input, opened): (&InputFile, &Opened)| Root {
+            rules: Rules::new(opened.facts.name.as_bytes(), &job.policy),
+            access: input.access,
+            share: input.share,
+        };
+        let held = |(slot, opened): (u16, &Opened)| {
+            let held = Held {
+                id: opened.id,
+                path: opened.facts.name.as_bytes().to_vec(),
+                parent: None,
+                root: slot,
+                writable: opened.writable,
+            };
+            (slot, held)
+        };
+        Self {
+            roots: job.inputs.iter().zip(inputs).map(root).collect(),
+            held: (0..).zip(inputs).map(held).collect(),
+        }
+    }
+
+    /// Opens what the worker asks for: the answer, and the file if there is one.
+    pub fn open(&mut self, request: &Request) -> (Reply, Option<std::fs::File>) {
+        let Some(parent) = self.held.get(&request.parent_slot) else {
+            return (Reply::Invalid, None);
+        };
+        let root = parent.root;
+        if self.held.contains_key(&request.slot) || !self.may_write(request, root) {
+            return (Reply::Invalid, None);
+        }
+        let given = match request.role {
+            FileRole::Backing => names::combine(&parent.path, &request.name),
+            // QEMU takes this name as it stands: relative to the current folder. The policy judges
+            // it as any other.
+            FileRole::Data => request.name.clone(),
+        };
+        match self.open_named(request, root, &given) {
+            Ok(opened) => {
+                let held = Held {
+                    id: opened.id,
+                    path: opened.facts.name.as_bytes().to_vec(),
+                    parent: Some(request.parent_slot),
+                    root,
+                    writable: opened.writable,
+                };
+                self.held.insert(request.slot, held);
+                let facts = FileFacts {
+                    parent_slot: Some(request.parent_slot),
+                    ..opened.facts
+                };
+                (
+                    Reply::Opened(facts, opened.format_conflict),
+                    Some(opened.file),
+                )
+            }
+            Err(refusal) => {
+                let failed = FailedOpen {
+                    slot: request.slot,
+                    parent_slot: Some(request.parent_slot),
+                    role: Some(request.role),
+                    kind: refusal.kind,
+                    given_name: OsString::from_vec(given),
+                    reason: OsString::from_vec(refusal.reason),
+                };
+                (Reply::Failed(failed), None)
+            }
+        }
+    }
+
+    /// Only the data file of an image that is changed may be written, and it has but one; anything
+    /// may be read.
+    fn may_write(&self, request: &Request, root: u16) -> bool {
+        let root_changes = self
+            .root(root)
+            .is_some_and(|root| root.access == Access::Change);
+        let has_one = self
+            .held
+            .values()
+            .any(|held| held.writable && held.parent == Some(root));
+        let is_its_data = request.role == FileRole::Data && request.parent_slot == root;
+        !request.writable || (root_changes && is_its_data && !has_one)
+    }
+
+    fn root(&self, slot: u16) -> Option<&Root> {
+        self.roots.get(usize::from(slot))
+    }
+
+    fn open_named(
+        &mut self,
+        request: &Request,
+        root: u16,
+        given: &[u8],
+    ) -> Result<Opened, Refusal> {
+        let name = names::parse(given).map_err(|e| Refusal {
+            // QEMU would go there, if it is a protocol.
+            kind: OpenFailure::Refused,
+            reason: open::name_reason(&e),
+        })?;
+        let Some(root) = self.roots.get_mut(usize::from(root)) else {
+            return Err(Refusal::could_not_open(&name.path, rustix::io::Errno::BADF));
+        };
+        let passed = root.rules.open(&name, request.writable)?;
+        let reads = root.access.reads();
+        let wanted = Wanted {
+            access: if request.writable {
+                Access::Change
+            } else {
+                Access::Read(reads)
+            },
+            data_file: request.role == FileRole::Data,
+            share: root.share,
+        };
+        self.judge_identity(request, FileId::of(&passed.stat), given, &name)?;
+        let opened = open::lock_and_describe(passed.fd, &passed.stat, &name, given, wanted)?;
+        match opened.format_conflict {
+            // Nothing tells later whether it is raw.
+            Some(conflict) if reads == Reads::Contents => {
+                Err(Refusal::in_use(conflict, &name.path))
+            }
+            _ => Ok(opened),
+        }
+    }
+
+    /// Refuses a file that is written twice, or written and read, and a chain that comes back to itself.
+    ///
+    /// The locks refuse the former too, in the same words, where the file system has them.
+    fn judge_identity(
+        &self,
+        request: &Request,
+        id: FileId,
+        given: &[u8],
+        name: &Name,
+    ) -> Result<(), Refusal> {
+        let written = |held: &Held| held.id == id && (held.writable || request.writable);
+        if self.held.values().any(written) {
+            let conflict = match request.role {
+                FileRole::Backing => Conflict::WRITTEN,
+                FileRole::Data => Conflict::RESIZED,
+            };
+            return Err(Refusal::in_use(conflict, &name.path));
+        }
+        if request.role == FileRole::Backing && self.in_chain(request.parent_slot, id) {
+            let reason = [b"Backing file '", given, b"' creates an infinite loop."].concat();
+            return Err(Refusal {
+                kind: OpenFailure::Loop,
+                reason,
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether the image in `slot`, or one above it, is the file `id`.
+    fn in_chain(&self, slot: u16, id: FileId) -> bool {
+        let mut at = self.held.get(&slot);
+        // Parents are older than their children, so this ends; the bound says so.
+        for _ in 0..self.held.len() {
+            match at {
+                Some(held) if held.id == id => return true,
+                Some(held) => at = held.parent.and_then(|parent| self.held.get(&parent)),
+                None => return false,
+            }
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,102 @@
+//! What holds where the file system has no locks: files opened without them, as a shared reader does.
+
+use super::*;
+use crate::open::open_inputs;
+use crate::{Growth, Policy};
+use instar_vmm::operation::Limits;
+use std::path::Path;
+use std::time::Duration;
+
+/// A job on `top`, which holds no locks that count; `writable` as if it were opened so.
+fn files(top: &Path, access: Access, writable: bool) -> Files {
+    let input = |access, share| InputFile {
+        path: top.into(),
+        share,
+        access,
+        growth: Growth::default(),
+    };
+    let shared = input(Access::Read(Reads::Metadata), true);
+    let mut opened = open_inputs(&[shared]).unwrap();
+    opened.iter_mut().for_each(|one| one.writable = writable);
+    let job = Job {
+        elf: &[],
+        config: Vec::new(),
+        inputs: vec![input(access, false)],
+        limits: Limits {
+            memory_bytes: 0,
+            stall: Duration::from_secs(1),
+            timeout: None,
+        },
+        policy: Policy::default(),
+    };
+    Files::new(&job, &opened)
+}
+
+fn request(slot: u16, role: FileRole, writable: bool, name: &Path) -> Request {
+    Request {
+        slot,
+        parent_slot: 0,
+        role,
+        writable,
+        name: name.as_os_str().as_bytes().to_vec(),
+    }
+}
+
+/// What kind of failure the answer is, and its first line.
+fn failure(reply: &Reply) -> Option<(OpenFailure, String)> {
+    match reply {
+        Reply::Failed(failed) => {
+            let reason = failed.reason.to_string_lossy();
+            let first = reason.lines().next().unwrap_or_default();
+            Some((failed.kind, first.to_string()))
+        }
+        _ => None,
+    }
+}
+
+#[test]
+fn file_that_is_written_is_open_once_without_any_lock() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name);
+    std::fs::write(at("top"), "x").unwrap();
+    std::fs::hard_link(at("top"), at("link")).unwrap();
+    let mut files = files(&at("top"), Access::Change, true);
+    for (role, writable, permission) in [
+        (FileRole::Backing, false, "write"),
+        (FileRole::Data, false, "resize"),
+        (FileRole::Data, true, "resize"),
+    ] {
+        let (reply, file) = files.open(&request(1, role, writable, &at("link")));
+        let expected = format!("Failed to get shared \"{permission}\" lock");
+        assert_eq!(failure(&reply), Some((OpenFailure::InUse, expected)));
+        assert!(file.is_none());
+    }
+}
+
+#[test]
+fn backing_file_may_not_be_the_data_file_that_is_written() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name);
+    for name in ["top", "data"] {
+        std::fs::write(at(name), "x").unwrap();
+    }
+    let mut files = files(&at("top"), Access::Change, true);
+    let (reply, _held) = files.open(&request(1, FileRole::Data, true, &at("data")));
+    assert!(matches!(reply, Reply::Opened(..)), "{reply:?}");
+    let (reply, _) = files.open(&request(2, FileRole::Backing, false, &at("data")));
+    assert_eq!(failure(&reply).unwrap().0, OpenFailure::InUse);
+}
+
+#[test]
+fn file_that_is_only_read_may_be_open_twice_but_not_back_itself() {
+    let scratch = tempfile::tempdir().unwrap();
+    let top = scratch.path().join("top");
+    std::fs::write(&top, "x").unwrap();
+    let mut files = files(&top, Access::Read(Reads::Metadata), false);
+    let (reply, _) = files.open(&request(1, FileRole::Backing, false, &top));
+    assert_eq!(failure(&reply).unwrap().0, OpenFailure::Loop);
+    let (reply, _) = files.open(&request(1, FileRole::Data, false, &top));
+    assert!(matches!(reply, Reply::Opened(..)), "{reply:?}");
+    let (reply, _) = files.open(&request(2, FileRole::Data, true, &top));
+    assert_eq!(reply, Reply::Invalid);
+}

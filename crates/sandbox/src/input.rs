@@ -1,0 +1,111 @@
+//! What a job does with the images that the user names.
+
+use crate::locks::Reads;
+use std::path::PathBuf;
+
+/// An image that the user names on the command line.
+#[derive(Clone, Debug)]
+pub struct InputFile {
+    /// The name as typed.
+    pub path: PathBuf,
+    /// Other processes may write to the image meanwhile (`-U`); only images that are read can be shared.
+    pub share: bool,
+    /// What is done with it: this decides how it is opened, and the locks.
+    pub access: Access,
+    /// How long writes may make it, and its external data file; of no effect on what is only read.
+    pub growth: Growth,
+}
+
+/// What is done with an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It is read.
+    Read(Reads),
+    /// It is read and changed.
+    Change,
+    /// It is read and changed, and the user says that it is raw (`-f raw`): like QEMU, this lets others
+    /// change it too.
+    ChangeRaw,
+}
+
+impl Access {
+    /// Whether the image is opened for writing.
+    #[must_use]
+    pub const fn writes(self) -> bool {
+        matches!(self, Self::Change | Self::ChangeRaw)
+    }
+
+    /// What of the image, and of the files that it names, is read.
+    #[must_use]
+    pub const fn reads(self) -> Reads {
+        match self {
+            Self::Read(reads) => reads,
+            Self::Change | Self::ChangeRaw => Reads::Contents,
+        }
+    }
+}
+
+/// How much longer than it was when it was opened the guest may make a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Growth {
+    /// A tenth of its length and 64 MiB, which tables and bookkeeping fit in, and what is asked besides.
+    Window {
+        /// Bytes on top.
+        extra_bytes: u64,
+    },
+    /// This many bytes.
+    AtMost {
+        /// Bytes on top of the length.
+        extra_bytes: u64,
+    },
+    /// As long as the host lets it.
+    Unlimited,
+}
+
+impl Default for Growth {
+    fn default() -> Self {
+        Self::Window { extra_bytes: 0 }
+    }
+}
+
+impl Growth {
+    /// The greatest length in bytes of a file that was `len_bytes` long when it was opened.
+    #[must_use]
+    pub const fn max_len_bytes(self, len_bytes: u64) -> u64 {
+        const FIXED_BYTES: u64 = 64 << 20;
+        match self {
+            Self::Unlimited => u64::MAX,
+            Self::AtMost { extra_bytes } => len_bytes.saturating_add(extra_bytes),
+            Self::Window { extra_bytes } => len_bytes
+                .saturating_add(len_bytes / 10)
+                .saturating_add(FIXED_BYTES)
+                .saturating_add(extra_bytes),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn window_is_a_tenth_and_64_mib_and_the_extra() {
+        let window = Growth::default();
+        assert_eq!(window.max_len_bytes(0), 64 << 20);
+        assert_eq!(window.max_len_bytes(1000), (64 << 20) + 1100);
+        let wider = Growth::Window { extra_bytes: 7 };
+        assert_eq!(wider.max_len_bytes(1000), (64 << 20) + 1107);
+    }
+
+    #[test]
+    fn window_never_wraps() {
+        let widest = Growth::Window {
+            extra_bytes: u64::MAX,
+        };
+        assert_eq!(widest.max_len_bytes(u64::MAX), u64::MAX);
+        assert_eq!(Growth::Unlimited.max_len_bytes(0), u64::MAX);
+        let fixed = Growth::AtMost { extra_bytes: 5 };
+        assert_eq!(fixed.max_len_bytes(7), 12);
+        assert_eq!(fixed.max_len_bytes(u64::MAX), u64::MAX);
+    }
+}
