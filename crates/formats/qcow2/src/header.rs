@@ -15,6 +15,7 @@ use instar_luks::LuksInfo;
 use instar_storage::Storage;
 use zerocopy::{FromZeros, IntoBytes};
 
+mod area;
 mod checks;
 mod error;
 mod wire;
@@ -22,6 +23,7 @@ pub(crate) use checks::RawHeaderFields;
 use checks::{check_encryption, l1_entry_bits};
 pub(crate) use error::Lossy;
 
+pub use area::HeaderArea;
 pub use error::{OpenError, ReadStage};
 pub use wire::{AutoclearFeatures, CompatibleFeatures, IncompatibleFeatures, RawHeader};
 
@@ -57,11 +59,18 @@ pub enum OpenMode {
     /// `check` where the caller holds the key: as [`OpenMode::Check`], and the
     /// LUKS header is read.
     CheckWithKey,
+    /// A change of the metadata: all tables must be sound, no key is needed.
+    Change,
 }
 
 impl OpenMode {
     /// True for both kinds of check.
     pub const fn is_check(self) -> bool {
+        matches!(self, Self::Check | Self::CheckWithKey)
+    }
+
+    /// True if guest data may be looked at, so that its file has to be there.
+    const fn needs_data_file(self) -> bool {
         !matches!(self, Self::Info)
     }
 }
@@ -168,14 +177,14 @@ impl Header {
         let crypt_method = fields.crypt_method()?;
         fields.check_refcount_table_readable()?;
         let Found { extensions, luks } = extensions::read(&mut window, &fields, mode)?;
-        if mode.is_check() {
+        if mode.needs_data_file() {
             fields.check_data_file(&extensions)?;
         }
         check_encryption(mode, crypt_method, &extensions)?;
         let backing_file = fields.read_backing_name(&mut window)?;
         let sectors = fields.check_virtual_size();
         let header = fields.into_header(crypt_method, compression_type, extensions, backing_file);
-        if mode == OpenMode::Info {
+        if !mode.is_check() {
             for snapshot in SnapshotTable::new(storage, &header) {
                 snapshot?;
             }

@@ -1,6 +1,6 @@
 //! The qcow2 format, for code that holds an untrusted image.
 //!
-//! Everything here reads; nothing writes. The code is generic over
+//! Everything here reads or encodes; what is written when is the planners'. The code is generic over
 //! [`instar_storage::Storage`], allocates only up to named caps that are checked
 //! before each allocation, and answers every damaged image with a value. The
 //! format is the one that QEMU's `docs/interop/qcow2.txt` specifies, versions 2

@@ -44,6 +44,36 @@ impl RefcountWidth {
         Some(entry.iter().fold(0, |n, b| (n << 8) | u64::from(*b)))
     }
 
+    /// Stores `value`, which fits the width, at `index`; false past the end of the block.
+    pub fn set(self, block: &mut [u8], index: u64, value: u64) -> bool {
+        if self.0 < 3 {
+            let per_byte_bits = 3_u32.saturating_sub(self.0);
+            let at = usize::try_from(index >> per_byte_bits).unwrap_or(usize::MAX);
+            let Some(byte) = block.get_mut(at) else {
+                return false;
+            };
+            let in_byte = u32::try_from(index & (7 >> self.0)).unwrap_or(0);
+            let shift = in_byte.saturating_mul(self.bits());
+            let mask = self.max() << shift;
+            let new = (u64::from(*byte) & !mask) | ((value << shift) & mask);
+            *byte = u8::try_from(new).unwrap_or(0);
+            return true;
+        }
+        let bytes = 1_usize << self.0.saturating_sub(3);
+        let start = usize::try_from(index)
+            .unwrap_or(usize::MAX)
+            .saturating_mul(bytes);
+        let entry = block.get_mut(start..start.saturating_add(bytes));
+        let raw = value.to_be_bytes();
+        match (entry, raw.get(8_usize.saturating_sub(bytes)..)) {
+            (Some(entry), Some(raw)) => {
+                entry.copy_from_slice(raw);
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Calls `visit` with the index and value of each refcount of the block that
     /// is not 0, in ascending order. Runs of zero bytes cost one test for eight.
     pub fn for_each_nonzero(self, block: &[u8], mut visit: impl FnMut(u64, u64)) {
@@ -105,6 +135,24 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn set_changes_one_refcount_only(
+            order in 0_u32..=6,
+            block in proptest::collection::vec(any::<u8>(), 64),
+            index in 0_u64..600,
+            value: u64,
+        ) {
+            let width = RefcountWidth::from_order(order).unwrap();
+            let value = value & width.max();
+            let mut changed = block.clone();
+            let entries = width.entries_in(64);
+            prop_assert_eq!(width.set(&mut changed, index, value), index < entries);
+            for i in 0..entries {
+                let expected = if i == index { Some(value) } else { width.get(&block, i) };
+                prop_assert_eq!(width.get(&changed, i), expected);
+            }
+        }
+
         #[test]
         fn for_each_nonzero_agrees_with_get(
             order in 0_u32..=6,

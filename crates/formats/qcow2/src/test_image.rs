@@ -87,6 +87,6 @@ impl Builder {
             bytes.resize(bytes.len().max(at + data.len()), 0);
             bytes[*at..*at + data.len()].copy_from_slice(data);
         }
-        MemStorage(bytes)
+        MemStorage::new(bytes)
     }
 }

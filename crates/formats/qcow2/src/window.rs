@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn ascending_reads_cost_one_read_of_the_store() {
         let bytes: Vec<u8> = (0..=255).cycle().take(8192).collect();
-        let store = FaultyStorage::new(MemStorage(bytes.clone()), u64::MAX, 5);
+        let store = FaultyStorage::new(MemStorage::new(bytes.clone()), u64::MAX, 5);
         let mut window = Window::new(&store).unwrap();
         for at in (0..4096).step_by(8) {
             let mut out = [0; 8];
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn failed_read_leaves_nothing_in_the_window() {
-        let store = FaultyStorage::new(MemStorage(alloc::vec![7; 8192]), 1, 5);
+        let store = FaultyStorage::new(MemStorage::new(alloc::vec![7; 8192]), 1, 5);
         let mut window = Window::new(&store).unwrap();
         let mut out = [0; 4];
         window.read(0, &mut out).unwrap();

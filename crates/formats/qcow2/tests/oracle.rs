@@ -139,7 +139,7 @@ impl Differences {
     fn compare(&mut self, bytes: &[u8], file: &Path, what: &str) {
         std::fs::write(file, bytes).unwrap();
         let name = file.to_str().unwrap();
-        let store = MemStorage(bytes.to_vec());
+        let store = MemStorage::new(bytes.to_vec());
 
         let output = qemu_img(&["info", "-f", "qcow2", "--output=json", name]);
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -187,7 +187,7 @@ proptest! {
         bytes[..4].copy_from_slice(&MAGIC.to_be_bytes());
         bytes[4..8].copy_from_slice(&version.to_be_bytes());
         bytes[20..24].copy_from_slice(&cluster_bits.to_be_bytes());
-        judge(&MemStorage(bytes))?;
+        judge(&MemStorage::new(bytes))?;
     }
 
     /// A sound image with a few bytes changed.
@@ -200,11 +200,11 @@ proptest! {
         builder.extension(0x6803_f857, &feature_table(&[(0, "dirty"), (7, "seven")]));
         builder.bitmaps(&[b"one", b"two"]);
         builder.backing(600, b"base");
-        let mut bytes = builder.storage().0;
+        let mut bytes = builder.storage().to_vec();
         for (at, byte) in changes {
             bytes[at] = byte;
         }
-        judge(&MemStorage(bytes))?;
+        judge(&MemStorage::new(bytes))?;
     }
 }
 

@@ -29,7 +29,7 @@ fn extra(vm_state: u64, disk: u64, icount: u64) -> Vec<u8> {
 }
 
 fn table(entries: &[Vec<u8>]) -> MemStorage {
-    MemStorage(entries.concat())
+    MemStorage::new(entries.concat())
 }
 
 fn read(store: &MemStorage, count: u32) -> Vec<Result<Snapshot, SnapshotError>> {
@@ -109,7 +109,7 @@ fn table_past_its_cap_tells_how_many_overhang() {
 
 #[test]
 fn count_above_the_cap_is_cut_and_zeros_are_entries() {
-    let store = MemStorage(Vec::new());
+    let store = MemStorage::new(Vec::new());
     assert_eq!(
         SnapshotTable::at(&store, HostOffset(512), u32::MAX).count(),
         65_536
