@@ -10,10 +10,12 @@ extern crate alloc;
 
 use alloc::vec;
 use instar_guest_ops::{Context, Disk, OpenError};
+use instar_plan_check::{Cancelled, MessageKind, Reporter};
+use instar_qcow2::{Header, OpenMode};
 use instar_raw::ImageFormat as Probed;
-use instar_shared::control::FileRole;
+use instar_shared::control::{FileAccess, FileRole};
 use instar_shared::op::ImageFormat;
-use instar_shared::record::FailureKind;
+use instar_shared::record::{FailureKind, MAX_PAYLOAD, RecordKind};
 use instar_storage::Storage;
 
 /// The operation cannot go on; the record that says why has been sent.
@@ -114,9 +116,10 @@ pub fn open_named(
     parent: u16,
     name: &[u8],
     role: FileRole,
+    access: FileAccess,
 ) -> Result<Disk, Reported> {
     let slot = ctx.next_slot();
-    match ctx.open_backing(parent, name, role) {
+    match ctx.open_file(parent, name, role, access) {
         Ok(disk) => Ok(disk),
         // The host knows why, by the slot that stays empty.
         Err(OpenError::Host(..)) => Err(fail(
@@ -125,5 +128,76 @@ pub fn open_named(
             format_args!("it could not be opened"),
         )),
         Err(e) => Err(fail(ctx, parent, format_args!("{e}"))),
+    }
+}
+
+/// Opens a qcow2 image for `mode`: its header, and its external data file if it has one.
+///
+/// # Errors
+/// The image's damage, or the host's refusal of the data file.
+pub fn open_qcow2(
+    ctx: &mut Context,
+    disk: &Disk,
+    mode: OpenMode,
+    access: FileAccess,
+) -> Result<(Header, Option<Disk>), Reported> {
+    let header = Header::read(disk, mode);
+    let header = header.map_err(|e| fail(ctx, disk.slot(), format_args!("{e}")))?;
+    if let Some(warning) = &header.extensions.bitmaps_ignored {
+        ctx.records().prefixed(format_args!("warning: {warning}"));
+    }
+    let name = header.extensions.data_file_name.as_deref();
+    let data = match name.filter(|_| header.incompatible.external_data_file()) {
+        Some(name) => Some(open_named(ctx, disk.slot(), name, FileRole::Data, access)?),
+        None => None,
+    };
+    Ok((header, data))
+}
+
+/// Opens every image below the one in slot `top`, and closes it again: QEMU does nothing to an image whose
+/// chain is not whole.
+///
+/// # Errors
+/// One of them cannot be opened.
+pub fn open_chain_below(ctx: &mut Context, top: u16, header: &Header) -> Result<(), Reported> {
+    let (mut parent, mut above) = (top, header.clone());
+    while let Some(name) = above.backing_file.take() {
+        let disk = open_named(ctx, parent, &name, FileRole::Backing, FileAccess::Read)?;
+        let stated = stated_format(ctx, disk.slot(), above.extensions.backing_format.as_deref())?;
+        if format_of(ctx, &disk, stated, NamedBy::Image)? != ImageFormat::Qcow2 {
+            break;
+        }
+        let opened = open_qcow2(ctx, &disk, OpenMode::CheckWithKey, FileAccess::Read)?;
+        (parent, above) = (disk.slot(), opened.0);
+    }
+    Ok(())
+}
+
+/// Passes what a check or a repair finds to the record stream.
+#[derive(Debug)]
+pub struct Findings<'a>(pub &'a mut Context);
+
+impl Reporter for Findings<'_> {
+    fn message(&mut self, kind: MessageKind, line: &[u8]) {
+        let kind = match kind {
+            MessageKind::Plain => RecordKind::Diagnostic,
+            MessageKind::Prefixed => RecordKind::Prefixed,
+        };
+        // A name of 64 KiB makes a line that no record holds; its start says enough.
+        let (start, _) = line.split_at(line.len().min(MAX_PAYLOAD));
+        let _ = self.0.records().record(kind, &[start]);
+    }
+
+    fn progress(&mut self, done: u64, total: u64) -> Result<(), Cancelled> {
+        self.0.records().progress(done, total);
+        if self.0.cancelled() {
+            Err(Cancelled)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn grant(&mut self, bytes: u64) -> u64 {
+        self.0.grant(bytes)
     }
 }

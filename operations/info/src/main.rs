@@ -8,7 +8,7 @@ use instar_guest_ops::{Context, Disk};
 use instar_qcow2::OpenError;
 use instar_qcow2::bitmaps::BitmapError;
 use instar_qcow2::info::ImageInfo;
-use instar_shared::control::FileRole;
+use instar_shared::control::{FileAccess, FileRole};
 use instar_shared::info::{INFO_BACKING_CHAIN, InfoConfig, InfoResult};
 use instar_shared::op::{ImageFormat, Outcome};
 use instar_shared::record::RecordKind;
@@ -54,7 +54,7 @@ fn describe_chain(
         if ctx.cancelled() {
             return Ok(Outcome::Cancelled);
         }
-        disk = open_named(ctx, disk.slot(), name, FileRole::Backing)?;
+        disk = open_named(ctx, disk.slot(), name, FileRole::Backing, FileAccess::Read)?;
         let stated = stated_format(ctx, disk.slot(), info.backing_format())?;
         format = format_of(ctx, &disk, stated, NamedBy::Image)?;
     }

@@ -5,7 +5,7 @@
 //! bitmaps in use.
 
 use crate::counter::Counter;
-use crate::run::{EINVAL, Run, TABLE_BYTES, zeroed};
+use crate::run::{EINVAL, Run, TABLE_BYTES, What, zeroed};
 use crate::{CheckError, Reporter};
 use alloc::vec::Vec;
 use instar_qcow2::bits;
@@ -57,7 +57,7 @@ impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
             return Ok(());
         }
         let (start, size) = (extension.directory_offset.get(), extension.directory_size);
-        self.count_region(start, size)?;
+        self.count_table_region(start, size)?;
         // The header reader has refused a directory above 64 MiB.
         let mut at = 0;
         let mut buf = zeroed(TABLE_BYTES.min(size))?;
@@ -86,7 +86,7 @@ impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
 
     fn count_bitmap(&mut self, bitmap: &Bitmap) -> Result<(), CheckError> {
         let bytes = u64::from(bitmap.table_entries).saturating_mul(8);
-        self.count_region(bitmap.table_offset, bytes)?;
+        self.count_table_region(bitmap.table_offset, bytes)?;
         let mut piece: Vec<u8> = zeroed(TABLE_BYTES.min(bytes))?;
         let mut at = 0_u64;
         while at < bytes {
@@ -120,7 +120,7 @@ impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
             if damaged {
                 return Err(DAMAGED);
             }
-            if offset != 0 {
+            if offset != 0 && self.what != What::Tables {
                 self.count_region(offset, cluster_bits.size_bytes())?;
             }
         }

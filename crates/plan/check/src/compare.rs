@@ -32,10 +32,13 @@ pub(crate) fn errno_text(errno: u32) -> &'static str {
 /// Tells a cluster whose refcount differs from its references.
 #[cold]
 fn judge<R: Reporter>(out: &mut Out<'_, R>, cluster: u64, counted: u64, stored: u64) {
+    out.found.wrong_in_use |= counted != 0;
     let kind = if stored < counted {
+        out.found.low = out.found.low.saturating_add(1);
         out.sum.corruptions = out.sum.corruptions.saturating_add(1);
         "ERROR"
     } else {
+        out.found.high = out.found.high.saturating_add(1);
         out.sum.leaks = out.sum.leaks.saturating_add(1);
         "Leaked"
     };

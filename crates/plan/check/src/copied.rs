@@ -23,7 +23,10 @@ impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
     }
 
     /// Tells the wrong COPIED flags, if there are any.
-    pub(crate) fn check_copied(&mut self) -> Result<(), CheckError> {
+    ///
+    /// # Errors
+    /// The image cannot be read, or the reporter wants the end.
+    pub fn check_copied(&mut self) -> Result<(), CheckError> {
         if !self.copied_wrong {
             return Ok(());
         }

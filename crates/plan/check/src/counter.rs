@@ -4,7 +4,7 @@
 //! binary has to stay small.
 
 /// A refcount in memory.
-pub(crate) trait Counter: Copy + Eq + Default + Into<u64> {
+pub trait Counter: Copy + Eq + Default + Into<u64> {
     /// The refcount of a cluster that one thing refers to.
     const ONE: Self;
 

@@ -20,7 +20,7 @@ const RESERVED: u64 = bits(1, 8) | bits(56, 61);
 
 /// What a standard L2 entry stands for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
     /// No host cluster.
     Unallocated,
     /// Reads as zeros, no host cluster.
@@ -310,7 +310,7 @@ impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
 
     /// What a standard entry stands for. In an external data file offset 0 is a
     /// place like any other, and COPIED tells it from "unallocated".
-    pub(crate) fn kind(&self, entry: L2Entry) -> Kind {
+    pub fn kind(&self, entry: L2Entry) -> Kind {
         let has_offset = entry.host_offset().get() != 0;
         let zero_flag = entry.0 & ALL_ZEROS != 0 && !self.header.incompatible.extended_l2();
         let at_zero = self.header.incompatible.external_data_file() && entry.is_copied();
@@ -339,6 +339,13 @@ impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
         if !bits.is_aligned(offset) {
             let has_data = map.map_or(entry.0 & ALL_ZEROS == 0, |map| map.allocated() != 0);
             let kind = if has_data { "Data" } else { "Preallocated" };
+            if self.mend && !has_data {
+                // It reads as zeros whatever the offset says, which is dropped.
+                self.out.mended(format_args!(
+                    "Repairing offset={offset:x}: {kind} cluster is not properly aligned; L2 entry corrupted."
+                ));
+                return Ok(());
+            }
             self.out.corruption(format_args!(
                 "ERROR offset={offset:x}: {kind} cluster is not properly aligned; L2 entry corrupted."
             ));
@@ -363,7 +370,11 @@ impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
     ) -> Result<(), CheckError> {
         let Slot { index, entry, map } = slot;
         let offset = data.offset.get();
-        if entry.is_copied() {
+        if entry.is_copied() && self.mend {
+            self.out.mended(format_args!(
+                "Repairing: coffset=0x{offset:x}: copied flag must never be set for compressed clusters"
+            ));
+        } else if entry.is_copied() {
             self.out.corruption(format_args!(
                 "ERROR: coffset=0x{offset:x}: copied flag must never be set for compressed clusters"
             ));
@@ -373,12 +384,14 @@ impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
             self.out.corruption(format_args!(
                 "ERROR compressed cluster {index} with data file, entry=0x{plain:x}"
             ));
+            self.out.found.uncounted = true;
             return Ok(());
         }
         if map.is_some_and(|map| map.0 != 0) {
             self.out.corruption(format_args!(
                 "ERROR compressed cluster {index} with non-zero subcluster allocation bitmap, entry=0x{plain:x}"
             ));
+            self.out.found.uncounted = true;
             return Ok(());
         }
         self.count_region(offset, data.size_bytes())?;

@@ -41,6 +41,14 @@ mod snapshots;
 mod stored;
 mod walk;
 
+/// The parts of a check, for the repair that follows one.
+pub mod parts {
+    pub use crate::counter::Counter;
+    pub use crate::l2::Kind;
+    pub use crate::pages::{PAGE_BITS, PAGE_CLUSTERS, Page, Pages};
+    pub use crate::run::{Found, Out, Run, Span, What, zeroed};
+}
+
 use instar_qcow2::Header;
 use instar_storage::Storage;
 pub use run::QEMU_MAX_CLUSTERS;

@@ -12,32 +12,32 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 /// The logarithm of [`PAGE_CLUSTERS`].
-pub(crate) const PAGE_BITS: u32 = 12;
+pub const PAGE_BITS: u32 = 12;
 /// Clusters of a page.
-pub(crate) const PAGE_CLUSTERS: usize = 1 << PAGE_BITS;
+pub const PAGE_CLUSTERS: usize = 1 << PAGE_BITS;
 /// Most pages in a window, whatever the grant: 8 MiB of directory.
 const MAX_DIRECTORY: u64 = 1 << 21;
 /// The number of a page that is not in use.
 const FREE: u64 = u64::MAX;
 
 /// Counters of [`PAGE_CLUSTERS`] clusters.
-pub(crate) struct Page<T> {
+pub struct Page<T> {
     /// Its first cluster divided by [`PAGE_CLUSTERS`].
-    pub(crate) number: u64,
+    pub number: u64,
     /// References counted.
-    pub(crate) counted: Box<[T; PAGE_CLUSTERS]>,
+    pub counted: Box<[T; PAGE_CLUSTERS]>,
     /// Refcounts that the image stores.
-    pub(crate) stored: Box<[T; PAGE_CLUSTERS]>,
+    pub stored: Box<[T; PAGE_CLUSTERS]>,
     /// Messages that counting in this page has given.
     messages: u32,
 }
 
 /// No memory even for the least that is needed.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct NoMemory;
+pub struct NoMemory;
 
 /// The pages of one window of clusters.
-pub(crate) struct Pages<T> {
+pub struct Pages<T> {
     /// For each page from `first` on: 0, or its place in `slots` plus one.
     directory: Vec<u32>,
     slots: Vec<Page<T>>,
@@ -51,6 +51,8 @@ pub(crate) struct Pages<T> {
     missed: Option<u64>,
     /// Messages of pages that were given up: not to be printed again.
     told: BTreeMap<u64, u32>,
+    /// No more messages.
+    silent: bool,
 }
 
 fn boxed<T: Counter>() -> Option<Box<[T; PAGE_CLUSTERS]>> {
@@ -62,11 +64,14 @@ fn boxed<T: Counter>() -> Option<Box<[T; PAGE_CLUSTERS]>> {
 
 impl<T: Counter> Pages<T> {
     /// Bytes of one page with its share of the directory.
-    pub(crate) const PAGE_BYTES: u64 =
+    pub const PAGE_BYTES: u64 =
         (2 * PAGE_CLUSTERS * size_of::<T>() + size_of::<Page<T>>() + 4) as u64;
 
     /// Pages for `clusters` clusters in `bytes` of memory, at least one page.
-    pub(crate) fn new(clusters: u64, bytes: u64) -> Result<Self, NoMemory> {
+    ///
+    /// # Errors
+    /// [`NoMemory`].
+    pub fn new(clusters: u64, bytes: u64) -> Result<Self, NoMemory> {
         let total = clusters.div_ceil(PAGE_CLUSTERS as u64);
         let capacity = usize::try_from(bytes.checked_div(Self::PAGE_BYTES).unwrap_or(0))
             .unwrap_or(usize::MAX)
@@ -85,13 +90,14 @@ impl<T: Counter> Pages<T> {
             total,
             missed: None,
             told: BTreeMap::new(),
+            silent: false,
         };
         pages.begin(0);
         Ok(pages)
     }
 
     /// Empties everything and starts a window at page `first`.
-    pub(crate) fn begin(&mut self, first: u64) {
+    pub fn begin(&mut self, first: u64) {
         self.free.clear();
         for (at, page) in (0_u32..).zip(&mut self.slots) {
             page.number = FREE;
@@ -106,24 +112,24 @@ impl<T: Counter> Pages<T> {
     }
 
     /// First page of the window.
-    pub(crate) const fn first(&self) -> u64 {
+    pub const fn first(&self) -> u64 {
         self.first
     }
 
     /// The lowest page that this window could not hold, where the next begins.
-    pub(crate) const fn next_window(&self) -> Option<u64> {
+    pub const fn next_window(&self) -> Option<u64> {
         self.missed
     }
 
     /// Notes that something is at a page, which may be past the window.
-    pub(crate) fn miss(&mut self, number: u64) {
+    pub fn miss(&mut self, number: u64) {
         if number >= self.end {
             self.missed = Some(self.missed.map_or(number, |low| low.min(number)));
         }
     }
 
     /// True if the page can be counted in this window.
-    pub(crate) const fn covers(&self, number: u64) -> bool {
+    pub const fn covers(&self, number: u64) -> bool {
         number >= self.first && number < self.end
     }
 
@@ -134,13 +140,16 @@ impl<T: Counter> Pages<T> {
     }
 
     /// The page if it has come into being.
-    pub(crate) fn get(&self, number: u64) -> Option<&Page<T>> {
+    pub fn get(&self, number: u64) -> Option<&Page<T>> {
         self.slots.get(self.place(number)?)
     }
 
     /// The page, made on first use; `None` if the window does not hold it.
+    ///
+    /// # Errors
+    /// [`NoMemory`].
     #[inline]
-    pub(crate) fn get_or_make(&mut self, number: u64) -> Result<Option<&mut Page<T>>, NoMemory> {
+    pub fn get_or_make(&mut self, number: u64) -> Result<Option<&mut Page<T>>, NoMemory> {
         if let Some(at) = self.place(number) {
             return Ok(self.slots.get_mut(at));
         }
@@ -252,17 +261,30 @@ impl<T: Counter> Pages<T> {
 
     /// Counts a message that a page gives rise to. False if an earlier pass,
     /// which had to give the page up, has told it.
-    pub(crate) fn tell(&mut self, number: u64) -> bool {
+    pub fn tell(&mut self, number: u64) -> bool {
         let told = self.told.get(&number).copied().unwrap_or(0);
         let Some(page) = self.place(number).and_then(|at| self.slots.get_mut(at)) else {
             return false;
         };
         page.messages = page.messages.saturating_add(1);
-        page.messages > told
+        page.messages > told && !self.silent
+    }
+
+    /// No message is to be printed from now on: all of them have been.
+    pub const fn be_silent(&mut self) {
+        self.silent = true;
+    }
+
+    /// Makes what was counted so far what `stored` holds, and starts again at 0.
+    pub fn put_counted_aside(&mut self) {
+        for page in &mut self.slots {
+            core::mem::swap(&mut page.counted, &mut page.stored);
+            page.counted.fill(T::default());
+        }
     }
 
     /// Numbers of the pages in use, ascending.
-    pub(crate) fn numbers(&self) -> Vec<u64> {
+    pub fn numbers(&self) -> Vec<u64> {
         let mut numbers: Vec<u64> = self
             .slots
             .iter()

@@ -36,6 +36,10 @@ impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
     fn count_block(&mut self, index: u64, entry: RefcountTableEntry) -> Result<(), CheckError> {
         let bits = self.header.cluster_bits;
         let offset = entry.block_offset().get();
+        let cluster = offset >> bits.get();
+        let outside = cluster >= self.clusters.saturating_add(u64::from(self.grown));
+        self.out.found.broken_refcounts |=
+            entry.reserved_bits() != 0 || !bits.is_aligned(offset) || outside;
         if entry.reserved_bits() != 0 {
             self.out.corruption(format_args!(
                 "ERROR refcount table entry {index} has reserved bits set"
@@ -48,8 +52,7 @@ impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
             ));
             return Ok(());
         }
-        let cluster = offset >> bits.get();
-        if cluster >= self.clusters.saturating_add(u64::from(self.grown)) {
+        if outside {
             self.out.corruption(format_args!(
                 "ERROR refcount block {index} is outside image"
             ));
@@ -68,6 +71,7 @@ impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
             return;
         };
         let count: u64 = count.into();
+        self.out.found.broken_refcounts |= count != 1;
         if count != 1 && self.pages.tell(cluster >> PAGE_BITS) {
             self.out.sum.corruptions = self.out.sum.corruptions.saturating_add(1);
             self.out.print(

@@ -1,4 +1,6 @@
 //! The state of a check, and the order of its parts.
+//!
+//! A repair drives the same parts itself; what only it needs to know is in [`Found`].
 
 use crate::counter::Counter;
 use crate::holes::Holes;
@@ -27,12 +29,63 @@ pub(crate) const EINVAL: u32 = 22;
 /// EFBIG.
 pub(crate) const EFBIG: u32 = 27;
 
+/// Which references a walk counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// All of them.
+    All,
+    /// Those to tables: header, L1 and L2 tables, snapshot table, bitmap
+    /// directory and tables, LUKS header, refcount structures.
+    Tables,
+    /// Those to clusters with data, of the guest or of bitmaps.
+    Data,
+}
+
+/// Clusters, the first and the last.
+pub type Span = (u64, u64);
+
+/// What a check found, as a repair has to know it.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Refcounts below the number of references.
+    pub low: u64,
+    /// Refcounts above the number of references.
+    pub high: u64,
+    /// A refcount of a cluster that has references is wrong.
+    pub wrong_in_use: bool,
+    /// Refcount table or blocks are damaged.
+    pub broken_refcounts: bool,
+    /// Something has references that could not be counted.
+    pub uncounted: bool,
+    /// Clusters with more references than a refcount can say, in no order.
+    pub overflows: Vec<u64>,
+    /// Not all of them are in `overflows`.
+    pub overflows_cut: bool,
+    /// Damages of L2 entries that are to be repaired.
+    pub mendable: u64,
+    /// What is referred to outside the file.
+    pub outside: Vec<Span>,
+    /// Not everything outside the file is in `outside`.
+    pub outside_cut: bool,
+    /// Where tables are that have one place and one user, unlike L2 tables.
+    pub tables: Vec<Span>,
+}
+
+/// Entries of [`Found::outside`] and [`Found::overflows`], at most.
+const MAX_OUTSIDE: usize = 1 << 16;
+/// Entries of [`Found::tables`], at most: above what QEMU's limits allow.
+const MAX_TABLES: usize = 1 << 19;
+
 /// Where messages and totals go.
-pub(crate) struct Out<'a, R> {
-    pub(crate) reporter: &'a mut R,
-    pub(crate) sum: CheckSummary,
+pub struct Out<'a, R> {
+    /// Who is told.
+    pub reporter: &'a mut R,
+    /// The totals so far.
+    pub sum: CheckSummary,
+    /// What a repair has to know.
+    pub found: Found,
     /// False while the image is walked again for another window.
-    pub(crate) first_pass: bool,
+    pub first_pass: bool,
     /// An unaligned refcount block was met when a refcount was looked up.
     pub(crate) signaled: bool,
     line: Line,
@@ -55,7 +108,7 @@ impl Write for Line {
 impl<R: Reporter> Out<'_, R> {
     /// Gives a line to the reporter.
     #[cold]
-    pub(crate) fn print(&mut self, kind: MessageKind, args: core::fmt::Arguments<'_>) {
+    pub fn print(&mut self, kind: MessageKind, args: core::fmt::Arguments<'_>) {
         self.line.0.clear();
         // Without memory for a line, as much of it as there is goes out.
         let _ = self.line.write_fmt(args);
@@ -64,9 +117,18 @@ impl<R: Reporter> Out<'_, R> {
 
     /// A corruption found in a table: told by the first pass only.
     #[cold]
-    pub(crate) fn corruption(&mut self, args: core::fmt::Arguments<'_>) {
+    pub fn corruption(&mut self, args: core::fmt::Arguments<'_>) {
         if self.first_pass {
             self.sum.corruptions = self.sum.corruptions.saturating_add(1);
+            self.print(MessageKind::Plain, args);
+        }
+    }
+
+    /// A damage of an L2 entry that is going to be repaired.
+    #[cold]
+    pub(crate) fn mended(&mut self, args: core::fmt::Arguments<'_>) {
+        if self.first_pass {
+            self.found.mendable = self.found.mendable.saturating_add(1);
             self.print(MessageKind::Plain, args);
         }
     }
@@ -86,7 +148,10 @@ impl<R: Reporter> Out<'_, R> {
     }
 
     /// Counts table entries that are done.
-    pub(crate) fn progress(&mut self, entries: u64) -> Result<(), CheckError> {
+    ///
+    /// # Errors
+    /// [`CheckError::Cancelled`].
+    pub fn progress(&mut self, entries: u64) -> Result<(), CheckError> {
         self.done = self.done.saturating_add(entries);
         self.total = self.total.max(self.done);
         Ok(self.reporter.progress(self.done, self.total)?)
@@ -94,29 +159,43 @@ impl<R: Reporter> Out<'_, R> {
 }
 
 /// A check under way.
-pub(crate) struct Run<'a, S, T, R> {
+pub struct Run<'a, S, T, R> {
     pub(crate) storage: &'a S,
     pub(crate) header: &'a Header,
-    pub(crate) out: Out<'a, R>,
-    pub(crate) pages: Pages<T>,
+    /// Where lines and totals go.
+    pub out: Out<'a, R>,
+    /// The counters of this window.
+    pub pages: Pages<T>,
     /// Bytes of the file.
     pub(crate) file_len: u64,
     /// Clusters of the file, the last one perhaps in part.
-    pub(crate) clusters: u64,
+    pub clusters: u64,
     /// Something refers to the first cluster after the file's last.
-    pub(crate) grown: bool,
+    pub grown: bool,
     /// The largest refcount that the image can store.
-    pub(crate) max: T,
+    pub max: T,
     /// A COPIED flag of the active tables disagrees with a refcount.
-    pub(crate) copied_wrong: bool,
+    pub copied_wrong: bool,
     /// Refcount blocks that cannot be read, ascending.
-    pub(crate) bad: Vec<BadBlock>,
+    pub bad: Vec<BadBlock>,
     pub(crate) holes: Holes,
     pub(crate) lines: Lines,
+    /// What [`Run::count_all`] counts.
+    pub what: What,
+    /// Whether the refcount table and its blocks are counted.
+    pub count_refcounts: bool,
+    /// Whether the snapshot table is counted; what its entries name is in any case.
+    pub count_snapshot_table: bool,
+    /// What a repair can mend in L2 entries is told as such and not counted.
+    pub mend: bool,
+    /// Whether [`Found::tables`] and [`Found::outside`] are filled.
+    pub keep_places: bool,
 }
 
 /// `len` zero bytes.
-pub(crate) fn zeroed(len: u64) -> Result<Vec<u8>, CheckError> {
+/// # Errors
+/// [`CheckError::OutOfMemory`].
+pub fn zeroed(len: u64) -> Result<Vec<u8>, CheckError> {
     let len = usize::try_from(len).map_err(|_| CheckError::OutOfMemory)?;
     let mut bytes = Vec::new();
     bytes
@@ -140,89 +219,186 @@ pub(crate) fn run<S: Storage, T: Counter, R: Reporter>(
     header: &Header,
     reporter: &mut R,
 ) -> Result<CheckSummary, CheckError> {
-    // QEMU sees a file as whole sectors.
-    let file_len = storage
-        .len_bytes()
-        .checked_next_multiple_of(512)
-        .unwrap_or(u64::MAX);
-    let clusters = header.cluster_bits.clusters_for(file_len);
-    // One cluster more: data may end in the cluster after a full last one.
-    let counted = clusters.saturating_add(1);
-    let fixed = BUFFER_BYTES.saturating_mul(2);
-    let want = counted
-        .div_ceil(PAGE_CLUSTERS as u64)
-        .saturating_mul(Pages::<T>::PAGE_BYTES);
-    let granted = reporter.grant(fixed.saturating_add(want));
-    let pages = Pages::new(counted, granted.saturating_sub(fixed))?;
-    let out = Out {
-        reporter,
-        sum: CheckSummary::default(),
-        first_pass: true,
-        signaled: false,
-        line: Line::default(),
-        done: 0,
-        total: u64::from(header.l1_size).saturating_add(header.refcount_table_bytes() / 8),
-    };
-    let mut run = Run {
-        storage,
-        header,
-        out,
-        pages,
-        file_len,
-        clusters,
-        grown: false,
-        max: T::from_u64(u64::MAX >> 64_u32.saturating_sub(header.refcount_bits())),
-        copied_wrong: false,
-        bad: Vec::new(),
-        holes: Holes::default(),
-        lines: Lines::new()?,
-    };
+    let mut run = Run::<S, T, R>::new(storage, header, reporter)?;
     run.all()?;
     Ok(run.out.sum)
 }
 
-impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
+impl<'a, S: Storage, T: Counter, R: Reporter> Run<'a, S, T, R> {
+    /// A check that has read nothing yet; asks for its memory.
+    ///
+    /// # Errors
+    /// [`CheckError::OutOfMemory`].
+    pub fn new(
+        storage: &'a S,
+        header: &'a Header,
+        reporter: &'a mut R,
+    ) -> Result<Self, CheckError> {
+        // QEMU sees a file as whole sectors.
+        let file_len = storage
+            .len_bytes()
+            .checked_next_multiple_of(512)
+            .unwrap_or(u64::MAX);
+        let clusters = header.cluster_bits.clusters_for(file_len);
+        // One cluster more: data may end in the cluster after a full last one.
+        let counted = clusters.saturating_add(1);
+        let fixed = BUFFER_BYTES.saturating_mul(2);
+        let want = counted
+            .div_ceil(PAGE_CLUSTERS as u64)
+            .saturating_mul(Pages::<T>::PAGE_BYTES);
+        let granted = reporter.grant(fixed.saturating_add(want));
+        let pages = Pages::new(counted, granted.saturating_sub(fixed))?;
+        let out = Out {
+            reporter,
+            sum: CheckSummary::default(),
+            found: Found::default(),
+            first_pass: true,
+            signaled: false,
+            line: Line::default(),
+            done: 0,
+            total: u64::from(header.l1_size).saturating_add(header.refcount_table_bytes() / 8),
+        };
+        Ok(Self {
+            storage,
+            header,
+            out,
+            pages,
+            file_len,
+            clusters,
+            grown: false,
+            max: T::from_u64(u64::MAX >> 64_u32.saturating_sub(header.refcount_bits())),
+            copied_wrong: false,
+            bad: Vec::new(),
+            holes: Holes::default(),
+            lines: Lines::new()?,
+            what: What::All,
+            count_refcounts: true,
+            count_snapshot_table: true,
+            mend: false,
+            keep_places: false,
+        })
+    }
+
     fn all(&mut self) -> Result<(), CheckError> {
+        self.start()?;
+        let mut first = 0;
+        loop {
+            self.count_window(first)?;
+            let Some(next) = self.pages.next_window() else {
+                break;
+            };
+            first = next;
+        }
+        self.out.first_pass = true;
+        self.check_copied()
+    }
+
+    /// What comes before references are counted: the snapshot table is judged.
+    ///
+    /// # Errors
+    /// [`CheckError::Failed`] if it cannot be read.
+    pub fn start(&mut self) -> Result<(), CheckError> {
+        self.start_totals();
+        self.check_snapshot_table()
+    }
+
+    /// Sets the totals that need no counting.
+    pub const fn start_totals(&mut self) {
         self.out.sum.total_clusters = self
             .header
             .cluster_bits
             .clusters_for(self.header.whole_sectors_size());
         // The header's cluster is in use whatever the tables say.
         self.out.sum.image_end_offset = self.header.cluster_bits.size_bytes();
-        self.check_snapshot_table()?;
-        let mut first = 0;
-        loop {
-            self.pages.begin(first);
-            self.load_stored()?;
-            self.count_all()?;
-            self.compare()?;
-            self.out.sum.passes = self.out.sum.passes.saturating_add(1);
-            let Some(next) = self.pages.next_window() else {
-                break;
-            };
-            first = next;
-            self.out.first_pass = false;
-        }
-        self.out.first_pass = true;
-        self.check_copied()
     }
 
-    /// Counts every reference, in qemu's order of structures.
-    fn count_all(&mut self) -> Result<(), CheckError> {
+    /// Counts the references of the window that starts at page `first`, and
+    /// compares them with the refcounts that the image stores.
+    ///
+    /// # Errors
+    /// The image cannot be read, or the reporter wants the end.
+    pub fn count_window(&mut self, first: u64) -> Result<(), CheckError> {
+        self.pages.begin(first);
+        self.load_stored()?;
+        self.count_all()?;
+        self.compare()?;
+        self.out.sum.passes = self.out.sum.passes.saturating_add(1);
+        self.out.first_pass = false;
+        Ok(())
+    }
+
+    /// Counts every reference of [`Run::what`], in qemu's order of structures.
+    ///
+    /// # Errors
+    /// The image cannot be read, or the reporter wants the end.
+    pub fn count_all(&mut self) -> Result<(), CheckError> {
         let cluster_bytes = self.header.cluster_bits.size_bytes();
-        self.count_region(0, cluster_bytes)?;
+        self.count_table_region(0, cluster_bytes)?;
         self.count_l1(self.header.l1_table_offset.get(), self.header.l1_size, true)?;
         self.count_snapshots()?;
-        let table = self.header.refcount_table_offset.get();
-        self.count_region(table, self.header.refcount_table_bytes())?;
+        let refcounts = self.count_refcounts && self.what != What::Data;
+        if refcounts {
+            let table = self.header.refcount_table_offset.get();
+            self.count_region(table, self.header.refcount_table_bytes())?;
+        }
         if let (CryptMethod::Luks, Some(luks)) = (
             self.header.crypt_method,
             &self.header.extensions.crypto_header,
         ) {
-            self.count_region(luks.offset.get(), luks.length)?;
+            self.count_table_region(luks.offset.get(), luks.length)?;
         }
         self.count_bitmaps()?;
-        self.count_refcount_blocks()
+        if refcounts {
+            self.count_refcount_blocks()?;
+        }
+        Ok(())
+    }
+
+    /// Counts one reference to each cluster of a table that has one user.
+    pub(crate) fn count_table_region(&mut self, offset: u64, size: u64) -> Result<(), CheckError> {
+        if self.what == What::Data {
+            return Ok(());
+        }
+        let tables = &mut self.out.found.tables;
+        if self.keep_places && self.out.first_pass && size > 0 && tables.len() < MAX_TABLES {
+            let bits = self.header.cluster_bits.get();
+            let last = offset.saturating_add(size).saturating_sub(1) >> bits;
+            tables.try_reserve(1).map_err(|_| CheckError::OutOfMemory)?;
+            tables.push((offset >> bits, last));
+        }
+        self.count_region(offset, size)
+    }
+
+    #[cold]
+    fn note_overflow(&mut self, cluster: u64) {
+        let found = &mut self.out.found;
+        if !self.keep_places || found.overflows.last() == Some(&cluster) {
+            return;
+        }
+        if found.overflows.len() >= MAX_OUTSIDE || found.overflows.try_reserve(1).is_err() {
+            found.overflows_cut = true;
+            return;
+        }
+        found.overflows.push(cluster);
+    }
+
+    /// Notes bytes outside the file that something refers to.
+    #[cold]
+    fn note_outside(&mut self, offset: u64, end: u64) {
+        let found = &mut self.out.found;
+        // What of it lies in the file has references that are not counted.
+        found.uncounted |= offset < self.file_len;
+        if !self.keep_places || !self.out.first_pass {
+            return;
+        }
+        if found.outside.len() >= MAX_OUTSIDE || found.outside.try_reserve(1).is_err() {
+            found.outside_cut = true;
+            return;
+        }
+        let bits = self.header.cluster_bits.get();
+        found
+            .outside
+            .push((offset >> bits, end.saturating_sub(1) >> bits));
     }
 
     /// Counts one reference to each cluster that these bytes touch.
@@ -240,6 +416,7 @@ impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
                 "ERROR: counting reference for region exceeding the end of the file by \
                  one cluster or more: offset 0x{offset:x} size 0x{size:x}"
             ));
+            self.note_outside(offset, end);
             return Ok(());
         }
         if offset > i64::MAX.unsigned_abs() {
@@ -280,6 +457,7 @@ impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
 
     #[cold]
     fn overflow(&mut self, cluster: u64) {
+        self.note_overflow(cluster);
         if !self.pages.tell(cluster >> PAGE_BITS) {
             return;
         }
@@ -298,8 +476,18 @@ impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
         );
     }
 
+    /// The header that the check goes by.
+    pub const fn header_of(&self) -> &'a Header {
+        self.header
+    }
+
+    /// The largest refcount that the image can store.
+    pub fn max_refcount(&self) -> u64 {
+        self.max.into()
+    }
+
     /// The stored refcount of a cluster in a page that exists; 0 elsewhere.
-    pub(crate) fn stored_in_window(&self, cluster: u64) -> u64 {
+    pub fn stored_in_window(&self, cluster: u64) -> u64 {
         let at = usize::try_from(cluster).unwrap_or(0) % PAGE_CLUSTERS;
         let page = self.pages.get(cluster >> PAGE_BITS);
         page.and_then(|page| page.stored.get(at))

@@ -268,7 +268,10 @@ impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
             offset = entry.end();
             self.count_snapshot(&entry, &mut table)?;
         }
-        self.count_region(start, offset.saturating_sub(start))
+        if !self.count_snapshot_table {
+            return Ok(());
+        }
+        self.count_table_region(start, offset.saturating_sub(start))
     }
 
     fn count_snapshot(&mut self, entry: &Entry, table: &mut Table) -> Result<(), CheckError> {
@@ -280,6 +283,7 @@ impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
         } else {
             return self.count_l1(offset, size, false);
         };
+        self.out.found.uncounted = true;
         if !self.out.first_pass {
             return Ok(());
         }

@@ -11,22 +11,30 @@ use instar_storage::{Read, Storage, StorageError};
 
 /// Clusters whose refcounts cannot be read.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct BadBlock {
+pub struct BadBlock {
     /// First cluster.
-    pub(crate) start: u64,
+    pub start: u64,
     /// First cluster after.
-    pub(crate) end: u64,
+    pub end: u64,
     /// Why.
-    pub(crate) fault: Fault,
+    pub fault: Fault,
 }
 
 /// Why a refcount cannot be read.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// The refcount block's offset, from this entry, is not cluster aligned.
-    Unaligned { offset: u64, index: u64 },
+    Unaligned {
+        /// As the refcount table says.
+        offset: u64,
+        /// The entry's place in the table.
+        index: u64,
+    },
     /// The store failed.
-    Read { errno: u32 },
+    Read {
+        /// Linux errno.
+        errno: u32,
+    },
 }
 
 /// Bytes of a line of [`Lines`].
@@ -93,7 +101,10 @@ struct Block {
 
 impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
     /// Loads the stored refcounts of the window's clusters.
-    pub(crate) fn load_stored(&mut self) -> Result<(), CheckError> {
+    ///
+    /// # Errors
+    /// The refcount table cannot be read, or the reporter wants the end.
+    pub fn load_stored(&mut self) -> Result<(), CheckError> {
         let first_cluster = self.pages.first() << PAGE_BITS;
         self.bad.clear();
         let mut index = first_cluster >> self.block_bits();
@@ -260,7 +271,7 @@ impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
     }
 
     /// Looks up one refcount in the image. `None` if it cannot be read.
-    pub(crate) fn look_up(&mut self, cluster: u64) -> Option<u64> {
+    pub fn look_up(&mut self, cluster: u64) -> Option<u64> {
         let index = cluster >> self.block_bits();
         if index >= self.header.refcount_table_bytes() / 8 {
             return Some(0);

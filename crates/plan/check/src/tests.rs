@@ -69,7 +69,7 @@ impl Sparse {
     fn flat(&self) -> MemStorage {
         let mut bytes = alloc::vec![0; self.len as usize];
         self.read_at(0, &mut bytes).unwrap();
-        MemStorage(bytes)
+        MemStorage::new(bytes)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::counter::Counter;
 use crate::holes::all_zeros;
-use crate::run::{BUFFER_BYTES, Run, TABLE_BYTES, zeroed};
+use crate::run::{BUFFER_BYTES, Run, TABLE_BYTES, What, zeroed};
 use crate::{CheckError, MessageKind, Reporter};
 use alloc::vec::Vec;
 use instar_qcow2::entries::L1Entry;
@@ -94,7 +94,7 @@ impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
         entries: u32,
         active: bool,
     ) -> Result<(), CheckError> {
-        self.count_region(offset, u64::from(entries).saturating_mul(8))?;
+        self.count_table_region(offset, u64::from(entries).saturating_mul(8))?;
         self.walk(offset, entries, Purpose::Count { active })
     }
 
@@ -162,9 +162,10 @@ impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
             if entry.0 == 0 || (purpose == Purpose::Copied && entry.is_unallocated()) {
                 continue;
             }
-            let zeros = self
-                .holes
-                .are_zeros(self.storage, entry.l2_offset().get(), table_bytes);
+            let zeros = self.what == What::Tables
+                || self
+                    .holes
+                    .are_zeros(self.storage, entry.l2_offset().get(), table_bytes);
             let slot = (!zeros).then_some(batch.slots);
             batch.slots = batch.slots.saturating_add(usize::from(!zeros));
             batch.planned.push(Planned { index, entry, slot });
@@ -186,6 +187,7 @@ impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
         } = batch;
         for Planned { index, entry, slot } in planned.drain(..) {
             match purpose {
+                Purpose::Count { .. } if self.what == What::Data => {}
                 Purpose::Count { .. } => self.count_l1_entry(entry)?,
                 Purpose::Copied if self.tell_l1_copied(index, entry) => {}
                 Purpose::Copied => continue,

@@ -10,9 +10,14 @@ pub const SECRET: &str = "secret,id=sec0,data=example";
 /// An image to be damaged.
 pub struct Base {
     pub name: &'static str,
+    #[allow(dead_code)]
     pub path: PathBuf,
     pub bytes: Vec<u8>,
+    #[allow(dead_code)]
     pub luks: bool,
+    /// Snapshots, named snap0 and so on.
+    #[allow(dead_code)]
+    pub snapshots: u32,
 }
 
 struct Plan {
@@ -327,6 +332,7 @@ fn make(plan: &Plan, dir: &Path) -> Base {
         path,
         bytes,
         luks: plan.luks || plan.name == "aes",
+        snapshots: plan.snapshots,
     }
 }
 

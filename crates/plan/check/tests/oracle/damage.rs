@@ -6,19 +6,20 @@ use std::fmt::Write;
 
 /// Where things are in an undamaged image.
 #[derive(Default)]
+#[allow(dead_code)]
 pub struct Places {
-    cluster: u64,
-    snapshots_end: u64,
-    l1: Vec<u64>,
-    l2: Vec<u64>,
-    l2_step: u64,
-    refcount_table: u64,
-    refcount_table_used: u64,
-    blocks: Vec<u64>,
-    snapshots: Vec<u64>,
+    pub cluster: u64,
+    pub snapshots_end: u64,
+    pub l1: Vec<u64>,
+    pub l2: Vec<u64>,
+    pub l2_step: u64,
+    pub refcount_table: u64,
+    pub refcount_table_used: u64,
+    pub blocks: Vec<u64>,
+    pub snapshots: Vec<u64>,
     pub bitmaps: Vec<u64>,
-    bitmap_entries: Vec<u64>,
-    crypto: Option<u64>,
+    pub bitmap_entries: Vec<u64>,
+    pub crypto: Option<u64>,
 }
 
 /// A big-endian number; 0 where the file has been cut off.

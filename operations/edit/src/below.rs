@@ -1,0 +1,49 @@
+//! The backing chain of an image that is changed, open for reading.
+
+use alloc::vec::Vec;
+use instar_guest_ops::{Context, Disk};
+use instar_qcow2::{Header, OpenMode};
+use instar_shared::control::{FileAccess, FileRole};
+use instar_shared::op::ImageFormat;
+use op_chain::{NamedBy, Reported, format_of, open_named, open_qcow2, stated_format};
+
+/// An image of the backing chain.
+#[derive(Debug)]
+pub struct Below {
+    /// The image.
+    pub disk: Disk,
+    /// Its external data file.
+    pub data: Option<Disk>,
+    /// `None`: it is raw.
+    pub header: Option<Header>,
+}
+
+/// Opens the backing chain of the image in slot `top`, the nearest first.
+///
+/// # Errors
+/// The record that says why has been sent.
+pub fn open_below(ctx: &mut Context, top: u16, header: &Header) -> Result<Vec<Below>, Reported> {
+    let mut chain = Vec::new();
+    let (mut parent, mut above) = (top, header.clone());
+    while let Some(name) = above.backing_file.take() {
+        let disk = open_named(ctx, parent, &name, FileRole::Backing, FileAccess::Read)?;
+        parent = disk.slot();
+        let stated = stated_format(ctx, parent, above.extensions.backing_format.as_deref())?;
+        if format_of(ctx, &disk, stated, NamedBy::Image)? != ImageFormat::Qcow2 {
+            chain.push(Below {
+                disk,
+                data: None,
+                header: None,
+            });
+            break;
+        }
+        let (header, data) = open_qcow2(ctx, &disk, OpenMode::CheckWithKey, FileAccess::Read)?;
+        above = header.clone();
+        chain.push(Below {
+            disk,
+            data,
+            header: Some(header),
+        });
+    }
+    Ok(chain)
+}

@@ -1,0 +1,115 @@
+//! What the operations that change an image in place have in common: opening it, and what a planner asks for.
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+mod below;
+
+pub use below::{Below, open_below};
+
+use core::fmt::Display;
+use instar_guest_ops::{Context, Disk};
+use instar_plan_repair::repair_dirty;
+use instar_plan_txn::{Cancelled, Monitor};
+use instar_qcow2::{Header, OpenMode};
+use instar_shared::control::FileAccess;
+use instar_shared::op::{ImageFormat, Outcome};
+use instar_shared::record::FailureKind;
+use op_chain::{Findings, NamedBy, Reported, fail, format_of, open_chain_below, open_qcow2};
+
+/// Whether the images below must be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chain {
+    /// All of them, as for everything that looks at guest data.
+    Whole,
+    /// They do not matter.
+    Ignored,
+}
+
+/// An image that is open for a change.
+#[derive(Debug)]
+pub struct Opened {
+    /// The image.
+    pub disk: Disk,
+    /// Its format.
+    pub format: ImageFormat,
+    /// Its header, if it is qcow2.
+    pub header: Option<Header>,
+    /// Its external data file, open for writing.
+    pub data: Option<Disk>,
+}
+
+/// Opens the image in `slot` for a change, as QEMU does: a corrupt image is refused, a dirty one is repaired.
+///
+/// # Errors
+/// The record that says why has been sent.
+pub fn open_for_change(
+    ctx: &mut Context,
+    slot: u16,
+    told: u32,
+    chain: Chain,
+) -> Result<Opened, Reported> {
+    let disk = ctx.disk(slot).map_err(|_| Reported)?;
+    let told = ImageFormat::try_from(told).map_err(|_| Reported)?;
+    let format = format_of(ctx, &disk, told, NamedBy::User)?;
+    if format != ImageFormat::Qcow2 {
+        return Ok(Opened {
+            disk,
+            format,
+            header: None,
+            data: None,
+        });
+    }
+    let (header, data) = open_qcow2(ctx, &disk, OpenMode::Change, FileAccess::ReadWrite)?;
+    if header.incompatible.corrupt() {
+        let reason = "qcow2: Image is corrupt; cannot be opened read/write";
+        return Err(fail(ctx, slot, format_args!("{reason}")));
+    }
+    if chain == Chain::Whole {
+        open_chain_below(ctx, slot, &header)?;
+    }
+    let header = clean(ctx, &disk, header)?;
+    Ok(Opened {
+        disk,
+        format,
+        header: Some(header),
+        data,
+    })
+}
+
+/// Repairs an image whose refcounts may be out of date, as QEMU does when it opens one for writing.
+fn clean(ctx: &mut Context, disk: &Disk, header: Header) -> Result<Header, Reported> {
+    if !header.incompatible.dirty() {
+        return Ok(header);
+    }
+    repair_dirty(disk, &header, &mut Findings(ctx)).map_err(|e| {
+        let reason = format_args!("Could not repair dirty image: {e}");
+        fail(ctx, disk.slot(), reason)
+    })
+}
+
+/// Tells the user why the operation failed: `sentence` stands after the program's name.
+pub fn failed(ctx: &mut Context, sentence: &dyn Display) -> Outcome {
+    ctx.records()
+        .failure(FailureKind::Operation, 0, format_args!("{sentence}"));
+    Outcome::Failed
+}
+
+/// A planner's [`Monitor`] over the operation's context.
+#[derive(Debug)]
+pub struct Progress<'a>(pub &'a mut Context);
+
+impl Monitor for Progress<'_> {
+    fn progress(&mut self, done: u64, total: u64) -> Result<(), Cancelled> {
+        self.0.records().progress(done, total);
+        if self.0.cancelled() {
+            Err(Cancelled)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn grant(&mut self, bytes: u64) -> u64 {
+        self.0.grant(bytes)
+    }
+}

@@ -1,0 +1,85 @@
+//! The repair operation: a qcow2 image checked, repaired, and checked again.
+#![no_std]
+#![no_main]
+
+use instar_guest_ops::Context;
+use instar_plan_repair::{CheckError, Mode, Repaired, repair};
+use instar_qcow2::OpenMode;
+use instar_shared::check::{CheckConfig, CheckResult, RepairMode};
+use instar_shared::control::FileAccess;
+use instar_shared::op::{ImageFormat, Outcome};
+use instar_shared::record::FailureKind;
+use op_chain::{Findings, NamedBy, Reported, format_of, open_chain_below, open_qcow2};
+
+instar_guest_ops::entry!(run);
+
+fn run(ctx: &mut Context) {
+    let config: CheckConfig = ctx.config();
+    let mut result = CheckResult::zeroed();
+    let told = ImageFormat::try_from(config.format.get());
+    let mode = RepairMode::try_from(config.repair.get());
+    let outcome = match (told, mode) {
+        (Ok(told), Ok(mode)) => {
+            repair_image(ctx, told, mode, &mut result).unwrap_or(Outcome::Failed)
+        }
+        _ => Outcome::Failed,
+    };
+    result.outcome.set(outcome.raw());
+    ctx.set_result(&result);
+}
+
+fn repair_image(
+    ctx: &mut Context,
+    told: ImageFormat,
+    mode: RepairMode,
+    result: &mut CheckResult,
+) -> Result<Outcome, Reported> {
+    let Ok(disk) = ctx.disk(0) else {
+        return Ok(Outcome::Failed);
+    };
+    let format = format_of(ctx, &disk, told, NamedBy::User)?;
+    result.format.set(format.raw());
+    if format != ImageFormat::Qcow2 {
+        return Ok(Outcome::Unsupported);
+    }
+    // Its metadata is in the clear, so no key is asked for. What is in a data file is not changed, but
+    // QEMU opens it for writing, so that nobody else has it.
+    let (header, _data) = open_qcow2(ctx, &disk, OpenMode::CheckWithKey, FileAccess::ReadWrite)?;
+    open_chain_below(ctx, disk.slot(), &header)?;
+    let mode = match mode {
+        RepairMode::Leaks => Mode::Leaks,
+        RepairMode::All => Mode::All,
+    };
+    match repair(&disk, &header, mode, &mut Findings(ctx)) {
+        Ok(repaired) => {
+            fill(result, &repaired);
+            Ok(Outcome::Done)
+        }
+        Err(CheckError::Cancelled) => Ok(Outcome::Cancelled),
+        Err(CheckError::OutOfMemory) => {
+            let text =
+                format_args!("The repair needs more memory than it was given; raise --memory");
+            ctx.records().failure(FailureKind::Memory, 0, text);
+            Ok(Outcome::Failed)
+        }
+        Err(e @ CheckError::Failed { .. }) => {
+            ctx.records()
+                .failure(FailureKind::Operation, 0, format_args!("{e}"));
+            Ok(Outcome::Failed)
+        }
+    }
+}
+
+fn fill(result: &mut CheckResult, repaired: &Repaired) {
+    let left = &repaired.summary;
+    result.corruptions.set(left.corruptions);
+    result.leaks.set(left.leaks);
+    result.check_errors.set(left.check_errors);
+    result.image_end_offset.set(left.image_end_offset);
+    result.total_clusters.set(left.total_clusters);
+    result.allocated_clusters.set(left.allocated_clusters);
+    result.fragmented_clusters.set(left.fragmented_clusters);
+    result.compressed_clusters.set(left.compressed_clusters);
+    result.corruptions_fixed.set(repaired.corruptions_fixed);
+    result.leaks_fixed.set(repaired.leaks_fixed);
+}
