@@ -1,0 +1,66 @@
+//! `qemu-img resize` as the judge: chains of resizes on images of every kind, done by both on copies of the same
+//! image, with writes, snapshots and bitmaps between them. After each step the outcome, what `qemu-img` shows of the
+//! image, its check, every byte of the disk and of each snapshot, and the files' lengths have to be the same. Then
+//! images that are refused, raw files, damaged images, and power cuts.
+//!
+//! `RESIZE_SEED` and `RESIZE_CASES` choose other chains and more of them.
+
+// Test code may end in a panic, and its numbers are small.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::cast_possible_truncation)]
+
+mod bitmaps;
+mod chains;
+mod crash;
+mod damage;
+mod kinds;
+mod large;
+mod ours;
+mod qemu;
+mod raw;
+mod refusals;
+mod state;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// A small generator of random numbers (xorshift64*).
+pub struct Rng(u64);
+
+impl Rng {
+    /// The generator of one case of a run.
+    pub fn of(seed: u64, case: u64) -> Self {
+        Self(seed.wrapping_add(case.wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1)
+    }
+
+    /// Any number.
+    pub fn number(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// A number below `n`.
+    pub fn below(&mut self, n: u64) -> u64 {
+        (self.number() >> 16) % n.max(1)
+    }
+
+    /// One of a few.
+    pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len() as u64) as usize]
+    }
+}
+
+/// The seed and the number of cases of this run; both are printed.
+pub fn run_of(what: &str, cases: u64) -> (u64, u64) {
+    let number = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .map(|text| text.parse().expect("a number"))
+    };
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let seed = number("RESIZE_SEED").unwrap_or(clock.as_nanos() as u64 | 1);
+    let cases = number("RESIZE_CASES").unwrap_or(cases);
+    println!("{what}: RESIZE_SEED={seed} RESIZE_CASES={cases}");
+    (seed, cases)
+}
