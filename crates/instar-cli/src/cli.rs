@@ -1,38 +1,98 @@
 //! The command line: options, their help, and the sentences for wrong use.
 
-use crate::failure::system_text;
-use crate::info::Format;
-use crate::size;
-use clap::{Args, Parser, Subcommand};
-use std::ffi::OsString;
-use std::fs::File;
-use std::io::Read;
+mod options;
+mod values;
+mod words;
+
+pub use options::{
+    Action, AmendOptions, BitmapOptions, CheckOptions, FormatOptions, InfoOptions, ResizeOptions,
+    SnapshotOptions,
+};
+pub use values::{
+    SIZE_LINES, allowed_folders, cache_mode, default_memory, output_format, repair_mode,
+    size_option,
+};
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::time::Duration;
+use values::{parse_growth, parse_memory, parse_seconds};
 
 /// Environment variable with folders that backing files may lie in, separated by colons.
 pub const ALLOW_PATH_VARIABLE: &str = "INSTAR_ALLOW_PATH";
-/// Shortest memory limit that an operation can start with, in bytes.
-const MIN_MEMORY_BYTES: u64 = 1 << 20;
 
-const EXIT_CODES: &str = "\
+/// What the exit codes mean.
+macro_rules! exit_codes {
+    () => {
+        "\
 Exit codes:
   0    done
   1    it did not work: wrong use, an unreadable image, a limit
-  2    check: the image is damaged
-  3    check: clusters are leaked, the data is intact
+  2    check: the image is damaged; with --repair: damage is left
+  3    check: clusters are leaked, the data is intact; with --repair: leaks are left
   63   check: the format has nothing to check
-  130  interrupted (143: terminated)
+  130  interrupted (143: terminated)"
+    };
+}
+
+const EXIT_CODES: &str = exit_codes!();
+
+const EXAMPLES: &str = concat!(
+    exit_codes!(),
+    "
 
 Examples:
-  instar info disk.qcow2
   instar info --backing-chain --output json overlay.qcow2
-  instar check disk.qcow2";
+  instar check disk.qcow2
+  instar check --repair disk.qcow2
+  instar snapshot -c before-upgrade disk.qcow2
+  instar resize disk.qcow2 +10G
+  instar amend -o compat=1.1,lazy_refcounts=on disk.qcow2
+  instar bitmap --add disk.qcow2 backup-1"
+);
 
-/// Inspects disk images without trusting them: each command reads the image in a
-/// small virtual machine of its own, and nothing on the host parses it.
+const SNAPSHOT_HELP: &str = "\
+Snapshots lie inside the image. Whatever happens on the way, the image is as
+before or as asked for. Exit codes: 0 done, 1 it did not work.
+
+Examples:
+  instar snapshot disk.qcow2
+  instar snapshot -c before-upgrade disk.qcow2
+  instar snapshot -a before-upgrade disk.qcow2
+  instar snapshot -d 3 disk.qcow2";
+
+const RESIZE_HELP: &str = "\
+SIZE is in bytes unless K, M, G, T, P or E follows, each 1024 times the one
+before. Exit codes: 0 done, 1 it did not work.
+
+Examples:
+  instar resize disk.qcow2 40G
+  instar resize --preallocation=metadata disk.qcow2 +10G
+  instar resize --shrink disk.qcow2 -5G
+  instar resize -f raw disk.img 2T";
+
+const AMEND_HELP: &str = "\
+In a value, two commas stand for one. Exit codes: 0 done, 1 it did not work.
+
+Examples:
+  instar amend -f qcow2 -o help
+  instar amend -o compat=0.10 disk.qcow2
+  instar amend -p -o refcount_bits=64 disk.qcow2";
+
+const BITMAP_HELP: &str = "\
+All actions are on the bitmap BITMAP. Exit codes: 0 done, 1 it did not work.
+
+Examples:
+  instar bitmap --add -g 64K disk.qcow2 backup-1
+  instar bitmap --add --merge day-1 --merge day-2 disk.qcow2 week
+  instar bitmap --merge day-1 -b snapshot.qcow2 disk.qcow2 week
+  instar bitmap --remove disk.qcow2 day-1";
+
+/// Inspects, repairs and changes disk images without trusting them: each command works on
+/// the image in a small virtual machine of its own, and nothing on the host parses it.
 #[derive(Debug, Parser)]
-#[command(name = "instar", version, after_help = EXIT_CODES, infer_long_args = true, disable_help_subcommand = true)]
+#[command(name = "instar", version, after_help = EXAMPLES, infer_long_args = true, disable_help_subcommand = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -46,11 +106,23 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show what an image is: format, sizes, backing file, snapshots
-    #[command(after_help = EXIT_CODES, override_usage = "instar info [OPTIONS] FILE")]
+    #[command(after_help = EXIT_CODES, args_override_self = true, override_usage = "instar info [OPTIONS] FILE")]
     Info(InfoOptions),
-    /// Look for damage in an image's tables, without changing it
-    #[command(after_help = EXIT_CODES, override_usage = "instar check [OPTIONS] FILE")]
+    /// Look for damage in an image's tables, and repair it if asked to
+    #[command(after_help = EXIT_CODES, args_override_self = true, override_usage = "instar check [OPTIONS] [--repair [leaks|all]] FILE")]
     Check(CheckOptions),
+    /// List, make, apply and delete the snapshots inside an image
+    #[command(after_help = SNAPSHOT_HELP, args_override_self = true, override_usage = "instar snapshot [OPTIONS] [-l | -c NAME | -a NAME | -d NAME] FILE")]
+    Snapshot(SnapshotOptions),
+    /// Make an image larger or smaller
+    #[command(after_help = RESIZE_HELP, args_override_self = true, override_usage = "instar resize [OPTIONS] FILE [+|-]SIZE")]
+    Resize(ResizeOptions),
+    /// Change an image's version, refcount width and other properties
+    #[command(after_help = AMEND_HELP, args_override_self = true, override_usage = "instar amend [OPTIONS] -o NAME=VALUE,... FILE")]
+    Amend(AmendOptions),
+    /// Make, remove, merge and switch the bitmaps that record changes
+    #[command(after_help = BITMAP_HELP, args_override_self = true, override_usage = "instar bitmap [OPTIONS] ACTION... FILE BITMAP")]
+    Bitmap(BitmapOptions),
 }
 
 /// Limits and permissions of the virtual machine.
@@ -63,64 +135,12 @@ pub struct LimitOptions {
     /// Stop after this many seconds (default: no limit)
     #[arg(long, global = true, value_name = "SECS", value_parser = parse_seconds)]
     pub timeout: Option<Duration>,
+    /// Most that a change may add to a file's length, such as 1G (default: what the command needs)
+    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_growth)]
+    pub max_growth: Option<u64>,
     /// Also allow backing files in this folder (also INSTAR_ALLOW_PATH=DIR:DIR)
     #[arg(long, global = true, value_name = "DIR")]
     pub allow_path: Vec<PathBuf>,
-}
-
-/// Options that name and open the image.
-#[derive(Args, Debug)]
-#[command(next_help_heading = "Image")]
-pub struct ImageOptions {
-    /// Format of the image: raw or qcow2 (default: look at its first bytes)
-    #[arg(short = 'f', long = "format", value_name = "FMT")]
-    pub format: Option<OsString>,
-    /// FILE is a list of image options rather than a name
-    #[arg(long)]
-    pub image_opts: bool,
-    /// Open the image even while another program writes to it
-    #[arg(short = 'U', long)]
-    pub force_share: bool,
-    /// An object such as a secret, as TYPE,id=NAME,...
-    #[arg(long, value_name = "OBJECT")]
-    pub object: Vec<OsString>,
-    /// The image, a file or block device
-    #[arg(value_name = "FILE")]
-    pub files: Vec<OsString>,
-}
-
-/// Options of `info`.
-#[derive(Args, Debug)]
-pub struct InfoOptions {
-    /// Show each image of the backing chain
-    #[arg(short = 'b', long)]
-    pub backing_chain: bool,
-    /// human or json
-    #[arg(long, value_name = "FORM", default_value = "human")]
-    pub output: OsString,
-    /// The image.
-    #[command(flatten)]
-    pub image: ImageOptions,
-}
-
-/// Options of `check`.
-#[derive(Args, Debug)]
-pub struct CheckOptions {
-    /// Print errors only
-    #[arg(short, long)]
-    pub quiet: bool,
-    /// human or json
-    #[arg(long, value_name = "FORM", default_value = "human")]
-    pub output: OsString,
-    /// Cache mode as in qemu-img: none, writeback, writethrough, directsync or unsafe
-    #[arg(short = 'T', long, value_name = "MODE")]
-    pub cache: Option<OsString>,
-    /// Repair leaks or all (not there yet)
-    #[arg(short, long, value_name = "WHAT")]
-    pub repair: Option<OsString>,
-    /// The image.
-    #[command(flatten)]
-    pub image: ImageOptions,
 }
 
 /// A wrong use of the command line.
@@ -137,7 +157,7 @@ impl UsageError {
     #[must_use]
     pub fn with_help(sentence: impl Into<String>) -> Self {
         Self {
-            sentence: sentence.into(),
+            sentence: words::without_marks(&sentence.into()),
             help: true,
         }
     }
@@ -146,7 +166,7 @@ impl UsageError {
     #[must_use]
     pub fn plain(sentence: impl Into<String>) -> Self {
         Self {
-            sentence: sentence.into(),
+            sentence: words::without_marks(&sentence.into()),
             help: false,
         }
     }
@@ -166,7 +186,39 @@ pub enum Stop {
 /// # Errors
 /// Text to print instead, or what is wrong.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Stop> {
-    Cli::try_parse_from(arguments).map_err(|error| {
+    let typed: Vec<OsString> = arguments.into_iter().collect();
+    let marked = words::with_marked_sizes(&typed);
+    let (all, taken) = words::with_repair_values(&marked, None);
+    let mut cli = parse_words(all)?;
+    if taken > 0 && matches!(&cli.command, Command::Check(check) if check.image.files.is_empty()) {
+        // The word was the file's name after all.
+        cli = parse_words(words::with_repair_values(&marked, taken.checked_sub(1)).0)?;
+    }
+    match &mut cli.command {
+        Command::Check(check) if check.image.files.len() > 1 => {
+            if let Some(value) = words::wrong_repair(&marked) {
+                repair_mode(Some(&value.to_owned())).map_err(Stop::Wrong)?;
+            }
+        }
+        Command::Resize(resize) => unmark_size(resize).map_err(Stop::Wrong)?,
+        _ => {}
+    }
+    Ok(cli)
+}
+
+fn parse_words(words: Vec<OsString>) -> Result<Cli, Stop> {
+    let parsed = Cli::command()
+        .try_get_matches_from(words)
+        .and_then(|matches| {
+            let mut cli = Cli::from_arg_matches(&matches)?;
+            if let (Command::Bitmap(bitmap), Some((_, matches))) =
+                (&mut cli.command, matches.subcommand())
+            {
+                bitmap.actions = Action::in_order(matches);
+            }
+            Ok(cli)
+        });
+    parsed.map_err(|error| {
         use clap::error::ErrorKind;
         match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stop::Print(error.to_string()),
@@ -182,6 +234,23 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Stop>
     })
 }
 
+/// Takes the mark off the size; where else it stands, the word is an option that does not exist.
+fn unmark_size(resize: &mut ResizeOptions) -> Result<(), UsageError> {
+    for (index, word) in resize.words.iter_mut().enumerate() {
+        let Some(size) = words::unmarked(word).map(OsStr::to_owned) else {
+            continue;
+        };
+        if index != 1 {
+            let option = size.display();
+            return Err(UsageError::with_help(format!(
+                "unexpected argument '{option}' found"
+            )));
+        }
+        *word = size;
+    }
+    Ok(())
+}
+
 fn invalid_subcommand(error: &clap::Error) -> String {
     use clap::error::{ContextKind, ContextValue};
     match error.get(ContextKind::InvalidSubcommand) {
@@ -195,116 +264,6 @@ fn first_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let line = text.lines().next().unwrap_or_default();
     line.strip_prefix("error: ").unwrap_or(line).to_owned()
-}
-
-/// Reads the value of `--output`.
-///
-/// # Errors
-/// It is neither `human` nor `json`.
-pub fn output_format(value: &OsString) -> Result<Format, UsageError> {
-    match value.to_str() {
-        Some("human") => Ok(Format::Human),
-        Some("json") => Ok(Format::Json),
-        _ => Err(UsageError::with_help(format!(
-            "--output expects 'human' or 'json' not '{}'",
-            value.display()
-        ))),
-    }
-}
-
-/// Checks a cache mode. Reading goes through the page cache in any case.
-///
-/// # Errors
-/// There is no such mode.
-pub fn cache_mode(value: Option<&OsString>) -> Result<(), UsageError> {
-    const MODES: [&str; 6] = [
-        "none",
-        "off",
-        "writeback",
-        "writethrough",
-        "directsync",
-        "unsafe",
-    ];
-    match value {
-        Some(mode) if !MODES.iter().any(|known| *known == *mode) => Err(UsageError::plain(
-            format!("Invalid source cache option: {}", mode.display()),
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// Refuses a repair.
-///
-/// # Errors
-/// Always, if one is asked for.
-pub fn repair_mode(value: Option<&OsString>) -> Result<(), UsageError> {
-    match value.map(|mode| mode.to_str()) {
-        None => Ok(()),
-        Some(Some("leaks" | "all")) => Err(UsageError::plain(
-            "instar check only reports damage in this version; it cannot repair yet",
-        )),
-        Some(_) => Err(UsageError::with_help(format!(
-            "--repair (-r) expects 'leaks' or 'all' not '{}'",
-            value
-                .map(|mode| mode.display().to_string())
-                .unwrap_or_default()
-        ))),
-    }
-}
-
-fn parse_memory(text: &str) -> Result<u64, String> {
-    match size::parse(text)? {
-        bytes if bytes < MIN_MEMORY_BYTES => Err("an operation needs at least 1M".to_owned()),
-        bytes => Ok(bytes),
-    }
-}
-
-fn parse_seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text
-        .parse()
-        .map_err(|_| format!("'{text}' is not a number of seconds"))?;
-    match Duration::try_from_secs_f64(seconds) {
-        Ok(duration) if !duration.is_zero() => Ok(duration),
-        _ => Err(format!("'{text}' is not a number of seconds above 0")),
-    }
-}
-
-/// Half of the memory that is free now, at most 8 GiB.
-///
-/// # Errors
-/// The system does not say how much memory is free.
-pub fn default_memory() -> Result<u64, UsageError> {
-    const MOST: u64 = 8 << 30;
-    let mut head = [0; 512];
-    let read = File::open("/proc/meminfo").and_then(|mut file| file.read(&mut head));
-    let length = read.map_err(|error| {
-        UsageError::plain(format!(
-            "Cannot read /proc/meminfo: {}; give a limit with --memory",
-            system_text(&error)
-        ))
-    })?;
-    let text = String::from_utf8_lossy(head.get(..length).unwrap_or_default());
-    let available = text.lines().find_map(|line| {
-        let number = line.strip_prefix("MemAvailable:")?.trim();
-        let number = number.strip_suffix(" kB")?;
-        number.parse::<u64>().ok()?.checked_mul(1024)
-    });
-    match available {
-        Some(bytes) => Ok((bytes / 2).clamp(MIN_MEMORY_BYTES, MOST)),
-        None => Ok(MOST),
-    }
-}
-
-/// The folders of `--allow-path` and of [`ALLOW_PATH_VARIABLE`].
-#[must_use]
-pub fn allowed_folders(options: &[PathBuf], variable: Option<OsString>) -> Vec<PathBuf> {
-    let from_variable = variable.as_deref().map(std::env::split_paths);
-    options
-        .iter()
-        .cloned()
-        .chain(from_variable.into_iter().flatten())
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .collect()
 }
 
 #[cfg(test)]

@@ -3,12 +3,13 @@
 
 use crate::failure;
 use crate::files::{FileTable, JobError};
-use crate::progress::ProgressLine;
+use crate::progress::{Percent, ProgressLine};
 use crate::sink::{Out, Sink};
 use instar_shared::op::Outcome;
 use instar_shared::record::{Failure, FailureKind, Progress, RecordKind};
 use instar_shared::zerocopy::FromBytes;
 use instar_vmm::operation::RunStats;
+use std::os::unix::ffi::OsStrExt;
 
 pub use crate::failure::JobKind;
 
@@ -28,6 +29,7 @@ pub struct Console {
     quiet: bool,
     failure: Option<Vec<u8>>,
     stats: bool,
+    percent: Option<Percent>,
 }
 
 impl Console {
@@ -56,6 +58,22 @@ impl Console {
             quiet,
             failure: None,
             stats: std::env::var_os(STATS_VARIABLE).is_some(),
+            percent: None,
+        }
+    }
+
+    /// Shows percentages on standard output instead of a bar.
+    pub fn show_percent(&mut self) {
+        self.progress = ProgressLine::new(false);
+        self.percent = Some(Percent::default());
+    }
+
+    /// Says that all is done, if percentages are shown.
+    pub fn end_percent(&mut self) {
+        if let Some(mut percent) = self.percent.take() {
+            percent.update(0, 1, &mut self.stdout);
+            percent.update(1, 1, &mut self.stdout);
+            self.stdout.end_line();
         }
     }
 
@@ -90,12 +108,15 @@ impl Console {
         match kind {
             RecordKind::Line => self.line(payload),
             RecordKind::Diagnostic => self.diagnostic(payload),
-            RecordKind::Prefixed => self.complain(payload),
+            RecordKind::Prefixed => self.prefixed(payload),
             RecordKind::Progress => {
                 let progress = Progress::read_from_bytes(payload)
                     .map_err(|_| "the record's length is wrong".to_owned())?;
-                self.progress
-                    .update(progress.done.get(), progress.total.get());
+                let (done, total) = (progress.done.get(), progress.total.get());
+                match &mut self.percent {
+                    Some(percent) => percent.update(done, total, &mut self.stdout),
+                    None => self.progress.update(done, total),
+                }
             }
             RecordKind::Failure => {
                 let sentence = self.failure_sentence(payload, files)?;
@@ -106,6 +127,27 @@ impl Console {
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// Says that the image in slot 0 was taken for raw, and what follows from it.
+    pub fn warn_guessed_raw(&mut self, files: &FileTable) {
+        self.progress.clear();
+        let name = files.get(0).map(|facts| facts.given_name.as_bytes());
+        self.stderr
+            .put(b"WARNING: Image format was not specified for '");
+        self.stderr.name(name.unwrap_or_default());
+        self.stderr.put(
+            b"' and probing guessed raw.\n         Automatically detecting the format is dangerous for raw images, \
+              write operations on block 0 will be restricted.\n         \
+              Specify the 'raw' format explicitly to remove the restrictions.",
+        );
+        self.stderr.end_line();
+    }
+
+    /// The sentence of a failure that was reported, if there was one.
+    #[must_use]
+    pub fn failure(&self) -> Option<&[u8]> {
+        self.failure.as_deref()
     }
 
     fn line(&mut self, text: &[u8]) {
@@ -142,6 +184,12 @@ impl Console {
         ))
     }
 
+    /// Puts text on standard output.
+    pub fn say(&mut self, text: &str) {
+        self.progress.clear();
+        self.stdout.put(text.as_bytes());
+    }
+
     /// Writes one error sentence, with a hint if there is one for it.
     pub fn complain(&mut self, sentence: &[u8]) {
         self.progress.clear();
@@ -152,10 +200,20 @@ impl Console {
         self.stderr.flush();
     }
 
+    /// Writes a line that says what is wrong, but not what to do: the end of the run says that.
+    fn prefixed(&mut self, sentence: &[u8]) {
+        self.progress.clear();
+        failure::write_parts(&mut self.stderr, (sentence, None));
+        self.stderr.flush();
+    }
+
     /// Writes out everything and returns the exit code, or 1 if the output could not be written.
     #[must_use]
     pub fn end(mut self, code: u8) -> u8 {
         self.progress.clear();
+        if self.percent.take().is_some() {
+            self.stdout.end_line();
+        }
         // Messages come first, as from a program whose standard error is not buffered.
         let _ = self.stderr.finish();
         match self.stdout.finish() {
@@ -167,6 +225,13 @@ impl Console {
                 EXIT_FAILED
             }
         }
+    }
+
+    /// Ends a run whose options turned out to be wrong.
+    #[must_use]
+    pub fn end_wrong(mut self, sentence: &[u8]) -> u8 {
+        self.complain(sentence);
+        self.end(EXIT_FAILED)
     }
 
     /// Ends a run whose operation said something that cannot be.

@@ -18,6 +18,12 @@ pub enum JobKind {
 
 /// What `qemu-img` adds on a line of its own when an image is in use.
 const IN_USE_LINE: &[u8] = b"\nIs another process using the image [";
+/// Lines that end a sentence of more than one.
+const MORE_LINES: [&[u8]; 3] = [
+    crate::amend::CREATION_ONLY_LINE.as_bytes(),
+    crate::cli::SIZE_LINES.as_bytes(),
+    b"\nYou can use 'qemu-img rebase' instead.",
+];
 
 /// The sentence of a failure record.
 #[must_use]
@@ -42,7 +48,7 @@ fn image(job: JobKind, slot: u32, text: &[u8], files: &FileTable) -> Vec<u8> {
         return open(job, failed, files);
     }
     let place = Place {
-        top: files.get(0).map(|facts| facts.given_name.as_os_str()),
+        top: typed_name(files, Some(slot)),
         named: files.get(slot).map(|facts| facts.given_name.as_os_str()),
         levels: files.depth(slot).unwrap_or(0),
     };
@@ -58,11 +64,23 @@ pub fn open(job: JobKind, failed: &FailedOpen, files: &FileTable) -> Vec<u8> {
     }
     let above = failed.parent_slot.and_then(|parent| files.depth(parent));
     let place = Place {
-        top: files.get(0).map(|facts| facts.given_name.as_os_str()),
+        top: typed_name(files, failed.parent_slot),
         named: Some(&failed.given_name),
         levels: above.unwrap_or(0) + usize::from(failed.role == Some(FileRole::Backing)),
     };
     place.sentence(job, failed.reason.as_bytes())
+}
+
+/// The name that the user typed, of the chain that the file in `slot` belongs to.
+fn typed_name(files: &FileTable, slot: Option<u16>) -> Option<&OsStr> {
+    let mut at = files.get(slot?)?;
+    for _ in 0..=files.iter().count() {
+        match at.parent_slot {
+            None => return Some(&at.given_name),
+            Some(parent) => at = files.get(parent)?,
+        }
+    }
+    None
 }
 
 /// Where in the chain something failed.
@@ -129,8 +147,13 @@ fn cut(sentence: &[u8], position: Option<usize>) -> (&[u8], Option<&[u8]>) {
     }
 }
 
-fn write_parts(out: &mut Sink, (sentence, hint): (&[u8], Option<&[u8]>)) {
+/// Writes a sentence, and a hint if there is one.
+pub fn write_parts(out: &mut Sink, (sentence, hint): (&[u8], Option<&[u8]>)) {
     out.put(b"instar: ");
+    let more = MORE_LINES.iter().find(|more| sentence.ends_with(more));
+    let sentence = more
+        .and_then(|more| sentence.strip_suffix(*more))
+        .unwrap_or(sentence);
     let tail = sentence
         .windows(IN_USE_LINE.len())
         .rposition(|bytes| bytes == IN_USE_LINE);
@@ -140,6 +163,7 @@ fn write_parts(out: &mut Sink, (sentence, hint): (&[u8], Option<&[u8]>)) {
         out.put(&[*newline]);
         out.name(second);
     }
+    out.put(more.copied().unwrap_or_default());
     out.put(b"\n");
     if let Some(hint) = hint {
         out.put(b"hint: ");
@@ -162,7 +186,11 @@ pub fn system_text(error: &std::io::Error) -> String {
 ///
 /// Sentences end with the reason, and names stand in quotes before it, so a name
 /// can at worst earn the wrong hint.
-const HINTS: [(&str, &str); 15] = [
+const HINTS: [(&str, &str); 22] = [
+    (
+        "Failed to get \"write\"",
+        "another program uses this image; close it there first",
+    ),
     (
         "Failed to get",
         "another program uses this image; -U reads it all the same, but what it shows may be half-written",
@@ -170,6 +198,30 @@ const HINTS: [(&str, &str); 15] = [
     (
         "Could not open backing file: Could not open",
         "an image names this backing file relative to its own folder; 'instar info' on each image shows the names",
+    ),
+    (
+        "force-share=on can only",
+        "leave -U out: an image that is changed cannot be shared",
+    ),
+    (
+        "Failed to grow the L1 table",
+        "images with larger clusters can be larger",
+    ),
+    (
+        "Invalid parameter '",
+        "'instar amend -f qcow2 -o help' lists what can be changed",
+    ),
+    (
+        "File too large",
+        "--max-growth SIZE lets a change add more to the file, for example --max-growth 100G",
+    ),
+    (
+        "warning: Shrinking an image",
+        "with --shrink, everything beyond the new size is lost",
+    ),
+    (
+        "Unknown compatibility level",
+        "compat is 0.10 (version 2) or 1.1 (version 3)",
     ),
     ("Is a directory", "name a disk image or a block device"),
     (
@@ -206,7 +258,7 @@ const HINTS: [(&str, &str); 15] = [
         "instar reads local files in the formats raw and qcow2; qemu-img convert makes a qcow2 image of many others",
     ),
     (
-        "memory",
+        "memory than it",
         "--memory SIZE raises the limit, for example --memory 4G",
     ),
     ("--timeout", "a larger --timeout SECS lets it run longer"),

@@ -1,98 +1,21 @@
 //! From options to a running operation.
 
-use crate::check::CheckOutput;
-use crate::cli::{
-    self, CheckOptions, Cli, Command, ImageOptions, InfoOptions, LimitOptions, UsageError,
-};
-use crate::files::{InputFile, Job, Limits, Policy, Reads};
-use crate::info::{InfoOutput, has_protocol};
+use crate::check::{self, CheckOutput};
+use crate::cli::{self, CheckOptions, Cli, Command, InfoOptions, LimitOptions, UsageError};
+use crate::files::{self, Access, Growth, InputFile, Job, Limits, Output, Policy, Reads};
+use crate::image::Image;
+use crate::info::InfoOutput;
+use crate::{amend, bitmap, resize, snapshot};
 use instar_shared::check::CheckConfig;
 use instar_shared::info::{INFO_BACKING_CHAIN, InfoConfig};
 use instar_shared::op::ImageFormat;
 use instar_shared::zerocopy::IntoBytes;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 use std::time::Duration;
 
 /// Guest run time without a completed request or progress after which a run is stopped.
 const STALL_LIMIT: Duration = Duration::from_secs(60);
-
-/// Formats and drivers that exist elsewhere: a clear answer instead of "unknown".
-const FOREIGN_FORMATS: [&str; 43] = [
-    "blkdebug",
-    "blklogwrites",
-    "blkverify",
-    "bochs",
-    "cloop",
-    "compress",
-    "copy-before-write",
-    "copy-on-read",
-    "dmg",
-    "file",
-    "ftp",
-    "ftps",
-    "gluster",
-    "host_cdrom",
-    "host_device",
-    "http",
-    "https",
-    "iscsi",
-    "iser",
-    "luks",
-    "nbd",
-    "nfs",
-    "null-aio",
-    "null-co",
-    "nvme",
-    "parallels",
-    "preallocate",
-    "qcow",
-    "qed",
-    "quorum",
-    "rbd",
-    "replication",
-    "snapshot-access",
-    "ssh",
-    "throttle",
-    "vdi",
-    "vhdx",
-    "vmdk",
-    "vpc",
-    "vvfat",
-    "blkreplay",
-    "null",
-    "io_uring",
-];
-
-/// Protocols that exist elsewhere, by the name before the colon.
-const FOREIGN_PROTOCOLS: [&str; 19] = [
-    "json",
-    "nbd",
-    "nbd+tcp",
-    "nbd+unix",
-    "http",
-    "https",
-    "ftp",
-    "ftps",
-    "ssh",
-    "iscsi",
-    "nfs",
-    "rbd",
-    "gluster",
-    "nvme",
-    "fat",
-    "host_device",
-    "host_cdrom",
-    "blkdebug",
-    "null-co",
-];
-
-/// The name and command of a run that is to start.
-struct Image {
-    path: PathBuf,
-    format: ImageFormat,
-}
 
 /// Runs a command; returns the exit code.
 ///
@@ -102,12 +25,16 @@ pub fn run(cli: &Cli) -> Result<u8, UsageError> {
     match &cli.command {
         Command::Info(options) => info(options, &cli.limits),
         Command::Check(options) => check(options, &cli.limits),
+        Command::Snapshot(options) => snapshot::run(options, &cli.limits),
+        Command::Resize(options) => resize::run(options, &cli.limits),
+        Command::Amend(options) => amend::run(options, &cli.limits),
+        Command::Bitmap(options) => bitmap::run(options, &cli.limits),
     }
 }
 
 fn info(options: &InfoOptions, limits: &LimitOptions) -> Result<u8, UsageError> {
     let format = cli::output_format(&options.output)?;
-    let image = image(&options.image)?;
+    let image = Image::only(&options.image.files, &options.image.how)?;
     let mut config = InfoConfig::zeroed();
     config.format.set(image.format.raw());
     config.flags.set(if options.backing_chain {
@@ -116,59 +43,90 @@ fn info(options: &InfoOptions, limits: &LimitOptions) -> Result<u8, UsageError> 
         0
     });
     let output = InfoOutput::new(format, options.backing_chain);
-    let elf = crate::files::INFO;
-    let job = job(
-        elf,
-        config.as_bytes(),
-        Reads::Metadata,
-        image,
-        &options.image,
-        limits,
-    )?;
-    Ok(crate::files::run_job(job, Box::new(output)))
+    let input = to_read(image, Reads::Metadata, options.image.force_share);
+    start(files::INFO, config.as_bytes(), vec![input], limits, output)
 }
 
 fn check(options: &CheckOptions, limits: &LimitOptions) -> Result<u8, UsageError> {
     let format = cli::output_format(&options.output)?;
-    cli::repair_mode(options.repair.as_ref())?;
-    let image = image(&options.image)?;
-    cli::cache_mode(options.cache.as_ref())?;
+    let repair = cli::repair_mode(options.repair.as_ref())?;
+    let image = Image::only(&options.image.files, &options.image.how)?;
+    cli::cache_mode("source ", options.cache.as_ref())?;
     let mut config = CheckConfig::zeroed();
     config.format.set(image.format.raw());
-    let output = CheckOutput::new(format, options.quiet);
-    let elf = crate::files::CHECK;
-    let job = job(
-        elf,
-        config.as_bytes(),
-        Reads::Contents,
-        image,
-        &options.image,
-        limits,
-    )?;
-    Ok(crate::files::run_job(job, Box::new(output)))
+    config.repair.set(repair.map_or(0, |mode| mode.raw()));
+    let share = options.image.force_share;
+    let (elf, work, input) = if repair.is_some() {
+        let work = check::Work::repair(image.format);
+        let mut input = to_change(image, Growth::default(), limits);
+        input.share = share;
+        (files::REPAIR, work, input)
+    } else {
+        let input = to_read(image, Reads::Contents, share);
+        (files::CHECK, check::Work::Check, input)
+    };
+    let output = CheckOutput::new(format, options.quiet, work);
+    start(elf, config.as_bytes(), vec![input], limits, output)
 }
 
-fn job(
+/// An image that is read.
+#[must_use]
+pub fn to_read(image: Image, reads: Reads, share: bool) -> InputFile {
+    InputFile {
+        path: image.path,
+        share,
+        access: Access::Read(reads),
+        growth: Growth::default(),
+    }
+}
+
+/// An image that is changed, and may grow that much unless the user says how much.
+#[must_use]
+pub fn to_change(image: Image, growth: Growth, limits: &LimitOptions) -> InputFile {
+    let typed = limits.max_growth;
+    InputFile {
+        path: image.path,
+        share: false,
+        access: if image.format == ImageFormat::Raw {
+            Access::ChangeRaw
+        } else {
+            Access::Change
+        },
+        growth: typed.map_or(growth, |extra_bytes| Growth::AtMost { extra_bytes }),
+    }
+}
+
+/// Writes as much of a name into a config's field as it holds, and returns the length.
+#[must_use]
+pub fn fill(field: &mut [u8], name: &OsStr) -> u32 {
+    let bytes = name.as_bytes();
+    let length = bytes.len().min(field.len());
+    if let (Some(field), Some(bytes)) = (field.get_mut(..length), bytes.get(..length)) {
+        field.copy_from_slice(bytes);
+    }
+    u32::try_from(length).unwrap_or(u32::MAX)
+}
+
+/// Runs an operation on images; returns the exit code.
+///
+/// # Errors
+/// It cannot be said how much memory the operation may use.
+pub fn start(
     elf: &'static [u8],
     config: &[u8],
-    reads: Reads,
-    image: Image,
-    options: &ImageOptions,
+    inputs: Vec<InputFile>,
     limits: &LimitOptions,
-) -> Result<Job, UsageError> {
+    output: impl Output + 'static,
+) -> Result<u8, UsageError> {
     let memory_bytes = match limits.memory {
         Some(bytes) => bytes,
         None => cli::default_memory()?,
     };
     let variable = std::env::var_os(cli::ALLOW_PATH_VARIABLE);
-    Ok(Job {
+    let job = Job {
         elf,
         config: config.to_vec(),
-        input: InputFile {
-            path: image.path,
-            share: options.force_share,
-        },
-        reads,
+        inputs,
         limits: Limits {
             memory_bytes,
             stall: STALL_LIMIT,
@@ -177,83 +135,6 @@ fn job(
         policy: Policy {
             allowed: cli::allowed_folders(&limits.allow_path, variable),
         },
-    })
-}
-
-/// The image that the options name.
-fn image(options: &ImageOptions) -> Result<Image, UsageError> {
-    let [name] = options.files.as_slice() else {
-        return Err(UsageError::with_help("Expecting one image file name"));
     };
-    if options.image_opts {
-        return Err(UsageError::plain(if options.format.is_some() {
-            "--image-opts and --format are mutually exclusive"
-        } else {
-            "--image-opts is not there yet; name the image file instead"
-        }));
-    }
-    if !options.object.is_empty() {
-        return Err(UsageError::plain(
-            "--object is not there yet; 'instar info' describes encrypted images without a key",
-        ));
-    }
-    let format = format(name, options.format.as_ref())?;
-    Ok(Image {
-        path: local_path(name)?,
-        format,
-    })
+    Ok(files::run_job(job, Box::new(output)))
 }
-
-fn could_not_open(name: &OsStr, reason: &str) -> UsageError {
-    UsageError::plain(format!("Could not open '{}': {reason}", name.display()))
-}
-
-/// The format that `-f` names.
-fn format(name: &OsStr, option: Option<&OsString>) -> Result<ImageFormat, UsageError> {
-    let Some(option) = option else {
-        return Ok(ImageFormat::Probe);
-    };
-    let format = option.display();
-    match option.to_str() {
-        Some("raw") => Ok(ImageFormat::Raw),
-        Some("qcow2") => Ok(ImageFormat::Qcow2),
-        Some(known) if FOREIGN_FORMATS.contains(&known) => Err(could_not_open(
-            name,
-            &format!("instar does not read the format '{known}'"),
-        )),
-        _ => Err(could_not_open(name, &format!("Unknown driver '{format}'"))),
-    }
-}
-
-/// The name as typed, if it is a local file's; `file:` may stand before it.
-fn local_path(name: &OsStr) -> Result<PathBuf, UsageError> {
-    let bytes = name.as_bytes();
-    let path = match bytes.strip_prefix(b"file:") {
-        Some(rest) => rest,
-        None if has_protocol(bytes) => return Err(foreign_protocol(name)),
-        None => bytes,
-    };
-    if path.is_empty() {
-        return Err(could_not_open(
-            name,
-            "The 'file' block driver requires a file name",
-        ));
-    }
-    Ok(PathBuf::from(name))
-}
-
-fn foreign_protocol(name: &OsStr) -> UsageError {
-    let text = name.to_string_lossy();
-    let protocol = text.split(':').next().unwrap_or_default();
-    if FOREIGN_PROTOCOLS.contains(&protocol) {
-        could_not_open(
-            name,
-            &format!("instar does not read over the protocol '{protocol}'"),
-        )
-    } else {
-        could_not_open(name, &format!("Unknown protocol '{protocol}'"))
-    }
-}
-
-#[cfg(test)]
-mod tests;

@@ -4,20 +4,27 @@
 //! reports into text or JSON that equals `qemu-img`'s. It parses no image: all
 //! it sees are validated records.
 
+mod amend;
+mod bitmap;
 mod check;
 mod cli;
 mod console;
 mod date;
+mod edit;
 mod failure;
 mod files;
+mod image;
 mod info;
 mod json;
 mod launch;
 #[cfg(test)]
 mod oracle;
 mod progress;
+mod quantity;
+mod resize;
 mod sink;
 mod size;
+mod snapshot;
 mod text;
 
 use cli::{Stop, UsageError};

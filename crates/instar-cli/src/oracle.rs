@@ -25,6 +25,14 @@ pub fn stdout(folder: &Path, arguments: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
+/// The first line that `qemu-img` writes to standard error, without its name.
+pub fn complaint(folder: &Path, arguments: &[&str]) -> String {
+    let output = qemu_img(folder, arguments);
+    let text = String::from_utf8(output.stderr).unwrap();
+    let line = text.lines().next().unwrap_or_default();
+    line.strip_prefix("qemu-img: ").unwrap_or(line).to_owned()
+}
+
 /// A snapshot to write into an image.
 #[derive(Clone, Debug)]
 pub struct Snapshot {

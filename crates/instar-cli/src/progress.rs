@@ -3,6 +3,7 @@
 //! The bar is drawn by escape sequences of our own to a width that was asked for
 //! before confinement: a confined process may neither open a terminal nor ask it.
 
+use crate::sink::{Out, Sink};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 use rustix::stdio::stderr;
 use std::sync::Arc;
@@ -62,6 +63,38 @@ impl ProgressLine {
             // A terminal that is gone needs no clearing.
             let _ = write_all(CLEAR_LINE);
         }
+    }
+}
+
+/// Percentages in one line of a stream, as `qemu-img -p` writes them.
+#[derive(Debug, Default)]
+pub struct Percent {
+    shown: Option<f64>,
+}
+
+impl Percent {
+    /// Shows how far the run is, unless less than a hundredth has been added.
+    pub fn update(&mut self, done: u64, total: u64, out: &mut Sink) {
+        #[allow(clippy::cast_precision_loss)]
+        let percent = done.min(total) as f64 * 100.0 / total.max(1) as f64;
+        let first = self.shown.is_none();
+        let is_last = done >= total && total > 0;
+        let step = percent - self.shown.unwrap_or(0.0);
+        if first && percent > 0.0 {
+            self.shown = Some(0.0);
+            write_percent(0.0, out);
+        }
+        if first || is_last || step >= 1.0 {
+            self.shown = Some(percent);
+            write_percent(percent, out);
+        }
+    }
+}
+
+fn write_percent(percent: f64, out: &mut Sink) {
+    out.put(format!("    ({percent:.2}/100%)\r").as_bytes());
+    if out.is_terminal() {
+        out.flush();
     }
 }
 

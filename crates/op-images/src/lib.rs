@@ -9,15 +9,29 @@
 #[repr(C, align(8))]
 struct Aligned<T: ?Sized>(T);
 
-static INFO_ELF: &Aligned<[u8]> =
-    &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/op-info.elf")));
-static CHECK_ELF: &Aligned<[u8]> =
-    &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/op-check.elf")));
+/// The ELF file that `build.rs` has made of an operation.
+macro_rules! embedded {
+    ($file:literal) => {{
+        static ELF: &Aligned<[u8]> =
+            &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/", $file)));
+        &ELF.0
+    }};
+}
 
 /// The ELF file of the `info` operation; 8-byte aligned.
-pub const INFO: &[u8] = &INFO_ELF.0;
+pub const INFO: &[u8] = embedded!("op-info.elf");
 /// The ELF file of the `check` operation; 8-byte aligned.
-pub const CHECK: &[u8] = &CHECK_ELF.0;
+pub const CHECK: &[u8] = embedded!("op-check.elf");
+/// The ELF file of the `repair` operation; 8-byte aligned.
+pub const REPAIR: &[u8] = embedded!("op-repair.elf");
+/// The ELF file of the `snapshot` operation; 8-byte aligned.
+pub const SNAPSHOT: &[u8] = embedded!("op-snapshot.elf");
+/// The ELF file of the `resize` operation; 8-byte aligned.
+pub const RESIZE: &[u8] = embedded!("op-resize.elf");
+/// The ELF file of the `amend` operation; 8-byte aligned.
+pub const AMEND: &[u8] = embedded!("op-amend.elf");
+/// The ELF file of the `bitmap` operation; 8-byte aligned.
+pub const BITMAP: &[u8] = embedded!("op-bitmap.elf");
 
 #[cfg(test)]
 mod tests {
@@ -25,7 +39,15 @@ mod tests {
 
     #[test]
     fn images_are_aligned_static_elf_files() {
-        for (name, elf) in [("info", INFO), ("check", CHECK)] {
+        for (name, elf) in [
+            ("info", INFO),
+            ("check", CHECK),
+            ("repair", REPAIR),
+            ("snapshot", SNAPSHOT),
+            ("resize", RESIZE),
+            ("amend", AMEND),
+            ("bitmap", BITMAP),
+        ] {
             assert_eq!(elf.as_ptr().addr() % 8, 0, "{name}");
             assert_eq!(&elf[..4], b"\x7fELF", "{name}");
             assert_eq!(elf[16..18], 2_u16.to_le_bytes(), "{name}: not ET_EXEC");

@@ -43,6 +43,10 @@ pub struct Summary {
     pub fragmented_clusters: u64,
     /// Allocated clusters that are compressed.
     pub compressed_clusters: u64,
+    /// Errors that were there and are gone; the numbers above are of what is left.
+    pub corruptions_fixed: u64,
+    /// Leaked clusters that were there and are free now.
+    pub leaks_fixed: u64,
 }
 
 impl Summary {
@@ -82,6 +86,8 @@ impl Summary {
                 "the number of compressed clusters",
                 result.compressed_clusters,
             )?,
+            corruptions_fixed: number("the number of repairs", result.corruptions_fixed)?,
+            leaks_fixed: number("the number of freed clusters", result.leaks_fixed)?,
         };
         Ok(summary)
     }
@@ -102,6 +108,15 @@ impl Summary {
 
     /// Prints the summary as text.
     pub fn human(&self, out: &mut dyn Out) {
+        if self.corruptions_fixed > 0 || self.leaks_fixed > 0 {
+            let (leaks, corruptions) = (self.leaks_fixed, self.corruptions_fixed);
+            let repaired = format!(
+                "The following inconsistencies were found and repaired:\n\n    \
+                 {leaks} leaked clusters\n    {corruptions} corruptions\n\n\
+                 Double checking the fixed image now...\n"
+            );
+            out.put(repaired.as_bytes());
+        }
         if self.exit_code() == 0 {
             out.put(b"No errors were found on the image.\n");
         }
@@ -156,7 +171,9 @@ impl Summary {
         unless_zero(&mut json, "compressed-clusters", self.compressed_clusters);
         unless_zero(&mut json, "total-clusters", self.total_clusters);
         unless_zero(&mut json, "corruptions", self.corruptions);
+        unless_zero(&mut json, "corruptions-fixed", self.corruptions_fixed);
         json.field_number("check-errors", self.check_errors);
+        unless_zero(&mut json, "leaks-fixed", self.leaks_fixed);
         unless_zero(&mut json, "leaks", self.leaks);
         unless_zero(&mut json, "allocated-clusters", self.allocated_clusters);
         json.field_string("filename", name);
@@ -173,21 +190,44 @@ fn percent(part: u64, whole: u64) -> f64 {
     part * 100.0 / whole
 }
 
+/// What is done besides looking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Nothing.
+    Check,
+    /// Damage is repaired.
+    Repair {
+        /// No format was given.
+        probed: bool,
+    },
+}
+
+impl Work {
+    /// The repair of an image of a typed format.
+    #[must_use]
+    pub fn repair(typed: ImageFormat) -> Self {
+        let probed = typed == ImageFormat::Probe;
+        Self::Repair { probed }
+    }
+}
+
 /// Passes messages on while a check runs, and prints its summary.
 pub struct CheckOutput {
     console: Console,
     format: Format,
     quiet: bool,
+    work: Work,
 }
 
 impl CheckOutput {
     /// Asks about the terminal: call it before confinement.
     #[must_use]
-    pub fn new(format: Format, quiet: bool) -> Self {
+    pub fn new(format: Format, quiet: bool, work: Work) -> Self {
         Self {
             console: Console::new(JobKind::Check, format == Format::Json, quiet),
             format,
             quiet,
+            work,
         }
     }
 
@@ -233,6 +273,10 @@ impl Output for CheckOutput {
         let Ok((result, _)) = CheckResult::read_from_prefix(result.as_slice()) else {
             return self.console.end_malformed("the result is too short");
         };
+        let format = ImageFormat::try_from(result.format.get());
+        if self.work == (Work::Repair { probed: true }) && format == Ok(ImageFormat::Raw) {
+            self.console.warn_guessed_raw(files);
+        }
         match Outcome::try_from(result.outcome.get()) {
             Ok(Outcome::Done) => match Summary::from_result(&result) {
                 Ok(summary) => self.print(&summary, files),

@@ -19,8 +19,18 @@ fn number(json: &str, key: &str) -> u64 {
 /// Fails unless the summary of `qemu-img`'s numbers reads as `qemu-img`'s own.
 #[track_caller]
 fn compare(folder: &Path, name: &str, code: u8) {
-    let json = oracle::qemu_img(folder, &["check", "--output=json", name]);
-    let human = oracle::qemu_img(folder, &["check", name]);
+    compare_with(folder, name, &[], code);
+}
+
+/// As [`compare`], with more options; each run gets a fresh copy of the image.
+#[track_caller]
+fn compare_with(folder: &Path, name: &str, options: &[&str], code: u8) {
+    let check = |format: &str| {
+        std::fs::copy(folder.join(name), folder.join("copy")).unwrap();
+        let arguments = [&["check", format], options, &["copy"]].concat();
+        oracle::qemu_img(folder, &arguments)
+    };
+    let (json, human) = (check("--output=json"), check("--output=human"));
     let text = String::from_utf8(json.stdout).unwrap();
     let summary = Summary {
         corruptions: number(&text, "corruptions"),
@@ -31,9 +41,11 @@ fn compare(folder: &Path, name: &str, code: u8) {
         allocated_clusters: number(&text, "allocated-clusters"),
         fragmented_clusters: number(&text, "fragmented-clusters"),
         compressed_clusters: number(&text, "compressed-clusters"),
+        corruptions_fixed: number(&text, "corruptions-fixed"),
+        leaks_fixed: number(&text, "leaks-fixed"),
     };
     let mut ours = Vec::new();
-    summary.json(&mut ours, name.as_bytes());
+    summary.json(&mut ours, b"copy");
     assert_eq!(String::from_utf8(ours).unwrap(), text);
     let mut ours = Vec::new();
     summary.human(&mut ours);
@@ -104,11 +116,48 @@ fn summaries_equal_qemu_img() {
 }
 
 #[test]
+fn summaries_of_repairs_equal_qemu_img() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    oracle::stdout(folder, &["create", "-q", "-f", "qcow2", "good", "64M"]);
+    write(folder, "good", "write 0 1M");
+    // The first refcount block is cluster 2, the L2 table cluster 4, data begins in cluster 5.
+    let refcount = |cluster: usize| 0x20000 + 2 * cluster;
+    let leaks: (usize, &[u8]) = (refcount(6), &[0, 5, 0, 2]);
+    let missing: (usize, &[u8]) = (refcount(9), &[0, 0]);
+    let unaligned: (usize, &[u8]) = (0x40000, &[0x80, 0, 0, 0, 0, 5, 2, 0]);
+    let copied: (usize, &[u8]) = (0x40000, &[0]);
+    damaged(folder, "good", "leaks", &[leaks]);
+    damaged(folder, "good", "missing", &[missing]);
+    damaged(folder, "good", "both", &[leaks, missing]);
+    damaged(folder, "good", "copied", &[copied]);
+    damaged(folder, "good", "unaligned", &[unaligned]);
+    damaged(folder, "good", "rest", &[unaligned, leaks]);
+    for (name, repair, code) in [
+        ("good", "leaks", 0),
+        ("good", "all", 0),
+        ("leaks", "leaks", 0),
+        ("leaks", "all", 0),
+        ("missing", "all", 0),
+        ("both", "all", 0),
+        ("copied", "leaks", 0),
+        ("unaligned", "leaks", 2),
+        ("unaligned", "all", 2),
+        ("rest", "leaks", 2),
+        ("rest", "all", 2),
+    ] {
+        compare_with(folder, name, &["-r", repair], code);
+    }
+}
+
+#[test]
 fn result_with_wrong_numbers_is_refused() {
     let mut result = CheckResult::zeroed();
     assert!(Summary::from_result(&result).is_err());
     result.format.set(ImageFormat::Qcow2.raw());
     assert_eq!(Summary::from_result(&result), Ok(Summary::default()));
+    result.leaks_fixed.set(7);
+    assert_eq!(Summary::from_result(&result).unwrap().leaks_fixed, 7);
     result.leaks.set(1 << 63);
     assert!(Summary::from_result(&result).is_err());
 }
@@ -116,7 +165,7 @@ fn result_with_wrong_numbers_is_refused() {
 fn finish(result: &CheckResult) -> u8 {
     let mut bytes = [0; 256];
     bytes[..128].copy_from_slice(result.as_bytes());
-    let output: Box<dyn Output> = Box::new(CheckOutput::new(Format::Human, true));
+    let output: Box<dyn Output> = Box::new(CheckOutput::new(Format::Human, true, Work::Check));
     output.finish(&bytes, &crate::console::tests::no_files())
 }
 

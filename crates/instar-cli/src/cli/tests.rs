@@ -1,6 +1,8 @@
 //! Options as they are typed.
 
 use super::*;
+use crate::info::Format;
+use instar_shared::check::RepairMode;
 
 fn arguments(line: &str) -> Vec<OsString> {
     line.split(' ').map(OsString::from).collect()
@@ -32,7 +34,7 @@ fn info_options_are_read() {
     let Command::Info(info) = cli.command else {
         panic!("not info");
     };
-    assert!(info.backing_chain && info.image.force_share && !info.image.image_opts);
+    assert!(info.backing_chain && info.image.force_share && !info.image.how.image_opts);
     assert_eq!(info.image.files, ["a"]);
     assert_eq!(output_format(&info.output), Ok(Format::Json));
 }
@@ -53,13 +55,117 @@ fn check_options_are_read() {
     };
     assert!(check.quiet);
     assert_eq!(check.image.files, ["a"]);
-    assert_eq!(cache_mode(check.cache.as_ref()), Ok(()));
-    assert!(
-        repair_mode(check.repair.as_ref())
-            .unwrap_err()
-            .sentence
-            .contains("cannot repair")
+    assert_eq!(cache_mode("source ", check.cache.as_ref()), Ok(()));
+    assert_eq!(
+        repair_mode(check.repair.as_ref()),
+        Ok(Some(RepairMode::Leaks))
     );
+}
+
+fn check(line: &str) -> (Option<String>, Vec<OsString>) {
+    match parse(arguments(line)).map(|cli| cli.command) {
+        Ok(Command::Check(check)) => {
+            let repair = check.repair.map(|value| value.into_string().unwrap());
+            (repair, check.image.files)
+        }
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+#[test]
+fn repair_takes_the_next_word_only_if_it_is_a_value_and_a_file_is_left() {
+    for (line, repair, files) in [
+        ("instar check a", None, "a"),
+        ("instar check -r a", Some("leaks"), "a"),
+        ("instar check --repair a", Some("leaks"), "a"),
+        ("instar check --rep a", Some("leaks"), "a"),
+        ("instar check a --repair", Some("leaks"), "a"),
+        ("instar check -r all a", Some("all"), "a"),
+        ("instar check --repair all a", Some("all"), "a"),
+        ("instar check a -r all", Some("all"), "a"),
+        ("instar check --repair=all a", Some("all"), "a"),
+        ("instar check -rall a", Some("all"), "a"),
+        ("instar check -qr all a", Some("all"), "a"),
+        ("instar check -qUr a", Some("leaks"), "a"),
+        ("instar check -r all -r leaks a", Some("leaks"), "a"),
+        ("instar check --repair all", Some("leaks"), "all"),
+        ("instar check -r leaks -r all", Some("leaks"), "all"),
+        ("instar check -r -- all", Some("leaks"), "all"),
+        ("instar check -r all -- leaks", Some("all"), "leaks"),
+        ("instar check -r leaks all", Some("leaks"), "all"),
+        ("instar check --repair= a", Some(""), "a"),
+        ("instar check -- --repair", None, "--repair"),
+        ("instar --memory 4M check -r all a", Some("all"), "a"),
+    ] {
+        let expected = (repair.map(str::to_owned), vec![OsString::from(files)]);
+        assert_eq!(check(line), expected, "{line}");
+    }
+    assert_eq!(
+        wrong("instar check -r bogus a"),
+        "--repair (-r) expects 'leaks' or 'all' not 'bogus'"
+    );
+    assert_eq!(check("instar check -r all a b").1.len(), 2);
+}
+
+#[test]
+fn a_size_after_the_file_may_look_like_an_option() {
+    for (line, words) in [
+        ("instar resize a -5M", ["a", "-5M"]),
+        ("instar resize a -5M --shrink", ["a", "-5M"]),
+        ("instar resize --shrink -f qcow2 a -5M", ["a", "-5M"]),
+        ("instar resize a +5M -q", ["a", "+5M"]),
+        ("instar resize -- a -5M", ["a", "-5M"]),
+        ("instar resize a -- -5M", ["a", "-5M"]),
+        ("instar resize a -", ["a", "-"]),
+    ] {
+        match parse(arguments(line)).map(|cli| cli.command) {
+            Ok(Command::Resize(resize)) => assert_eq!(resize.words, words, "{line}"),
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+    for line in [
+        "instar resize -5M a",
+        "instar resize a 5M -3M",
+        "instar resize a -k",
+        "instar resize a --5",
+        "instar resize -U a 5M",
+        "instar bitmap -q --add a b",
+        "instar amend -U -o size=1M a",
+        "instar snapshot -T none a",
+    ] {
+        let sentence = wrong(line);
+        assert!(sentence.contains("unexpected argument '-"), "{sentence}");
+        assert!(!sentence.contains('\0'), "{sentence}");
+    }
+    assert!(wrong("instar resize --timeout -5 a 1M").contains("'-5' is not a number"));
+}
+
+#[test]
+fn bitmap_actions_keep_their_order() {
+    let line = "instar bitmap --merge x --add -g 1M --disable --merge --add a --clear b --enable --remove --add";
+    let Ok(Command::Bitmap(bitmap)) = parse(arguments(line)).map(|cli| cli.command) else {
+        panic!("not bitmap");
+    };
+    let names: Vec<_> = bitmap.actions.iter().map(Action::name).collect();
+    assert_eq!(
+        names.join(" "),
+        "merge add disable merge clear enable remove add"
+    );
+    assert_eq!(bitmap.actions[0], Action::Merge("x".into()));
+    assert_eq!(bitmap.actions[3], Action::Merge("--add".into()));
+    assert_eq!(bitmap.words, ["a", "b"]);
+}
+
+#[test]
+fn limits_are_read_for_every_command() {
+    for command in ["check", "snapshot", "resize", "amend", "bitmap"] {
+        let line = format!("instar {command} --max-growth 1.5G");
+        assert_eq!(
+            parse(arguments(&line)).unwrap().limits.max_growth,
+            Some(3 << 29)
+        );
+    }
+    assert!(wrong("instar resize --max-growth x").contains("is not a size"));
 }
 
 #[test]
@@ -74,13 +180,12 @@ fn wrong_use_is_one_sentence() {
         assert!(wrong(&format!("instar info a --timeout={seconds}")).contains("seconds"));
     }
     let mode = OsString::from("bogus");
-    let sentence = |result: Result<(), UsageError>| result.unwrap_err().sentence;
     assert_eq!(
-        sentence(cache_mode(Some(&mode))),
+        cache_mode("source ", Some(&mode)).unwrap_err().sentence,
         "Invalid source cache option: bogus"
     );
     assert_eq!(
-        sentence(repair_mode(Some(&mode))),
+        repair_mode(Some(&mode)).unwrap_err().sentence,
         "--repair (-r) expects 'leaks' or 'all' not 'bogus'"
     );
     assert_eq!(
@@ -95,6 +200,10 @@ fn help_and_version_are_printed() {
         ("instar --help", "Exit codes:"),
         ("instar info --help", "--backing-chain"),
         ("instar check -h", "--quiet"),
+        ("instar snapshot -h", "before-upgrade"),
+        ("instar resize --help", "[+|-]SIZE"),
+        ("instar amend --help", "-o help"),
+        ("instar bitmap --help", "--merge <SOURCE>"),
         ("instar --version", env!("CARGO_PKG_VERSION")),
     ] {
         assert!(
@@ -114,5 +223,5 @@ fn allowed_folders_come_from_options_and_variable() {
 #[test]
 fn default_memory_is_within_its_bounds() {
     let bytes = default_memory().unwrap();
-    assert!((MIN_MEMORY_BYTES..=8 << 30).contains(&bytes));
+    assert!((values::MIN_MEMORY_BYTES..=8 << 30).contains(&bytes));
 }

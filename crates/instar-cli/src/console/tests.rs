@@ -10,11 +10,15 @@ pub fn no_files() -> FileTable {
     FileTable::default()
 }
 
+/// A console that writes standard output and standard error to captures.
+pub fn to_captures([out, err]: [&Capture; 2], json: bool, quiet: bool) -> Console {
+    let sinks = [out.sink(false), err.sink(false)];
+    Console::from_parts(JobKind::Check, sinks, ProgressLine::new(false), json, quiet)
+}
+
 fn console(json: bool, quiet: bool) -> (Console, Capture, Capture) {
     let (out, err) = (Capture::default(), Capture::default());
-    let sinks = [out.sink(false), err.sink(false)];
-    let console = Console::from_parts(JobKind::Check, sinks, ProgressLine::new(false), json, quiet);
-    (console, out, err)
+    (to_captures([&out, &err], json, quiet), out, err)
 }
 
 fn failure(kind: u32, slot: u32, text: &[u8]) -> Vec<u8> {

@@ -123,3 +123,57 @@ fn advice_in_a_sentence_becomes_the_hint() {
         "instar: no permission to use /dev/kvm\nhint: add your user\n"
     );
 }
+
+#[test]
+fn further_lines_of_a_sentence_stay_lines_on_a_terminal() {
+    for (first, more) in [
+        (
+            "Invalid parameter 'cluster_size'",
+            "This option is only supported for image creation",
+        ),
+        (
+            "Cannot amend the backing file",
+            "You can use 'qemu-img rebase' instead.",
+        ),
+        (
+            "Parameter 'size' expects a non-negative number below 2^64",
+            "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n\
+             and exabytes, respectively.",
+        ),
+    ] {
+        let sentence = format!("{first}\n{more}");
+        for terminal in [false, true] {
+            let text = written(sentence.as_bytes(), terminal);
+            let expected = format!("instar: {first}\n{more}\n");
+            assert!(text.starts_with(&expected), "{text}");
+        }
+    }
+    let text = written(b"a\nb\nYou can use 'qemu-img rebase' instead.x", true);
+    assert_eq!(text.lines().count(), 1, "{text}");
+}
+
+#[test]
+fn hints_fit_changes() {
+    for (sentence, part) in [
+        (
+            "Could not open 'a': Failed to get \"write\" lock",
+            "close it there",
+        ),
+        (
+            "Could not open 'a': Failed to get shared \"write\" lock",
+            "-U reads it",
+        ),
+        ("Could not resize file: File too large", "--max-growth"),
+        (
+            "Failed to grow the L1 table: File too large",
+            "larger clusters",
+        ),
+        (
+            "Could not open 'a': force-share=on can only be used with read-only images",
+            "leave -U out",
+        ),
+    ] {
+        let hint = hint(sentence.as_bytes()).unwrap();
+        assert!(hint.contains(part), "{sentence}: {hint}");
+    }
+}

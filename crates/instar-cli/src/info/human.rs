@@ -1,6 +1,6 @@
 //! `info` as text.
 
-use super::model::{Image, Snapshot};
+use super::model::Snapshot;
 use super::{Described, NANOSECONDS, specific};
 use crate::date::Zone;
 use crate::sink::Out;
@@ -42,7 +42,7 @@ fn print_image(out: &mut dyn Out, described: &Described<'_>, zone: &Zone) {
         }
     }
     print_backing(out, described);
-    print_snapshots(out, image, zone);
+    print_snapshots(out, &image.snapshots, zone);
     if let Some(qcow2) = &image.qcow2 {
         out.put(b"Format specific information:");
         specific::qcow2(qcow2).human(out, 1);
@@ -68,8 +68,9 @@ fn print_backing(out: &mut dyn Out, described: &Described<'_>) {
     }
 }
 
-fn print_snapshots(out: &mut dyn Out, image: &Image, zone: &Zone) {
-    if image.snapshots.is_empty() {
+/// Prints the table of snapshots; nothing if there are none.
+pub fn print_snapshots(out: &mut dyn Out, snapshots: &[Snapshot], zone: &Zone) {
+    if snapshots.is_empty() {
         return;
     }
     out.put(b"Snapshot list:\n");
@@ -79,7 +80,7 @@ fn print_snapshots(out: &mut dyn Out, image: &Image, zone: &Zone) {
         b"TAG",
         ["VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"],
     );
-    for snapshot in &image.snapshots {
+    for snapshot in snapshots {
         let numbers = &snapshot.numbers;
         let size = human(numbers.vm_state_size.get());
         let date = zone.format(numbers.date_sec.get());

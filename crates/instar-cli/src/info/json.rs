@@ -29,7 +29,7 @@ fn print_image(json: &mut Json<'_>, described: &Described<'_>) {
     if let Some(format) = backing.and_then(|backing| backing.format.as_ref()) {
         json.field_string("backing-filename-format", format);
     }
-    print_snapshots(json, image);
+    print_image_snapshots(json, image);
     json.field_number("virtual-size", image.virtual_size);
     json.field_string("filename", described.name);
     if let Some(qcow2) = &image.qcow2 {
@@ -94,13 +94,24 @@ fn print_file(json: &mut Json<'_>, described: &Described<'_>) {
     json.end_array();
 }
 
-fn print_snapshots(json: &mut Json<'_>, image: &Image) {
+fn print_image_snapshots(json: &mut Json<'_>, image: &Image) {
     if image.snapshots.is_empty() {
         return;
     }
     json.key("snapshots");
+    snapshot_list(json, &image.snapshots);
+}
+
+/// Prints snapshots as a list of their own.
+pub fn print_snapshots(out: &mut dyn Out, snapshots: &[Snapshot]) {
+    let mut json = Json::new(out);
+    snapshot_list(&mut json, snapshots);
+    json.finish();
+}
+
+fn snapshot_list(json: &mut Json<'_>, snapshots: &[Snapshot]) {
     json.begin_array();
-    for snapshot in &image.snapshots {
+    for snapshot in snapshots {
         print_snapshot(json, snapshot);
     }
     json.end_array();

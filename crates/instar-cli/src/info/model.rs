@@ -196,20 +196,11 @@ impl Chain {
     }
 
     fn add_snapshot(&mut self, payload: &[u8]) -> Result<(), RecordError> {
-        let (numbers, rest) =
-            wire::SnapshotRecord::read_from_prefix(payload).map_err(|_| RecordError::Length)?;
-        let (id, rest) = take(rest, numbers.id_len.get())?;
-        let (name, rest) = take(rest, numbers.name_len.get())?;
-        at_end(rest)?;
         let image = self.last_qcow2()?;
         if image.snapshots.len() >= MAX_SNAPSHOTS {
             return Err(RecordError::TooMany("snapshots"));
         }
-        image.snapshots.push(Snapshot {
-            id: shown(id, SNAPSHOT_ID_BYTES).into(),
-            name: shown(name, SNAPSHOT_NAME_BYTES).into(),
-            numbers,
-        });
+        image.snapshots.push(parse_snapshot(payload)?);
         Ok(())
     }
 
@@ -274,6 +265,46 @@ impl Chain {
         let last = self.images.last_mut().filter(|image| image.qcow2.is_some());
         last.ok_or(RecordError::NoImage)
     }
+}
+
+/// Snapshots without the image around them.
+#[derive(Debug, Default)]
+pub struct Snapshots {
+    list: Vec<Snapshot>,
+}
+
+impl Snapshots {
+    /// The snapshots, in the image's order.
+    #[must_use]
+    pub fn all(&self) -> &[Snapshot] {
+        &self.list
+    }
+
+    /// Takes the payload of one record over.
+    ///
+    /// # Errors
+    /// What is wrong with the record.
+    pub fn add(&mut self, payload: &[u8]) -> Result<(), RecordError> {
+        if self.list.len() >= MAX_SNAPSHOTS {
+            return Err(RecordError::TooMany("snapshots"));
+        }
+        self.list.push(parse_snapshot(payload)?);
+        Ok(())
+    }
+}
+
+/// Reads and validates a snapshot record and the names behind it.
+fn parse_snapshot(payload: &[u8]) -> Result<Snapshot, RecordError> {
+    let (numbers, rest) =
+        wire::SnapshotRecord::read_from_prefix(payload).map_err(|_| RecordError::Length)?;
+    let (id, rest) = take(rest, numbers.id_len.get())?;
+    let (name, rest) = take(rest, numbers.name_len.get())?;
+    at_end(rest)?;
+    Ok(Snapshot {
+        id: shown(id, SNAPSHOT_ID_BYTES).into(),
+        name: shown(name, SNAPSHOT_NAME_BYTES).into(),
+        numbers,
+    })
 }
 
 /// Reads and validates an image record and the names behind it.

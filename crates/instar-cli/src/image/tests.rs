@@ -2,20 +2,16 @@
 
 use super::*;
 use crate::oracle;
-use std::ffi::OsString;
 
-fn options(name: &str, format: Option<&str>) -> ImageOptions {
-    ImageOptions {
+fn how(format: Option<&str>) -> FormatOptions {
+    FormatOptions {
         format: format.map(OsString::from),
-        image_opts: false,
-        force_share: false,
-        object: Vec::new(),
-        files: vec![name.into()],
+        ..FormatOptions::default()
     }
 }
 
-fn sentence(options: &ImageOptions) -> String {
-    image(options).map(|image| image.path).unwrap_err().sentence
+fn sentence(name: &str, how: &FormatOptions) -> String {
+    Image::new(OsStr::new(name), how).unwrap_err().sentence
 }
 
 #[test]
@@ -35,7 +31,7 @@ fn refusals_equal_qemu_img() {
         }
         arguments.push(name);
         let theirs = oracle::qemu_img(folder.path(), &arguments).stderr;
-        let ours = sentence(&options(name, format));
+        let ours = sentence(name, &how(format));
         assert_eq!(format!("qemu-img: {ours}\n").as_bytes(), theirs);
     }
 }
@@ -43,28 +39,29 @@ fn refusals_equal_qemu_img() {
 #[test]
 fn names_mean_local_files() {
     for name in ["a", "./a:b", "file:a", "file:./a:b", "/x/a:b"] {
-        let image = image(&options(name, Some("raw"))).map(|image| image.path);
-        assert_eq!(image, Ok(PathBuf::from(name)));
+        let image = Image::new(OsStr::new(name), &how(Some("raw"))).unwrap();
+        assert_eq!(image.path, PathBuf::from(name));
+        assert_eq!(image.format, ImageFormat::Raw);
     }
 }
 
 #[test]
 fn what_is_not_there_is_said_in_one_sentence() {
-    assert!(sentence(&options("nbd:x", None)).ends_with("over the protocol 'nbd'"));
-    assert!(sentence(&options("json:{}", None)).ends_with("over the protocol 'json'"));
-    assert!(sentence(&options("a", Some("vmdk"))).ends_with("does not read the format 'vmdk'"));
-    let mut opts = options("a", None);
-    opts.object.push("secret,id=s".into());
-    assert!(sentence(&opts).contains("--object is not there yet"));
-    opts.image_opts = true;
-    assert!(sentence(&opts).contains("--image-opts is not there yet"));
-    opts.format = Some("raw".into());
+    assert!(sentence("nbd:x", &how(None)).ends_with("over the protocol 'nbd'"));
+    assert!(sentence("json:{}", &how(None)).ends_with("over the protocol 'json'"));
+    assert!(sentence("a", &how(Some("vmdk"))).ends_with("does not read the format 'vmdk'"));
+    let mut how = how(None);
+    how.object.push("secret,id=s".into());
+    assert!(sentence("a", &how).contains("--object is not there yet"));
+    how.image_opts = true;
+    assert!(sentence("a", &how).contains("--image-opts is not there yet"));
+    how.format = Some("raw".into());
     assert_eq!(
-        sentence(&opts),
+        sentence("a", &how),
         "--image-opts and --format are mutually exclusive"
     );
-    opts.files.push("b".into());
-    assert_eq!(sentence(&opts), "Expecting one image file name");
+    let error = Image::only(&["a".into(), "b".into()], &how).unwrap_err();
+    assert_eq!(error.sentence, "Expecting one image file name");
 }
 
 #[test]
@@ -74,7 +71,7 @@ fn foreign_formats_are_those_of_qemu_img() {
     let (list, _) = list.split_once("See ").unwrap();
     for format in list.split_whitespace() {
         assert!(
-            ["raw", "qcow2"].contains(&format) || FOREIGN_FORMATS.contains(&format),
+            ["raw", "qcow2"].contains(&format) || is_foreign_format(format),
             "{format}"
         );
     }
