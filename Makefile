@@ -11,7 +11,9 @@ CARGO ?= cargo
 # Type checks for macOS: what must compile where there is no KVM.
 DARWIN_CRATES := -p instar-shared -p instar-devices -p instar-guest-ops \
 	-p instar-storage -p instar-qcow2 -p instar-raw -p instar-luks \
-	-p instar-plan-check -p instar-vmm
+	-p instar-plan-check -p instar-plan-txn -p instar-plan-repair \
+	-p instar-plan-snapshot -p instar-plan-resize -p instar-plan-amend \
+	-p instar-plan-bitmap -p instar-vmm
 OPERATIONS := $(CARGO) run --quiet --locked -p instar-operations-tool --
 
 .PHONY: setup tools fmt lint check-binary-sizes build test bench dist soak fuzz clean

@@ -9,7 +9,8 @@ done=0
 while [ "$done" -lt "$count" ]; do
 	echo "soak: INSTAR_SEED=$seed ($((done + 1)) of $count)"
 	INSTAR_SEED=$seed CHECK_SEED=$seed CHECK_CASES=3000 INSTAR_MUTATIONS=4000 INSTAR_SCRIPTS=8000 \
-		cargo nextest run --locked --workspace
+		INSTAR_CHAINS=400 INSTAR_KILLS=100 \
+		cargo nextest run --locked --workspace --profile soak
 	seed=$((seed + 1))
 	done=$((done + 1))
 done

@@ -13,13 +13,14 @@ use instar_tests::tools;
 use crate::Outcome;
 
 /// A loop device, detached when dropped.
-struct Loop {
+pub struct Loop {
     losetup: PathBuf,
     device: String,
 }
 
 impl Loop {
-    fn attach(scratch: &Scratch, more: &[&str], name: &str) -> Result<Self> {
+    /// Puts a file of the folder behind a free device; `more` are options of `losetup`.
+    pub fn attach(scratch: &Scratch, more: &[&str], name: &str) -> Result<Self> {
         let losetup = tools::in_path("losetup".as_ref())?;
         let done = Run::new(&losetup, scratch.path())
             .args(["--find", "--show"])
@@ -35,6 +36,11 @@ impl Loop {
             );
         }
         Ok(Self { losetup, device })
+    }
+
+    /// The device's path.
+    pub fn path(&self) -> &str {
+        &self.device
     }
 }
 

@@ -15,11 +15,11 @@ use instar_tests::tools;
 use crate::Outcome;
 
 /// A `qemu-io` that has an image open until it is dropped.
-struct Holder(Child);
+pub struct Holder(Child);
 
 impl Holder {
     /// Starts it and waits until its locks are seen (or not, read-only).
-    fn open(scratch: &Scratch, args: &[&str], name: &str) -> anyhow::Result<Self> {
+    pub fn open(scratch: &Scratch, args: &[&str], name: &str) -> anyhow::Result<Self> {
         let child = Run::new(&tools::qemu_io()?, scratch.path())
             .args(args)
             .args([name])

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use crate::run::{Outcome, Run};
 use crate::scratch::Scratch;
 use crate::tools;
+use crate::twins::without_node_numbers;
 
 /// The largest resident set that a run on any image may have, in KiB.
 pub const RSS_LIMIT_KIB: u64 = 256 << 10;
@@ -24,6 +25,19 @@ pub const RSS_LIMIT_KIB: u64 = 256 << 10;
 const KEY_WANTED: &str = "Parameter 'encrypt.key-secret' is required for cipher";
 /// What it says when the key does not fit: it gives no answer about the image then.
 const KEY_REFUSED: [&str; 2] = ["cannot unlock any keyslot", KEY_WANTED];
+
+/// A sentence after which the oracle writes no line end.
+const WITHOUT_LINE_END: &[u8] = b"run 'qemu-img check -r' on the image file to fix.";
+/// What a line of standard error has between the program's name and the colon.
+const COMMANDS: [&str; 7] = [
+    "",
+    " info",
+    " check",
+    " snapshot",
+    " resize",
+    " amend",
+    " bitmap",
+];
 
 /// Failures of one test, gathered so that one run shows all of them.
 #[derive(Debug)]
@@ -80,6 +94,9 @@ impl<'a> Bench<'a> {
             rustix::fs::sync();
             want = self.qemu_img(args)?;
             got = self.instar(args)?;
+        }
+        for outcome in [&mut want, &mut got] {
+            outcome.stderr = without_node_numbers(&outcome.stderr);
         }
         if want.err().contains(KEY_WANTED) {
             want = self.qemu_img_with_key(args)?;
@@ -230,17 +247,21 @@ pub fn normal_stderr(raw: &[u8]) -> Vec<u8> {
     }
     lines.retain(|line| !(line.starts_with(b"Try '") && line.ends_with(b"for more info\n")));
     for line in &mut lines {
-        for (ours, theirs) in [
-            (&b"instar: "[..], &b"qemu-img: "[..]),
-            (b"instar info: ", b"qemu-img info: "),
-            (b"instar check: ", b"qemu-img check: "),
-        ] {
-            if let Some(rest) = line.strip_prefix(ours) {
-                *line = [theirs, rest].concat();
+        if let Some(rest) = line.strip_prefix(b"instar") {
+            let names = COMMANDS
+                .iter()
+                .map(|name| rest.strip_prefix(name.as_bytes()));
+            if names.flatten().any(|rest| rest.starts_with(b": ")) {
+                *line = [b"qemu-img", rest].concat();
             }
         }
     }
-    lines.concat()
+    let mut text = lines.concat();
+    let end = |w: &[u8]| w.strip_suffix(b"\n") == Some(WITHOUT_LINE_END);
+    while let Some(at) = text.windows(WITHOUT_LINE_END.len() + 1).position(end) {
+        text.remove(at + WITHOUT_LINE_END.len());
+    }
+    text
 }
 
 /// What differs beyond the allowed differences.
@@ -311,9 +332,9 @@ pub fn orderly(got: &Outcome) -> Vec<String> {
         Some(1) => {
             let text = normal_stderr(&got.stderr);
             let lines = text.iter().filter(|byte| **byte == b'\n').count();
-            let named = [&b"qemu-img: "[..], b"qemu-img info: ", b"qemu-img check: "]
+            let named = COMMANDS
                 .iter()
-                .any(|prefix| text.starts_with(prefix));
+                .any(|name| text.starts_with(format!("qemu-img{name}: ").as_bytes()));
             if lines != 1 || !named {
                 found.push("one line `instar: …` expected on standard error".into());
             }

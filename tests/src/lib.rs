@@ -11,6 +11,8 @@
 
 pub mod compare;
 pub mod crafted;
+pub mod faults;
+pub mod hidden;
 pub mod image;
 pub mod live;
 pub mod places;
@@ -19,3 +21,4 @@ pub mod run;
 pub mod scratch;
 pub mod terminal;
 pub mod tools;
+pub mod twins;

@@ -44,6 +44,11 @@ impl Live {
     /// Starts a run that becomes `instar check` of [`LONG_IMAGE`], which is made here.
     pub fn start(scratch: &Scratch, run: &Run) -> Result<Self> {
         crafted::create_long(scratch, LONG_IMAGE, LONG_TABLES)?;
+        Self::watch(run)
+    }
+
+    /// Starts a run that takes long, and waits until its guest runs.
+    pub fn watch(run: &Run) -> Result<Self> {
         let mut live = Self {
             child: run.start()?,
             worker: 0,

@@ -14,6 +14,21 @@ pub struct Case {
     pub promise: Promise,
 }
 
+impl Case {
+    /// The file that the command changes: every run gets it as it was made.
+    pub fn changes(&self) -> Option<&'static str> {
+        let repairs = self.args.contains(&"-r");
+        match self.args.first() {
+            Some(&("info" | "check")) if !repairs => None,
+            _ => self
+                .args
+                .iter()
+                .find(|arg| arg.contains('.') && !arg.contains('='))
+                .copied(),
+        }
+    }
+}
+
 /// Upper limits; `None` where nothing is promised.
 #[derive(Clone, Copy, Default)]
 pub struct Promise {
@@ -58,6 +73,9 @@ fn case(name: &'static str, image: Image, args: &'static [&'static str], promise
 pub fn all() -> Vec<Case> {
     let mut cases = info();
     cases.extend(check());
+    cases.extend(repair());
+    cases.extend(snapshot());
+    cases.extend(quick());
     cases
 }
 
@@ -149,6 +167,124 @@ fn check() -> Vec<Case> {
             Image::Snapshots,
             &["check", "snapshots.qcow2"],
             CHECK,
+        ),
+    ]
+}
+
+fn repair() -> Vec<Case> {
+    let leaked = Promise {
+        ratio: Some(1.0 / 3.0),
+        ..CHECK
+    };
+    vec![
+        case(
+            "check -r all, 1 M leaked clusters",
+            Image::Leaked,
+            &["check", "-r", "all", "leaked.qcow2"],
+            leaked,
+        ),
+        case(
+            "check -r leaks, small qcow2",
+            Image::Small,
+            &["check", "-r", "leaks", "small.qcow2"],
+            CHECK,
+        ),
+    ]
+}
+
+fn snapshot() -> Vec<Case> {
+    let snapshot = Promise {
+        ratio: Some(0.2),
+        ..CHECK
+    };
+    vec![
+        case(
+            "snapshot -c, 256 GiB, metadata preallocated",
+            Image::Full,
+            &["snapshot", "-c", "one", "full.qcow2"],
+            snapshot,
+        ),
+        case(
+            "snapshot -d, 256 GiB, metadata preallocated",
+            Image::FullWithSnapshot,
+            &["snapshot", "-d", "one", "full.qcow2"],
+            snapshot,
+        ),
+        case(
+            "snapshot -a, 256 GiB, metadata preallocated",
+            Image::FullWithSnapshot,
+            &["snapshot", "-a", "one", "full.qcow2"],
+            CHECK,
+        ),
+        case(
+            "snapshot -c, small qcow2",
+            Image::Small,
+            &["snapshot", "-c", "one", "small.qcow2"],
+            CHECK,
+        ),
+        case(
+            "snapshot -c, fragmented, 20,000 clusters of 4 KiB",
+            Image::Fragmented,
+            &["snapshot", "-c", "one", "fragmented.qcow2"],
+            CHECK,
+        ),
+    ]
+}
+
+/// Changes that are quick with both programs.
+fn quick() -> Vec<Case> {
+    let quick = Promise {
+        ratio: Some(0.75),
+        ..CHECK
+    };
+    vec![
+        case(
+            "resize +1G, small qcow2",
+            Image::Small,
+            &["resize", "small.qcow2", "+1G"],
+            quick,
+        ),
+        case(
+            "resize --shrink, 256 GiB to 1 GiB",
+            Image::Full,
+            &["resize", "--shrink", "full.qcow2", "1G"],
+            quick,
+        ),
+        case(
+            "resize --preallocation=metadata +64G, small qcow2",
+            Image::Small,
+            &["resize", "--preallocation=metadata", "small.qcow2", "+64G"],
+            quick,
+        ),
+        case(
+            "resize +1G, raw",
+            Image::Raw,
+            &["resize", "-f", "raw", "disk.raw", "+1G"],
+            quick,
+        ),
+        case(
+            "amend compat=0.10, small qcow2",
+            Image::Small,
+            &["amend", "-o", "compat=0.10", "small.qcow2"],
+            quick,
+        ),
+        case(
+            "amend refcount_bits=64, 256 GiB, metadata preallocated",
+            Image::Full,
+            &["amend", "-o", "refcount_bits=64", "full.qcow2"],
+            quick,
+        ),
+        case(
+            "bitmap --add, small qcow2",
+            Image::Small,
+            &["bitmap", "--add", "small.qcow2", "one"],
+            quick,
+        ),
+        case(
+            "bitmap --merge, two bitmaps of 64 GiB",
+            Image::Bitmaps,
+            &["bitmap", "--merge", "one", "bitmaps.qcow2", "two"],
+            quick,
         ),
     ]
 }

@@ -27,6 +27,12 @@ pub enum Image {
     Fragmented,
     /// 64 GiB, metadata preallocated, three internal snapshots.
     Snapshots,
+    /// As [`Image::Full`], with a snapshot.
+    FullWithSnapshot,
+    /// 64 GiB, metadata preallocated, whose L1 table was lost: a million leaked clusters.
+    Leaked,
+    /// 64 GiB with two bitmaps, one of them with bits all over it.
+    Bitmaps,
 }
 
 /// Makes an image in the folder of `qemu_img`.
@@ -58,6 +64,22 @@ pub fn make(image: Image, qemu_img: &Program) -> Result<()> {
             "1T",
         ),
         Image::Full => create("full.qcow2", "preallocation=metadata", "256G"),
+        Image::FullWithSnapshot => {
+            create("full.qcow2", "preallocation=metadata", "256G")?;
+            qemu_img.must(&["snapshot", "-c", "one", "full.qcow2"])
+        }
+        Image::Leaked => {
+            create("leaked.qcow2", "preallocation=metadata", "64G")?;
+            lose_l1_table(qemu_img, "leaked.qcow2")
+        }
+        Image::Bitmaps => {
+            create("bitmaps.qcow2", "cluster_size=64k", "64G")?;
+            let add =
+                |name| qemu_img.must(&["bitmap", "--add", "-g", "64k", "bitmaps.qcow2", name]);
+            add("one")?;
+            writes(qemu_img, "bitmaps.qcow2", 2000)?;
+            add("two")
+        }
         Image::Fragmented => {
             create("fragmented.qcow2", "cluster_size=4k", "8G")?;
             writes(qemu_img, "fragmented.qcow2", 20_000)
@@ -106,5 +128,21 @@ fn writes(qemu_img: &Program, file: &str, count: usize) -> Result<()> {
         .context("qemu-io's input")?
         .write_all(commands.as_bytes())?;
     ensure!(child.wait()?.success(), "qemu-io failed on {file}");
+    Ok(())
+}
+
+/// Fills the active L1 table with zeros.
+fn lose_l1_table(qemu_img: &Program, file: &str) -> Result<()> {
+    use std::os::unix::fs::FileExt;
+    let path = qemu_img.folder().join(file);
+    let file = std::fs::File::options().read(true).write(true).open(path)?;
+    let mut header = [0; 48];
+    file.read_exact_at(&mut header, 0)?;
+    let field = |at: usize| header.get(at..).and_then(|rest| rest.first_chunk::<4>());
+    let entries = u32::from_be_bytes(*field(36).context("no L1 size")?);
+    let high = u32::from_be_bytes(*field(40).context("no L1 offset")?);
+    let low = u32::from_be_bytes(*field(44).context("no L1 offset")?);
+    let zeros = vec![0; usize::try_from(entries)? * 8];
+    file.write_all_at(&zeros, u64::from(high) << 32 | u64::from(low))?;
     Ok(())
 }

@@ -112,6 +112,8 @@ fn measure_case(
     runs: usize,
 ) -> Result<report::Row> {
     images::make(case.image, qemu_img)?;
+    instar.keep(case.changes())?;
+    qemu_img.keep(case.changes())?;
     let ours = instar.answer(case.args)?;
     let theirs = qemu_img.answer(case.args)?;
     ensure!(
@@ -137,6 +139,8 @@ fn measure_case(
         qemu_img_memory: memory::peak(qemu_img, case.args, &theirs)?,
         own: instar.own_statistics(case.args, runs)?,
     };
+    instar.keep(None)?;
+    qemu_img.keep(None)?;
     images::remove(qemu_img)?;
     Ok(row)
 }

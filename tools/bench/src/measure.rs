@@ -1,5 +1,6 @@
 //! Runs a program and takes its time.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,6 +11,8 @@ use anyhow::{Context, Result, bail, ensure};
 pub struct Program {
     path: PathBuf,
     folder: PathBuf,
+    /// A file that every run gets as it was when this was set.
+    fresh: RefCell<Option<PathBuf>>,
 }
 
 /// One timed run.
@@ -37,6 +40,24 @@ impl Program {
         Self {
             path,
             folder: folder.to_owned(),
+            fresh: RefCell::new(None),
+        }
+    }
+
+    /// Keeps a copy of `file`, which every run from now on gets back first; `None` ends that.
+    pub fn keep(&self, file: Option<&str>) -> Result<()> {
+        let file = file.map(|name| self.folder.join(name));
+        if let Some(path) = &file {
+            copy(path, &pristine(path))?;
+        }
+        *self.fresh.borrow_mut() = file;
+        Ok(())
+    }
+
+    fn restore(&self) -> Result<()> {
+        match &*self.fresh.borrow() {
+            Some(path) => copy(&pristine(path), path),
+            None => Ok(()),
         }
     }
 
@@ -63,6 +84,7 @@ impl Program {
 
     /// Its standard output.
     pub fn answer(&self, args: &[&str]) -> Result<String> {
+        self.restore()?;
         let output = self
             .command(args)
             .output()
@@ -80,6 +102,11 @@ impl Program {
 
     /// Starts it with its output thrown away.
     pub fn start(&self, args: &[&str]) -> Result<Child> {
+        self.restore()?;
+        self.start_as_it_is(args)
+    }
+
+    fn start_as_it_is(&self, args: &[&str]) -> Result<Child> {
         let mut command = self.command(args);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         command
@@ -89,8 +116,9 @@ impl Program {
 
     /// One timed run.
     pub fn run(&self, args: &[&str]) -> Result<Sample> {
+        self.restore()?;
         let started = Instant::now();
-        let child = self.start(args)?;
+        let child = self.start_as_it_is(args)?;
         let max_rss_bytes = wait(&child, 0)?.context("the process has not ended")?;
         Ok(Sample {
             wall: started.elapsed(),
@@ -102,6 +130,7 @@ impl Program {
     pub fn own_statistics(&self, args: &[&str], runs: usize) -> Result<Option<OwnStatistics>> {
         let (mut exits, mut setup_us) = (Vec::new(), Vec::new());
         for _ in 0..runs {
+            self.restore()?;
             let mut command = self.command(args);
             let output = command.env("INSTAR_STATS", "1").output()?;
             let text = String::from_utf8_lossy(&output.stderr);
@@ -117,6 +146,23 @@ impl Program {
             setup_us: setup_us.get(runs / 2).copied().unwrap_or(0),
         }))
     }
+}
+
+/// Where the copy of a file is kept.
+fn pristine(path: &Path) -> PathBuf {
+    path.with_extension("pristine")
+}
+
+/// Copies a file with its holes, to the disk: no run has to write back what the copy left in memory.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let mut command = Command::new("cp");
+    command
+        .args(["--sparse=always", "--reflink=never"])
+        .arg(from)
+        .arg(to);
+    ensure!(command.status()?.success(), "cp failed");
+    std::fs::File::open(to)?.sync_all()?;
+    Ok(())
 }
 
 /// The number in `NAME=NUMBER`.

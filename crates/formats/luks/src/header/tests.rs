@@ -94,7 +94,7 @@ fn first_damage_in_order_is_reported() {
 
 #[test]
 fn read_reports_room_fault_and_limit() {
-    let store = MemStorage(sound().as_bytes().to_vec());
+    let store = MemStorage::new(sound().as_bytes().to_vec());
     assert!(LuksInfo::read(&store, 0, 592).is_ok());
     assert_eq!(LuksInfo::read(&store, 0, 591), Err(LuksError::AreaTooSmall));
     let text = LuksInfo::read(&store, !0xffff, u64::MAX)
