@@ -82,6 +82,45 @@ fn snapshots_of_version_2_in_a_device_are_applied() -> Outcome {
 }
 
 #[test]
+fn nothing_is_reserved_in_a_device() -> Outcome {
+    let cases: [&[&str]; 4] = [
+        &["resize", "--preallocation=falloc", NAME, "+2M"],
+        &["resize", "--preallocation=full", NAME, "+2M"],
+        &["resize", "--preallocation=falloc", NAME, "+64M"],
+        &["resize", "--preallocation=full", NAME, "+64M"],
+    ];
+    let codes = on_devices(&[], 16 << 20, &cases)?;
+    ensure!(codes == [1; 4], "{codes:?}");
+    Ok(())
+}
+
+/// What the guest sees of the image.
+fn raw_content(folder: &Scratch) -> Result<Vec<u8>> {
+    image::qemu_img(folder, &["convert", "-O", "raw", NAME, "raw"])?;
+    folder.read("raw")
+}
+
+#[test]
+fn new_clusters_of_a_device_are_zeros() -> Outcome {
+    let scratch = Scratch::new()?;
+    image::create_rich(&scratch, NAME, &[])?;
+    let mut bytes = scratch.read(NAME)?;
+    bytes.resize(64 << 20, 0xaa);
+    scratch.write(NAME, &bytes)?;
+    let _device = into_device(&scratch, NAME, &[], 0)?;
+    let before = raw_content(&scratch)?.len();
+    let done = Run::new(&tools::instar()?, scratch.path())
+        .args(["resize", "--preallocation=metadata", NAME, "+16M"])
+        .go()?;
+    done.expect_code(0)?;
+    let raw = raw_content(&scratch)?;
+    let new = raw.get(before..).unwrap_or_default();
+    ensure!(new.len() == 16 << 20, "{} bytes are new", new.len());
+    ensure!(new.iter().all(|byte| *byte == 0), "old data is seen");
+    Ok(())
+}
+
+#[test]
 fn a_full_device_keeps_its_image() -> Outcome {
     // Nothing fits after the last cluster of the file. The oracle leaves an image with leaks then; ours is the old one.
     let scratch = Scratch::new()?;

@@ -15,9 +15,11 @@ use crate::Outcome;
 
 const NAME: &str = "disk.qcow2";
 const KEPT: &str = "kept.qcow2";
-const KILLS: u64 = 12;
+const KILLS: u64 = 8;
 /// Crash states of one recording that `qemu-img` looks at.
-const STATES: usize = 60;
+const STATES: usize = 25;
+/// Calls of one change that fail.
+const CALLS: usize = 20;
 
 /// A change, and the image that it is made to.
 struct Change {
@@ -33,8 +35,14 @@ const CHANGES: [Change; 12] = [
     change(&["cluster_size=4k"], &["snapshot", "-c", "new", NAME]),
     change(&["compat=0.10"], &["snapshot", "-c", "new", NAME]),
     change(&["refcount_bits=64"], &["snapshot", "-d", "first", NAME]),
-    change(&["cluster_size=512"], &["snapshot", "-a", "first", NAME]),
-    change(&["extended_l2=on"], &["snapshot", "-a", "second", NAME]),
+    change(
+        &["compat=0.10", "cluster_size=512"],
+        &["snapshot", "-a", "first", NAME],
+    ),
+    change(
+        &["compat=0.10", "cluster_size=2k"],
+        &["snapshot", "-a", "second", NAME],
+    ),
     change(&["cluster_size=512"], &["resize", NAME, "+200M"]),
     change(&[], &["resize", "--preallocation=metadata", NAME, "+16M"]),
     change(
@@ -119,11 +127,18 @@ fn for_each(from: usize, to: usize, test: impl Fn(&Stage) -> Result<()>) -> Outc
     Ok(())
 }
 
-/// Every call that changes the file fails or ends the process.
+/// Every call that changes the file fails, or ends the process; of many calls, some. `INSTAR_KILLS` takes all.
 fn every_call(stage: &Stage) -> Result<()> {
-    for fate in ["28", "5", "122", "kill", "tear"] {
-        let mut nth = 0;
-        loop {
+    stage.restore()?;
+    let (done, calls) = faults::recorded(&stage.scratch, stage.args)?;
+    done.expect_code(0)?;
+    ensure!(calls.len() > 1, "only {} calls", calls.len());
+    let all = std::env::var_os("INSTAR_KILLS").is_some();
+    let step = if all { 1 } else { calls.len().div_ceil(CALLS) };
+    let errnos = ["28", "5", "122"].iter().cycle();
+    let deaths = ["kill", "tear"].iter().cycle();
+    for ((nth, errno), death) in (0..calls.len()).step_by(step).zip(errnos).zip(deaths) {
+        for fate in [errno, death] {
             stage.restore()?;
             let fault = format!("{nth}:{fate}");
             let done = faults::with_fault(&stage.scratch, stage.args, &fault)?;
@@ -133,21 +148,9 @@ fn every_call(stage: &Stage) -> Result<()> {
                 Some(1) => ensure!(!done.stderr.is_empty(), "{fault}: no word of why"),
                 other => anyhow::bail!("{fault}: exit code {other:?}\n{}", done.describe()),
             }
-            if done.code == Some(0) && !fault_strikes(stage, nth)? {
-                break;
-            }
-            nth += 1;
         }
-        ensure!(nth > 3, "{fate}: only {nth} calls failed");
     }
     Ok(())
-}
-
-/// Whether an undisturbed run makes more than `nth` calls.
-fn fault_strikes(stage: &Stage, nth: usize) -> Result<bool> {
-    stage.restore()?;
-    let (_, calls) = faults::recorded(&stage.scratch, stage.args)?;
-    Ok(nth < calls.len())
 }
 
 fn every_power_cut(stage: &Stage) -> Result<()> {
@@ -169,7 +172,7 @@ fn every_power_cut(stage: &Stage) -> Result<()> {
         stage.args,
         calls.len()
     );
-    ensure!(total > 50 && new > 0, "{total} states, {new} of them new");
+    ensure!(total > 1 && new > 0, "{total} states, {new} of them new");
     Ok(())
 }
 

@@ -57,6 +57,8 @@ enum Listed {
     /// Before it changes an image that is dirty, the oracle builds its refcount structures anew, and says so at
     /// length; for `check -r leaks` it does not. We lay right what is wrong.
     Dirty,
+    /// Our downgrade works where the oracle's does not: here, where a snapshot has no L1 table.
+    Downgrade,
 }
 
 impl Listed {
@@ -66,6 +68,9 @@ impl Listed {
             _ if row.keyed => Some(Self::Key),
             Make::BitmapsAndSnapshot if column.starts_with("check -r") => Some(Self::LostSnapshots),
             _ if matches!(row.finish, Finish::Dirty) => Some(Self::Dirty),
+            _ if row.feature == "size 0" && column.starts_with("amend compat=0.10") => {
+                Some(Self::Downgrade)
+            }
             _ => None,
         }
     }
@@ -73,6 +78,7 @@ impl Listed {
     fn number(self) -> u32 {
         match self {
             Self::Key => 1,
+            Self::Downgrade => 9,
             Self::LostSnapshots | Self::Dirty => 20,
         }
     }
@@ -162,9 +168,18 @@ fn cell(row: &Row, template: &Scratch, name: &str, args: &[&str]) -> Result<Cell
             .args(args)
             .go()?,
     };
-    let (want, got) = (comparable(want), comparable(got));
+    let (mut want, mut got) = (comparable(want), comparable(got));
+    if name.starts_with("check -r") {
+        // Where a repair puts a table that it writes anew is its own affair.
+        for ran in [&mut want, &mut got] {
+            ran.stdout = without_end_offset(&ran.stdout);
+        }
+    }
     if Listed::of(row, name) == Some(Listed::LostSnapshots) {
         return lost_snapshots(template, &twins, &want, &got);
+    }
+    if Listed::of(row, name) == Some(Listed::Downgrade) && want.code == Some(1) {
+        return empty_downgrade(&twins, &want, &got);
     }
     let mut complaints = differences(&want, &got);
     let repaired = want.err().contains("ERROR cluster");
@@ -195,6 +210,12 @@ fn cell(row: &Row, template: &Scratch, name: &str, args: &[&str]) -> Result<Cell
         return Ok(Cell::Difference(listed.number()));
     }
     Ok(if refused { Cell::Refused } else { Cell::Same })
+}
+
+fn without_end_offset(text: &[u8]) -> Vec<u8> {
+    let lines = text.split_inclusive(|byte| *byte == b'\n');
+    let kept = lines.filter(|line| !line.starts_with(b"Image end offset: "));
+    kept.flatten().copied().collect()
 }
 
 fn copy(from: &Scratch, to: &Scratch) -> Result<()> {
@@ -232,6 +253,19 @@ fn lost_snapshots(template: &Scratch, twins: &Twins, want: &Ran, got: &Ran) -> R
         ensure!(clean && got.stderr.is_empty(), "{}", told());
     }
     Ok(Cell::Difference(Listed::LostSnapshots.number()))
+}
+
+/// The oracle finds no memory for the L1 table of a snapshot that has none.
+fn empty_downgrade(twins: &Twins, want: &Ran, got: &Ran) -> Result<Cell> {
+    let told = || format!("qemu-img {}\ninstar {}", want.describe(), got.describe());
+    ensure!(want.err().contains("Cannot allocate memory"), "{}", told());
+    if !tools::subject_is_oracle() {
+        ensure!(got.code == Some(0) && got.stderr.is_empty(), "{}", told());
+        qemu_img(twins.ours(), false, &["check", NAME])?.expect_code(0)?;
+        let info = qemu_img(twins.ours(), false, &["info", NAME])?;
+        ensure!(info.out().contains("compat: 0.10"), "{}", info.describe());
+    }
+    Ok(Cell::Difference(Listed::Downgrade.number()))
 }
 
 /// The oracle talks of the repair, or refuses it. The result is the same.

@@ -172,7 +172,6 @@ pub fn killed(scratch: &Scratch, args: &[&str], victim: Victim, delay: Duration)
         Victim::Broker => Some(broker),
         Victim::Worker => worker_of(broker),
     };
-    let worker = worker_of(broker);
     for pid in target
         .iter()
         .filter_map(|pid| rustix::process::Pid::from_raw(*pid))
@@ -181,9 +180,10 @@ pub fn killed(scratch: &Scratch, args: &[&str], victim: Victim, delay: Duration)
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
     child.wait()?;
-    // A worker whose broker is gone is ended by the kernel.
+    // A worker whose broker is gone is ended by the kernel; both are in the group of the first.
+    let group = rustix::process::Pid::from_raw(broker).context("process id 0")?;
     let started = std::time::Instant::now();
-    while worker.is_some_and(|pid| std::path::Path::new(&format!("/proc/{pid}/exe")).exists()) {
+    while rustix::process::test_kill_process_group(group).is_ok() {
         ensure!(
             started.elapsed() < Duration::from_secs(10),
             "the worker outlives its broker"

@@ -19,7 +19,15 @@ use anyhow::{Context, Result, bail};
 use instar_guest_build::{GuestArch, GuestBuild, Verb, workspace_root};
 
 /// The operations: package and program have the same name.
-pub const OPERATIONS: &[&str] = &["op-info", "op-check"];
+pub const OPERATIONS: &[&str] = &[
+    "op-info",
+    "op-check",
+    "op-repair",
+    "op-snapshot",
+    "op-resize",
+    "op-amend",
+    "op-bitmap",
+];
 
 fn main() -> ExitCode {
     match run() {

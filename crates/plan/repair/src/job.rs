@@ -2,6 +2,7 @@
 
 use crate::copied::Flags;
 use crate::patch::Patch;
+use crate::places::Places;
 use crate::rebuild::Rebuild;
 use crate::snapshots::{self, NewTable};
 use crate::table::{BlockTable, is_shared};
@@ -119,8 +120,10 @@ impl<'a, S: StorageMut> Job<'a, S> {
         let len = self.storage.len_bytes();
         let looked = self.refcounts::<T, R>(reporter, snapshots.as_ref())?;
         if self.storage.len_bytes() > len.saturating_add(len / 128) && !looked.found.uncounted {
+            // The structures were written behind its end: now there is other room.
             let snapshots = snapshots.filter(|_| looked.new_snapshots);
-            self.shorten::<T, R>(reporter, &looked, snapshots, len)?;
+            let bytes = snapshots.map_or(0, |new| new.bytes);
+            Places::new(self)?.move_down(bytes, len)?;
         }
         let mut sum = looked.sum;
         let mut mended = looked.found.mendable;
@@ -187,7 +190,13 @@ impl<'a, S: StorageMut> Job<'a, S> {
                 format_args!("Rebuilding refcount structure"),
             );
         }
-        if !stuck && (broken || snapshots.is_some()) {
+        let mut rebuild = !stuck && broken;
+        if let Some(new) = snapshots.filter(|_| !stuck && !broken) {
+            let may_grow = run.out.found.outside.is_empty() && !run.out.found.outside_cut;
+            let counted = !run.out.found.uncounted;
+            rebuild = !(counted && Places::new(self)?.replace_snapshots(new, may_grow)?);
+        }
+        if rebuild {
             Rebuild::new(self, &table, snapshots)?.all(&mut run)?;
         }
         Ok(Looked {
@@ -197,27 +206,6 @@ impl<'a, S: StorageMut> Job<'a, S> {
             stuck,
             new_snapshots: snapshots.is_some(),
         })
-    }
-
-    /// The refcount structures were written behind the end of the file and made
-    /// it longer by more than a little: the place of the old ones may do.
-    fn shorten<T: Counter, R: Reporter>(
-        &mut self,
-        reporter: &mut R,
-        looked: &Looked,
-        snapshots: Option<NewTable>,
-        len: u64,
-    ) -> Result<(), CheckError> {
-        let header = self.header.clone();
-        let table = BlockTable::read(self.storage, &header)?;
-        let snapshots = snapshots.map(|new| NewTable {
-            old_end: header.snapshots_offset.get().saturating_add(new.bytes),
-            ..new
-        });
-        let mut run = Run::<S, T, R>::new(self.storage, &header, reporter)?;
-        run.mend = self.mode == Mode::All;
-        run.out.found.tables.clone_from(&looked.found.tables);
-        Rebuild::new(self, &table, snapshots.as_ref())?.move_inside(&mut run, len)
     }
 
     /// Notes a cluster whose refcount stays as it is.

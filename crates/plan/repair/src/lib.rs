@@ -30,9 +30,15 @@
 //! 2. Refcounts that can be patched are written to their blocks; flush. Each is
 //!    the old or the right one, in any order. If nothing else was wrong, clusters
 //!    that are free now are then given back to the host.
-//! 3. Or: new blocks, a new refcount table and a new snapshot table are written
-//!    to clusters that neither the old structures nor anything else is in; flush;
-//!    one write of the header's first sector makes them valid; flush.
+//! 3. Or, if blocks or table are beyond patching: new ones, and a new snapshot
+//!    table if that is wrong too, are written to clusters that neither the old
+//!    structures nor anything else is in; flush; one write of the header's first
+//!    sector makes them valid; flush. Where this has made the file longer, they are
+//!    moved into lower clusters that are free now, as in the next step.
+//!    Otherwise, if blocks speak of enough free clusters, a new snapshot table is
+//!    written to the lowest of them: the file grows if need be; flush; they are
+//!    given refcounts where the blocks are; the table is written; flush; the
+//!    header's first sector names it; flush; the refcounts of the old one become 0.
 //! 4. Flags of L1 and L2 entries are written where they are; flush. A refcount is
 //!    right before the flag that depends on it.
 //! 5. The image is checked again. Without errors, the marks are cleared; flush.
@@ -54,6 +60,7 @@ extern crate alloc;
 mod copied;
 mod job;
 mod patch;
+mod places;
 mod rebuild;
 mod snapshots;
 mod space;

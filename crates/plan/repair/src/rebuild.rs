@@ -65,8 +65,6 @@ pub(crate) struct Rebuild<'j, 'a, S> {
     used: Vec<u64>,
     /// What is not counted keeps its refcount.
     keep: bool,
-    /// Nothing is done if there is no room in the file.
-    inside_only: bool,
 }
 
 impl<'j, 'a, S: StorageMut> Rebuild<'j, 'a, S> {
@@ -91,40 +89,21 @@ impl<'j, 'a, S: StorageMut> Rebuild<'j, 'a, S> {
             structures,
             used: Vec::new(),
             keep: false,
-            inside_only: false,
         })
     }
 
-    /// Moves structures that made the file longer into it, if there is room now
-    /// that the old ones are gone, and makes the file `len` bytes long again.
-    pub(crate) fn move_inside<T: Counter, R: Reporter>(
-        mut self,
-        run: &mut Run<'_, S, T, R>,
-        len: u64,
-    ) -> Result<(), CheckError> {
-        self.inside_only = true;
-        let storage = self.job.storage;
-        if self.all(run)? {
-            storage.set_len(len).map_err(failed)?;
-        }
-        Ok(())
-    }
-
     /// Counts everything but the old structures, writes the new ones, switches.
-    /// False if nothing was done for lack of room.
     pub(crate) fn all<T: Counter, R: Reporter>(
         mut self,
         run: &mut Run<'_, S, T, R>,
-    ) -> Result<bool, CheckError> {
+    ) -> Result<(), CheckError> {
         run.pages.be_silent();
         run.out.first_pass = false;
         run.count_refcounts = false;
         run.count_snapshot_table = self.snapshots.is_none();
         self.keep = run.out.found.uncounted;
         let (runs, one_window) = self.survey(run)?;
-        let Some(layout) = self.place(run, &runs)? else {
-            return Ok(false);
-        };
+        let layout = self.place(run, &runs)?;
         self.job.mark(true)?;
         let len = self.job.storage.len_bytes();
         if let Err(e) = self.write(run, layout, one_window) {
@@ -135,8 +114,7 @@ impl<'j, 'a, S: StorageMut> Rebuild<'j, 'a, S> {
         let bits = self.job.header.cluster_bits.get();
         let table_at = layout.start.saturating_add(layout.blocks);
         let snapshots_at = table_at.saturating_add(layout.table);
-        self.switch(table_at << bits, layout.table, snapshots_at << bits)?;
-        Ok(true)
+        self.switch(table_at << bits, layout.table, snapshots_at << bits)
     }
 
     /// Writes all of the new structures and makes them durable.
@@ -165,10 +143,6 @@ impl<'j, 'a, S: StorageMut> Rebuild<'j, 'a, S> {
 
     fn switch(&mut self, table: u64, clusters: u64, snapshots: u64) -> Result<(), CheckError> {
         let clusters = u32::try_from(clusters).map_err(|_| TOO_LARGE)?;
-        let mut refcounts = [0; 12];
-        let (at, count) = refcounts.split_at_mut(8);
-        at.copy_from_slice(&table.to_be_bytes());
-        count.copy_from_slice(&clusters.to_be_bytes());
         let header = &mut self.job.header;
         header.refcount_table_offset = HostOffset(table);
         header.refcount_table_clusters = clusters;
@@ -176,12 +150,7 @@ impl<'j, 'a, S: StorageMut> Rebuild<'j, 'a, S> {
             header.nb_snapshots = new.count;
             header.snapshots_offset = HostOffset(if new.count == 0 { 0 } else { snapshots });
         }
-        let mut table = [0; 12];
-        let (count, at) = table.split_at_mut(4);
-        count.copy_from_slice(&header.nb_snapshots.to_be_bytes());
-        at.copy_from_slice(&header.snapshots_offset.get().to_be_bytes());
-        self.job
-            .write_header(&[(REFCOUNT_TABLE_AT, &refcounts), (SNAPSHOTS_AT, &table)])
+        write_places(self.job)
     }
 
     /// Finds out which blocks are needed and where there is room. True if all
@@ -236,14 +205,13 @@ impl<'j, 'a, S: StorageMut> Rebuild<'j, 'a, S> {
         &mut self,
         run: &mut Run<'_, S, T, R>,
         runs: &FreeRuns,
-    ) -> Result<Option<Layout>, CheckError> {
+    ) -> Result<Layout, CheckError> {
         let len = |start| self.layout(start).len();
         let inside = runs.find(len).filter(|_| !self.keep);
         let clusters = run.clusters.saturating_add(u64::from(run.grown));
         let tail = if self.keep { clusters } else { runs.tail() };
         let start = match inside {
             Some(start) => start,
-            None if self.inside_only => return Ok(None),
             None if run.out.found.outside_cut => return Err(TOO_LARGE),
             None => {
                 let replaced = self.snapshots.map(|new| new.old_span(&self.job.header));
@@ -260,7 +228,7 @@ impl<'j, 'a, S: StorageMut> Rebuild<'j, 'a, S> {
         if end.is_none_or(|end| end > MAX_FILE_BYTES) || table > MAX_REFCOUNT_TABLE_BYTES {
             return Err(TOO_LARGE);
         }
-        Ok(Some(layout))
+        Ok(layout)
     }
 
     /// The layout from cluster `start` on: the new structures need refcounts
@@ -369,6 +337,20 @@ impl<'j, 'a, S: StorageMut> Rebuild<'j, 'a, S> {
         }
         Ok(())
     }
+}
+
+/// Writes to the header where refcount table and snapshot table are.
+pub(crate) fn write_places<S: StorageMut>(job: &Job<'_, S>) -> Result<(), CheckError> {
+    let header = &job.header;
+    let mut refcounts = [0; 12];
+    let (at, count) = refcounts.split_at_mut(8);
+    at.copy_from_slice(&header.refcount_table_offset.get().to_be_bytes());
+    count.copy_from_slice(&header.refcount_table_clusters.to_be_bytes());
+    let mut table = [0; 12];
+    let (count, at) = table.split_at_mut(4);
+    count.copy_from_slice(&header.nb_snapshots.to_be_bytes());
+    at.copy_from_slice(&header.snapshots_offset.get().to_be_bytes());
+    job.write_header(&[(REFCOUNT_TABLE_AT, &refcounts), (SNAPSHOTS_AT, &table)])
 }
 
 /// The references of a cluster of a page that is split; `None` if there are none.

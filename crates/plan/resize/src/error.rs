@@ -54,6 +54,9 @@ pub enum ReserveError {
     /// Written zeros.
     #[error("Could not write zeros for preallocation: {}", Errno(*.0))]
     Full(u32),
+    /// A device: there is nothing to reserve.
+    #[error("Preallocation mode '{}' unsupported for this non-regular file", .0.name())]
+    Device(Preallocation),
     /// The monitor asked for the end.
     #[error("cancelled")]
     Cancelled,
@@ -115,13 +118,13 @@ pub enum ResizeError {
     /// raw: there are no tables.
     #[error("Unsupported preallocation mode: {}", .0.name())]
     UnsupportedPreallocation(Preallocation),
-    /// raw on a device.
-    #[error("Preallocation mode '{}' unsupported for this non-regular file", .0.name())]
+    /// raw, or an external data file, on a device.
+    #[error("{}", ReserveError::Device(*.0))]
     PreallocationOnDevice(Preallocation),
-    /// raw on a device.
+    /// raw, or an external data file, on a device of another length.
     #[error("Cannot resize device files")]
     DeviceLength,
-    /// qcow2 on a device that has no room.
+    /// qcow2 on a device that has no room for the data, or an external data file on one.
     #[error("Cannot grow device files")]
     DeviceFull,
     /// Encrypted data would have to be copied.
@@ -164,6 +167,23 @@ impl ResizeError {
         }
     }
 
+    /// A transaction's step failed.
+    pub(crate) const fn at_stage(e: TxnError, stage: Stage) -> Self {
+        match e {
+            TxnError::Cancelled => Self::Cancelled,
+            TxnError::OutOfMemory => Self::OutOfMemory,
+            other => Self::Failed {
+                stage,
+                errno: other.errno(),
+            },
+        }
+    }
+
+    /// An image's own file is a device, of which nothing is reserved.
+    pub(crate) const fn underlying_on_device(how: Preallocation) -> Self {
+        Self::Underlying(ReserveError::Device(how))
+    }
+
     /// A raw file could not get more space or another length.
     pub(crate) const fn file(e: ReserveError) -> Self {
         match e {
@@ -184,13 +204,6 @@ pub trait At<T> {
 
 impl<T> At<T> for Result<T, TxnError> {
     fn at(self, stage: Stage) -> Result<T, ResizeError> {
-        self.map_err(|e| match e {
-            TxnError::Cancelled => ResizeError::Cancelled,
-            TxnError::OutOfMemory => ResizeError::OutOfMemory,
-            other => ResizeError::Failed {
-                stage,
-                errno: other.errno(),
-            },
-        })
+        self.map_err(|e| ResizeError::at_stage(e, stage))
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::bitmaps::Bitmaps;
 use crate::content::{Layer, unit_bytes};
+use crate::device::{Need, check_data_file, refuse_reserving, why_no_room};
 use crate::error::{At, ReserveError, Stage};
 use crate::head::{self, Growth};
 use crate::layout::{Entry, Runs, clusters};
@@ -119,7 +120,7 @@ impl<'a, S: StorageMut> Grow<'a, S> {
         }
     }
 
-    /// A refcount table or a device that is too small for the clusters that are to be taken.
+    /// A refcount table that is too small for the clusters that are to be taken.
     fn check_room(&self) -> Result<(), ResizeError> {
         let header = self.image.header;
         let clusters = self.fixed(&self.part);
@@ -130,14 +131,23 @@ impl<'a, S: StorageMut> Grow<'a, S> {
                 errno: EFBIG,
             });
         }
-        if self.image.storage.can_grow() {
-            return Ok(());
-        }
-        let bytes = clusters.saturating_mul(header.cluster_bits.size_bytes());
-        if bytes > self.image.storage.len_bytes() {
-            return Err(ResizeError::DeviceFull);
-        }
         Ok(())
+    }
+
+    /// What the growth takes, for a device that may be too small for it.
+    fn need(&self) -> Need {
+        let header = self.image.header;
+        let bytes = u64::from(self.l1_size).saturating_mul(8);
+        let longer = self.l1_size > header.l1_size;
+        let last = self.part.end.saturating_sub(1);
+        let last_table = last.saturating_sub(last.checked_rem(header.l2_entries()).unwrap_or(0));
+        Need {
+            l1: header
+                .cluster_bits
+                .clusters_for(if longer { bytes } else { 0 }),
+            tables: self.part.tables(header),
+            before_last: last_table.saturating_sub(self.part.first),
+        }
     }
 
     /// Everything up to the commit.
@@ -197,7 +207,11 @@ impl<'a, S: StorageMut> Grow<'a, S> {
     ) -> Result<(), ResizeError> {
         let stage = self.allocation_stage();
         let bits = self.image.header.cluster_bits;
-        let mut left = self.fixed(&self.part);
+        let all = self.fixed(&self.part);
+        let mut left = all;
+        if self.image.data.is_none() {
+            refuse_reserving(txn, self.space, self.need())?;
+        }
         // Pieces of a table's length find holes in a small file; in a large one, looking for them takes too long.
         let pieces = self.space == Preallocation::Metadata && left <= MAX_ALLOCATED_IN_PIECES;
         let most = if pieces {
@@ -207,7 +221,10 @@ impl<'a, S: StorageMut> Grow<'a, S> {
         };
         while left > 0 {
             let now = left.min(most);
-            let first = txn.allocate_fixed(now).at(stage)?;
+            let first = txn.allocate_fixed(now).map_err(|e| {
+                let taken = all.saturating_sub(left);
+                why_no_room(txn, e, stage, self.need(), taken)
+            })?;
             self.part.runs.push(bits.cluster_of(first).get(), now);
             left = left.saturating_sub(now);
             work.step(0)?;
@@ -258,6 +275,10 @@ impl<'a, S: StorageMut> Grow<'a, S> {
         };
         let failed = |e: StorageError| ResizeError::File(ReserveError::Length(e.errno));
         if self.growth.clusters == Preallocation::Off {
+            check_data_file(data, Preallocation::Off, self.growth.new_size)?;
+            if !data.can_grow() {
+                return Ok(());
+            }
             return data.set_len(self.growth.new_size).map_err(failed);
         }
         let len = data.len_bytes();
@@ -273,6 +294,11 @@ impl<'a, S: StorageMut> Grow<'a, S> {
         if end <= len {
             return Ok(());
         }
+        let how = match self.space {
+            Preallocation::Off => Preallocation::Metadata,
+            other => other,
+        };
+        check_data_file(data, how, end)?;
         reserve(data, len, end, self.space, work).map_err(ResizeError::file)?;
         if data.len_bytes() < end {
             data.set_len(end).map_err(|e| ResizeError::Failed {

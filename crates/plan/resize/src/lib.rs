@@ -25,7 +25,7 @@
 //! Modules: `request` (what is asked, and the checks of the new size), `raw`, `qcow2` (the
 //! order of things), `grow` (a growth's steps), `layout` (which entries the new clusters get), `tables` (L2 tables
 //! that grow), `head` (the last cluster of the old disk), `crop` (what lies past the new
-//! size), `bitmaps`, `reserve` (space in bounded pieces), `content` (guest data read
+//! size), `device` (files of a given length), `bitmaps`, `reserve` (space in bounded pieces), `content` (guest data read
 //! through the backing chain).
 #![no_std]
 #![cfg_attr(
@@ -38,6 +38,7 @@ extern crate alloc;
 mod bitmaps;
 mod content;
 mod crop;
+mod device;
 mod error;
 mod grow;
 mod head;

@@ -3,6 +3,7 @@
 use crate::bitmaps::Bitmaps;
 use crate::content::Layer;
 use crate::crop::crop;
+use crate::device::check_data_file;
 use crate::error::{At, ReserveError, Stage};
 use crate::grow::Grow;
 use crate::request::target;
@@ -141,6 +142,11 @@ impl<'a, S: StorageMut> Change<'a, S> {
         }
         if wish.version < 3 && header.nb_snapshots > 0 {
             return Err(ResizeError::SnapshotsInVersion2);
+        }
+        if new_size <= old_size
+            && let Some(data) = image.data
+        {
+            check_data_file(data, Preallocation::Off, new_size)?;
         }
         let mut bitmaps = Bitmaps::read(image.storage, header, monitor)?;
         let kind = if new_size < old_size {

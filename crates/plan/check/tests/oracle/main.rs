@@ -15,7 +15,6 @@ mod judge;
 use base::Base;
 use judge::{Verdict, ours, qemu};
 use std::fs;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A small generator of random numbers (xorshift64*).
 struct Rng(u64);
@@ -103,8 +102,7 @@ fn undamaged_images_are_judged_alike() {
 
 #[test]
 fn damaged_images_are_judged_alike() {
-    let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let seed = number("CHECK_SEED").unwrap_or(clock.as_nanos() as u64 | 1);
+    let seed = number("CHECK_SEED").unwrap_or(20_261_121);
     let cases = number("CHECK_CASES").unwrap_or(600);
     println!("CHECK_SEED={seed} CHECK_CASES={cases}");
     let dir = tempfile::tempdir().unwrap();

@@ -7,7 +7,6 @@ use instar_plan_repair::Mode;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// How the two programs did, over all cases.
 #[derive(Default)]
@@ -150,8 +149,7 @@ impl<'a> Case<'a> {
 
 #[test]
 fn damaged_images_are_repaired() {
-    let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let seed = number("REPAIR_SEED").unwrap_or(clock.as_nanos() as u64 | 1);
+    let seed = number("REPAIR_SEED").unwrap_or(20_261_121);
     let cases = number("REPAIR_CASES").unwrap_or(60);
     println!("REPAIR_SEED={seed} REPAIR_CASES={cases}");
     let dir = tempfile::tempdir().unwrap();

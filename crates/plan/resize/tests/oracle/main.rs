@@ -21,8 +21,6 @@ mod raw;
 mod refusals;
 mod state;
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 /// A small generator of random numbers (xorshift64*).
 pub struct Rng(u64);
 
@@ -58,8 +56,7 @@ pub fn run_of(what: &str, cases: u64) -> (u64, u64) {
             .ok()
             .map(|text| text.parse().expect("a number"))
     };
-    let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let seed = number("RESIZE_SEED").unwrap_or(clock.as_nanos() as u64 | 1);
+    let seed = number("RESIZE_SEED").unwrap_or(20_261_121);
     let cases = number("RESIZE_CASES").unwrap_or(cases);
     println!("{what}: RESIZE_SEED={seed} RESIZE_CASES={cases}");
     (seed, cases)

@@ -17,8 +17,6 @@ mod qemu;
 mod refusals;
 mod state;
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 /// A small generator of random numbers (xorshift64*).
 struct Rng(u64);
 
@@ -48,8 +46,7 @@ fn run_of(what: &str, cases: u64) -> (u64, u64) {
             .ok()
             .map(|text| text.parse().expect("a number"))
     };
-    let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let seed = number("SNAPSHOT_SEED").unwrap_or(clock.as_nanos() as u64 | 1);
+    let seed = number("SNAPSHOT_SEED").unwrap_or(20_261_121);
     let cases = number("SNAPSHOT_CASES").unwrap_or(cases);
     println!("{what}: SNAPSHOT_SEED={seed} SNAPSHOT_CASES={cases}");
     (seed, cases)
