@@ -585,8 +585,10 @@ fn bitmap_names_and_granularities() -> Outcome {
         "100000000000000000000",
     ] {
         let option = format!("--granularity={granularity}");
+        // A name that looks like an option would be another test.
+        let name = format!("g{granularity}");
         cases.push(
-            ["bitmap", "--add", &option, NAME, granularity]
+            ["bitmap", "--add", &option, NAME, name.as_str()]
                 .map(str::to_owned)
                 .to_vec(),
         );
