@@ -112,9 +112,6 @@ fn open_source(ctx: &mut Context, config: &BitmapConfig) -> Result<Source, Repor
         return Ok(Source::Raw);
     }
     let (header, _data) = open_qcow2(ctx, &disk, OpenMode::Change, FileAccess::Read)?;
-    if let Some(warning) = &header.extensions.bitmaps_ignored {
-        ctx.records().prefixed(format_args!("warning: {warning}"));
-    }
     Ok(Source::Other(Box::new((disk, header))))
 }
 

@@ -9,15 +9,14 @@ use instar_guest_ops::{Context, Disk};
 use instar_plan_resize::{
     Image, Layer, NewSize, Preallocation, Request, ResizeError, Resized, resize_qcow2, resize_raw,
 };
-use instar_qcow2::{Header, OpenMode};
-use instar_shared::control::{FileAccess, FileRole};
+use instar_qcow2::Header;
 use instar_shared::edit::{
     EditResult, Preallocation as GivenPreallocation, RESIZE_SHRINK, ResizeConfig, SizeForm,
 };
-use instar_shared::op::{ImageFormat, Outcome};
+use instar_shared::op::Outcome;
 use instar_shared::record::FailureKind;
-use op_chain::{NamedBy, Reported, format_of, open_named, open_qcow2, stated_format};
-use op_edit::{Chain, Opened, Progress, failed, open_for_change};
+use op_chain::Reported;
+use op_edit::{Below, Chain, Opened, Progress, failed, open_below, open_for_change};
 
 instar_guest_ops::entry!(run);
 
@@ -63,6 +62,8 @@ fn resize(
     let done = match &opened.header {
         Some(header) => {
             result.old_size.set(header.whole_sectors_size());
+            // What the image hides of them, and what is in the cluster where the old disk ends, decides about
+            // the new part.
             let below = open_below(ctx, opened.disk.slot(), header)?;
             resize_image(ctx, &opened, header, &below, request)
         }
@@ -106,40 +107,4 @@ fn resize_image(
         })
         .collect();
     resize_qcow2(image, &layers, request, &mut Progress(ctx))
-}
-
-/// An image of the backing chain.
-struct Below {
-    disk: Disk,
-    data: Option<Disk>,
-    /// `None`: it is raw.
-    header: Option<Header>,
-}
-
-/// Opens the backing chain of the image in slot `top` for reading: what the image hides of it, and what is in the
-/// cluster where the old disk ends, decides about the new part.
-fn open_below(ctx: &mut Context, top: u16, header: &Header) -> Result<Vec<Below>, Reported> {
-    let mut chain = Vec::new();
-    let (mut parent, mut above) = (top, header.clone());
-    while let Some(name) = above.backing_file.take() {
-        let disk = open_named(ctx, parent, &name, FileRole::Backing, FileAccess::Read)?;
-        parent = disk.slot();
-        let stated = stated_format(ctx, parent, above.extensions.backing_format.as_deref())?;
-        if format_of(ctx, &disk, stated, NamedBy::Image)? != ImageFormat::Qcow2 {
-            chain.push(Below {
-                disk,
-                data: None,
-                header: None,
-            });
-            break;
-        }
-        let (header, data) = open_qcow2(ctx, &disk, OpenMode::CheckWithKey, FileAccess::Read)?;
-        above = header.clone();
-        chain.push(Below {
-            disk,
-            data,
-            header: Some(header),
-        });
-    }
-    Ok(chain)
 }

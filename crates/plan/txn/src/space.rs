@@ -96,12 +96,11 @@ impl Space {
         storage: &S,
         count: u64,
     ) -> Result<u64, TxnError> {
-        let first = self.reserve(refcounts, storage, count)?;
+        let first = self.find_low(refcounts, storage, count)?;
         self.take(refcounts, storage, first, count)
     }
 
-    /// Finds `count` clusters in a row, as low as possible, that nobody else is given until they are taken.
-    pub fn reserve<S: StorageMut>(
+    fn find_low<S: StorageMut>(
         &mut self,
         refcounts: &mut Refcounts,
         storage: &S,
@@ -111,6 +110,17 @@ impl Space {
         if count == 1 {
             self.low = first.saturating_add(1);
         }
+        Ok(first)
+    }
+
+    /// Finds `count` clusters in a row, as low as possible, that nobody else is given until they are taken.
+    pub fn reserve<S: StorageMut>(
+        &mut self,
+        refcounts: &mut Refcounts,
+        storage: &S,
+        count: u64,
+    ) -> Result<u64, TxnError> {
+        let first = self.find_low(refcounts, storage, count)?;
         self.reserved = (first, first.saturating_add(count));
         Ok(first)
     }

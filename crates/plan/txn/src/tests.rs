@@ -202,3 +202,22 @@ fn every_failing_call_leaves_a_sound_image() {
         }
     }
 }
+
+#[test]
+fn what_is_reserved_is_not_given_to_others_meanwhile() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = load(&image(folder.path(), "cluster_size=512"));
+    let header = Header::read(&storage, OpenMode::Change).unwrap();
+    let mut txn = Transaction::begin_low(&storage, &header, &mut Free).unwrap();
+    let (space, refcounts) = (&mut txn.space, &mut txn.refcounts);
+    let first = space.reserve(refcounts, &storage, 100).unwrap();
+    for taken in 0..100 {
+        // As refcount blocks do that leave memory in between.
+        let other = space.fixed(refcounts, &storage, 1).unwrap();
+        assert!(!(first..first + 100).contains(&other), "{taken}: {other}");
+        space.take(refcounts, &storage, first + taken, 1).unwrap();
+    }
+    for cluster in first..first + 100 {
+        assert_eq!(txn.refcount(cluster).unwrap(), 1);
+    }
+}
