@@ -5,6 +5,7 @@
 use anyhow::{Context, Result};
 use instar_tests::rng::Rng;
 use instar_tests::run::Run;
+use instar_tests::scratch::Scratch;
 use instar_tests::twins::Twins;
 use instar_tests::{image, tools};
 
@@ -25,6 +26,8 @@ struct Shape {
     cluster: u64,
     version: u32,
     data_file: bool,
+    /// The oracle takes minutes to change the width of refcounts: they are narrow, and the clusters large.
+    slow_width: bool,
 }
 
 fn shape(rng: &mut Rng) -> Shape {
@@ -33,14 +36,13 @@ fn shape(rng: &mut Rng) -> Shape {
     let cluster = 1_u64 << bits;
     let mut options = vec![format!("cluster_size={cluster}")];
     let mut data_file = false;
+    let mut slow_width = false;
     if version == 2 {
         options.push("compat=0.10".into());
     } else {
-        let narrowest = if bits > 12 { 4 } else { 0 };
-        options.push(format!(
-            "refcount_bits={}",
-            1 << (narrowest + rng.below(7 - narrowest))
-        ));
+        let width = rng.below(7);
+        slow_width = bits > 12 && width < 4;
+        options.push(format!("refcount_bits={}", 1 << width));
         if bits >= 14 && rng.below(3) == 0 {
             options.push("extended_l2=on".into());
         }
@@ -66,6 +68,7 @@ fn shape(rng: &mut Rng) -> Shape {
         cluster,
         version,
         data_file,
+        slow_width,
     }
 }
 
@@ -131,6 +134,8 @@ fn amend(rng: &mut Rng, shape: &Shape, size: u64) -> String {
     let narrowest = if shape.cluster > 4096 { 4 } else { 0 };
     let width = |rng: &mut Rng| 1 << (narrowest + rng.below(8 - narrowest));
     let option = match rng.below(6) {
+        // Version 2 has refcounts of 16 bits.
+        0 | 2 | 5 if shape.slow_width => "compat=1.1".to_owned(),
         0 => "compat=0.10".to_owned(),
         1 => "compat=1.1".to_owned(),
         2 => format!("refcount_bits={}", width(rng)),
@@ -161,16 +166,41 @@ fn virtual_size(twins: &Twins) -> Result<u64> {
     value["virtual-size"].as_u64().context("no size")
 }
 
-/// Not so where the oracle has left leaks that we have not, and not where there are snapshots and bitmaps: its
-/// repair deletes the snapshots then (docs/qemu-img-differences.md).
-fn is_repaired_alike(twins: &Twins) -> Result<bool> {
-    let check = Run::new(&tools::qemu_img()?, twins.theirs().path())
-        .args(["check", NAME])
-        .go()?;
+/// `check -r` on both copies. Where the oracle has left leaks that we have not, what the two say differs, and
+/// where there are snapshots and bitmaps the oracle's repair deletes the snapshots (docs/qemu-img-differences.md):
+/// then only our copy is repaired, and has to be sound and what the other one is.
+fn repair(twins: &mut Twins, args: &[String]) -> Result<()> {
+    let words = ["check", NAME];
+    let before = oracle_code(twins.theirs(), &words)?;
     let info = image::qemu_img(twins.theirs(), &["info", "--output=json", NAME])?;
     let value: serde_json::Value = serde_json::from_slice(&info.stdout)?;
     let bitmaps = &value["format-specific"]["data"]["bitmaps"];
-    Ok(check.code == Some(0) && (value["snapshots"].is_null() || bitmaps.is_null()))
+    let deletes = !value["snapshots"].is_null() && !bitmaps.is_null();
+    if before == Some(0) && !deletes {
+        return twins.run(args).map(|_| ());
+    }
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let want = if deletes {
+        Some(0)
+    } else {
+        oracle_code(twins.theirs(), &words)?
+    };
+    let got = Run::new(&tools::instar()?, twins.ours().path())
+        .args(args)
+        .go()?;
+    let after = oracle_code(twins.ours(), &["check", NAME])?;
+    anyhow::ensure!(
+        got.code == want && got.code == after,
+        "{args:?}: {want:?} wanted, {after:?} left: {}",
+        got.describe()
+    );
+    Ok(())
+}
+
+/// The oracle's exit code, run in a folder.
+fn oracle_code(folder: &Scratch, args: &[&str]) -> Result<Option<i32>> {
+    let run = Run::new(&tools::qemu_img()?, folder.path());
+    Ok(run.args(args).go()?.code)
 }
 
 fn one_chain(rng: &mut Rng) -> Result<()> {
@@ -189,10 +219,11 @@ fn one_chain(rng: &mut Rng) -> Result<()> {
     for _ in 0..=rng.below(6) {
         let size = virtual_size(&twins)?;
         let args = change(rng, &shape, size);
-        if args.first().is_some_and(|word| word == "check") && !is_repaired_alike(&twins)? {
-            continue;
+        if args.first().is_some_and(|word| word == "check") {
+            repair(&mut twins, &args).context(label.clone())?;
+        } else {
+            twins.run(&args).context(label.clone())?;
         }
-        twins.run(&args).context(label.clone())?;
         twins.compare(NAME).context(label.clone())?;
         let size = virtual_size(&twins)?;
         if let (Some(command), true) = (io_command(rng, &shape, size), rng.below(2) == 0) {

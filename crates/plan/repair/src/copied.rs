@@ -57,6 +57,8 @@ pub(crate) struct Flags<'j, 'a, S> {
     /// The active L1 table may be written.
     l1_safe: bool,
     told: u64,
+    /// Something wrong stays, since its table is not safe.
+    left: bool,
 }
 
 /// A piece of a buffer to be written back.
@@ -105,6 +107,7 @@ impl<'j, 'a, S: StorageMut> Flags<'j, 'a, S> {
             shared: Vec::new(),
             l1_safe: false,
             told: 0,
+            left: false,
         };
         flags.l1_safe = flags.l1_is_safe(&mut run);
         if flags.fix {
@@ -114,6 +117,9 @@ impl<'j, 'a, S: StorageMut> Flags<'j, 'a, S> {
         flags.step = Step::Repair;
         flags.all(&mut run)?;
         let told = flags.told.saturating_add(run.out.sum.corruptions);
+        // The old structures may have been what was in the way.
+        let moved = looked.rebuilt || looked.new_snapshots;
+        flags.job.again |= flags.fix && flags.left && moved;
         flags.job.flush()?;
         Ok(told)
     }
@@ -370,6 +376,7 @@ impl<'j, 'a, S: StorageMut> Flags<'j, 'a, S> {
             return Some(entry.0);
         }
         let safe = self.fix && self.l1_safe;
+        self.left |= !safe;
         self.tell(
             run,
             safe,
@@ -432,6 +439,7 @@ impl<'j, 'a, S: StorageMut> Flags<'j, 'a, S> {
                 return Ok(());
             }
             let safe = *safe.get_or_insert_with(|| self.l2_is_safe(run, offset));
+            self.left |= !safe;
             if let Some(refcount) = wrong {
                 self.tell(
                     run,

@@ -1,7 +1,7 @@
 //! The order of a repair's parts, and the marks in the header.
 
 use crate::copied::Flags;
-use crate::patch::Patch;
+use crate::patch::{Patch, recount};
 use crate::places::Places;
 use crate::rebuild::Rebuild;
 use crate::snapshots::{self, NewTable};
@@ -24,6 +24,10 @@ const CORRUPT: u64 = 1 << 1;
 const INCOMPATIBLE_AT: usize = 72;
 /// Where the autoclear feature bits are.
 const AUTOCLEAR_AT: usize = 88;
+/// The header's cluster.
+const HEADER: Span = (0, 0);
+/// How often a repair that has made more repairs possible goes on with these.
+const MORE_ROUNDS: usize = 3;
 /// What never tears: the part of the header that switches.
 const SECTOR: usize = 512;
 
@@ -39,7 +43,9 @@ pub(crate) struct Job<'a, S> {
     pub(crate) refused: Vec<u64>,
     /// Not all of those clusters are known.
     pub(crate) refused_cut: bool,
-    /// What the repair has done asks for another one.
+    /// The file has grown over places that were outside it before and have references.
+    pub(crate) grown_over: bool,
+    /// What the repair has done makes more of it possible.
     pub(crate) again: bool,
     /// The incompatible features before the repair.
     features: u64,
@@ -53,10 +59,31 @@ pub(crate) struct Looked {
     pub(crate) found: Found,
     /// A COPIED flag did not fit its refcount, or may not do so any more.
     pub(crate) look_at_copied: bool,
-    /// The refcounts need what the mode does not allow.
+    /// The refcounts need what the mode does not allow, or for what there is no place.
     pub(crate) stuck: bool,
+    /// Refcount table and blocks are in new places.
+    pub(crate) rebuilt: bool,
     /// The snapshot table was replaced.
     pub(crate) new_snapshots: bool,
+}
+
+/// What became of the refcounts.
+#[derive(Clone, Copy, Default)]
+struct Done {
+    /// See [`Looked::stuck`].
+    stuck: bool,
+    /// See [`Looked::rebuilt`].
+    rebuilt: bool,
+    /// See [`Looked::new_snapshots`].
+    new_snapshots: bool,
+}
+
+impl Done {
+    const STUCK: Self = Self {
+        stuck: true,
+        rebuilt: false,
+        new_snapshots: false,
+    };
 }
 
 /// The errno of a store as the check's end.
@@ -73,6 +100,7 @@ impl<'a, S: StorageMut> Job<'a, S> {
             changed: false,
             refused: Vec::new(),
             refused_cut: false,
+            grown_over: false,
             again: false,
             features: header.incompatible.0,
             marked: false,
@@ -85,11 +113,6 @@ impl<'a, S: StorageMut> Job<'a, S> {
         reporter: &mut R,
     ) -> Result<Repaired, CheckError> {
         let (before, mended) = self.work::<T, R>(reporter)?;
-        if self.again {
-            // The file has grown over places that were outside it before, and
-            // are clusters of zeros with references now.
-            self.work::<T, R>(reporter)?;
-        }
         let mut repaired = Repaired {
             summary: before,
             corruptions_fixed: 0,
@@ -110,6 +133,20 @@ impl<'a, S: StorageMut> Job<'a, S> {
     /// Repairs; gives the totals before it, and how many damages that those do
     /// not count have been dealt with.
     pub(crate) fn work<T: Counter, R: Reporter>(
+        &mut self,
+        reporter: &mut R,
+    ) -> Result<(CheckSummary, u64), CheckError> {
+        let first = self.round::<T, R>(reporter)?;
+        for _ in 0..MORE_ROUNDS {
+            if core::mem::take(&mut self.again) {
+                self.round::<T, R>(reporter)?;
+            }
+        }
+        Ok(first)
+    }
+
+    /// One of the rounds of [`Job::work`].
+    fn round<T: Counter, R: Reporter>(
         &mut self,
         reporter: &mut R,
     ) -> Result<(CheckSummary, u64), CheckError> {
@@ -158,54 +195,104 @@ impl<'a, S: StorageMut> Job<'a, S> {
         } else {
             run.start()?;
         }
-        let old = snapshots.map(|new| new.old_span(&self.header));
-        let (broken, shared) = count(&mut run, &table, old)?;
-        let snapshots = snapshots.filter(|_| !shared);
-        if shared {
+        let old = snapshots.and_then(|new| new.kept_span(&self.header));
+        let counted = count(&mut run, &table, old)?;
+        run.keep_places = false;
+        sort_tables(&mut run.out.found.tables);
+        run.out.found.overflows.sort_unstable();
+        let snapshots = snapshots.filter(|_| !counted.snapshots_shared);
+        if counted.snapshots_shared {
             self.changed = true;
             run.out.print(
                 MessageKind::Plain,
                 format_args!("The snapshot table is not repaired: it overlaps with something else"),
             );
         }
-        run.keep_places = false;
-        sort_tables(&mut run.out.found.tables);
-        run.out.found.overflows.sort_unstable();
-        let broken = broken || overflows_in(&run.out.found, &table)?;
-        let wrong = run.out.found.low > 0 || run.out.found.high > 0;
-        let stuck = broken && self.mode == Mode::Leaks;
-        if stuck {
+        let header_shared = self.mode == Mode::All && header_is_shared(&mut run)?;
+        let snapshots = snapshots.filter(|_| !header_shared);
+        if header_shared {
+            self.only_leaks(&mut run);
+        }
+        let broken = counted.broken || overflows_in(&run.out.found, &table)?;
+        let done = self.mend_refcounts(&mut run, &table, broken, snapshots)?;
+        // What the old structures were in the way of, or what they hid.
+        self.again |= done.rebuilt && (counted.snapshots_shared || run.out.found.uncounted);
+        Ok(Looked {
+            sum: run.out.sum,
+            look_at_copied: broken || run.copied_wrong || run.out.found.wrong_in_use,
+            found: core::mem::take(&mut run.out.found),
+            stuck: done.stuck,
+            rebuilt: done.rebuilt,
+            new_snapshots: done.new_snapshots,
+        })
+    }
+
+    /// Makes the refcounts right, and puts a new snapshot table in its place.
+    fn mend_refcounts<T: Counter, R: Reporter>(
+        &mut self,
+        run: &mut Run<'_, S, T, R>,
+        table: &BlockTable,
+        broken: bool,
+        snapshots: Option<&NewTable>,
+    ) -> Result<Done, CheckError> {
+        if broken && self.mode == Mode::Leaks {
             run.out.print(
                 MessageKind::Plain,
                 format_args!("ERROR need to rebuild refcount structures"),
             );
             run.out.first_pass = true;
             run.check_copied()?;
-        } else if wrong && !broken {
-            Patch::new(self, &table)?.all(&mut run)?;
+            return Ok(Done::STUCK);
         }
-        if broken && !stuck {
+        if broken {
             run.out.print(
                 MessageKind::Plain,
                 format_args!("Rebuilding refcount structure"),
             );
-        }
-        let mut rebuild = !stuck && broken;
-        if let Some(new) = snapshots.filter(|_| !stuck && !broken) {
+        } else {
+            if run.out.found.low > 0 || run.out.found.high > 0 {
+                Patch::new(self, table)?.all(run)?;
+            }
+            let Some(new) = snapshots else {
+                return Ok(Done::default());
+            };
             let may_grow = run.out.found.outside.is_empty() && !run.out.found.outside_cut;
             let counted = !run.out.found.uncounted;
-            rebuild = !(counted && Places::new(self)?.replace_snapshots(new, may_grow)?);
+            if counted && Places::new(self)?.replace_snapshots(new, may_grow)? {
+                return Ok(Done {
+                    new_snapshots: true,
+                    ..Done::default()
+                });
+            }
         }
-        if rebuild {
-            Rebuild::new(self, &table, snapshots)?.all(&mut run)?;
+        if Rebuild::new(self, table, snapshots)?.all(run)? {
+            return Ok(Done {
+                stuck: false,
+                rebuilt: true,
+                new_snapshots: snapshots.is_some(),
+            });
         }
-        Ok(Looked {
-            sum: run.out.sum,
-            look_at_copied: broken || run.copied_wrong || run.out.found.wrong_in_use,
-            found: core::mem::take(&mut run.out.found),
-            stuck,
-            new_snapshots: snapshots.is_some(),
-        })
+        run.out.print(
+            MessageKind::Plain,
+            format_args!("Nothing is rebuilt: something refers to where the file would grow"),
+        );
+        // The check after the repair tells what stays.
+        self.changed = true;
+        Ok(Done::STUCK)
+    }
+
+    /// Leaves everything as it is that needs a write to the header.
+    fn only_leaks<T: Counter, R: Reporter>(&mut self, run: &mut Run<'_, S, T, R>) {
+        self.mode = Mode::Leaks;
+        // The check after the repair tells what stays, though it was said to be repaired.
+        self.changed = true;
+        let out = &mut run.out;
+        let mendable = core::mem::take(&mut out.found.mendable);
+        out.sum.corruptions = out.sum.corruptions.saturating_add(mendable);
+        out.print(
+            MessageKind::Plain,
+            format_args!("Only leaks are repaired: the header overlaps with something else"),
+        );
     }
 
     /// Notes a cluster whose refcount stays as it is.
@@ -299,24 +386,64 @@ impl<'a, S: StorageMut> Job<'a, S> {
     }
 }
 
-/// Counts and compares all windows. Tells whether the refcount structures are
-/// beyond patching, and whether the clusters of `span` have a second use.
+/// What counting has shown.
+#[derive(Default)]
+struct Counted {
+    /// The refcount structures are beyond patching.
+    broken: bool,
+    /// The snapshot table's clusters have a second use.
+    snapshots_shared: bool,
+}
+
+/// Counts and compares all windows; the snapshot table is in the clusters of `snapshots`.
 fn count<S: StorageMut, T: Counter, R: Reporter>(
     run: &mut Run<'_, S, T, R>,
     table: &BlockTable,
-    span: Option<Span>,
-) -> Result<(bool, bool), CheckError> {
-    let (mut broken, mut shared) = (false, false);
+    snapshots: Option<Span>,
+) -> Result<Counted, CheckError> {
+    let mut counted = Counted::default();
     let mut first = 0;
     loop {
         run.count_window(first)?;
-        broken |= table.is_broken(run);
-        shared |= span.is_some_and(|span| is_shared(run, span));
+        counted.broken |= table.is_broken(run);
+        counted.snapshots_shared |= snapshots.is_some_and(|span| is_shared(run, span));
         match run.pages.next_window() {
             Some(next) => first = next,
-            None => return Ok((broken || run.out.found.broken_refcounts, shared)),
+            None => break,
         }
     }
+    counted.broken |= run.out.found.broken_refcounts;
+    Ok(counted)
+}
+
+/// True if something that is not a refcount structure is in the header's cluster too: a
+/// change of the header would change that. All windows have been counted.
+fn header_is_shared<S: StorageMut, T: Counter, R: Reporter>(
+    run: &mut Run<'_, S, T, R>,
+) -> Result<bool, CheckError> {
+    let found = &run.out.found;
+    if found.outside.iter().any(|span| span.0 == 0) {
+        // It starts in the header and ends outside the file.
+        return Ok(true);
+    }
+    let overflows = found.overflows.binary_search(&0).is_ok();
+    if run.pages.first() == 0 && !overflows && !is_shared(run, HEADER) {
+        return Ok(false);
+    }
+    let overflows = core::mem::take(&mut run.out.found.overflows);
+    run.pages.be_silent();
+    run.keep_places = true;
+    run.count_refcounts = false;
+    recount(run, 0, false)?;
+    let shared = run.out.found.overflows.contains(&0) || is_shared(run, HEADER);
+    run.count_refcounts = true;
+    run.keep_places = false;
+    run.out.found.overflows = overflows;
+    // As before, for those who go on with the only window.
+    run.pages.begin(0);
+    run.load_stored()?;
+    run.count_all()?;
+    Ok(shared)
 }
 
 /// True if something else may be in a cluster of the refcount table or of a

@@ -12,7 +12,7 @@
 //! - puts COPIED flags right, takes them off compressed clusters, and drops
 //!   unaligned offsets of clusters that read as zeros anyway,
 //! - puts the snapshot table right: extra data that is too long or missing,
-//!   snapshots past QEMU's limits,
+//!   snapshots past QEMU's limits, the offset of a table where there are no snapshots,
 //! - takes the marks "dirty" and "corrupt" off an image without errors.
 //!
 //! # What is not
@@ -22,7 +22,10 @@
 //! clusters; corrupt subcluster bitmaps; snapshots whose L1 table cannot be
 //! found; tables in whose clusters there is something else (such a cluster's
 //! refcount is not raised, and the tables in it are not written). While a part of
-//! the references cannot be counted, no refcount is lowered.
+//! the references cannot be counted, no refcount is lowered. Where the header's
+//! cluster is something else too, a change of the header would change that: only
+//! leaks are repaired. Refcount structures are not rebuilt where the file would
+//! have to grow far over places outside it that have references.
 //!
 //! # Order of writes, and what a crash leaves
 //! Data of the guest, active or of a snapshot, is the same at any moment.
@@ -41,7 +44,9 @@
 //!    header's first sector names it; flush; the refcounts of the old one become 0.
 //! 4. Flags of L1 and L2 entries are written where they are; flush. A refcount is
 //!    right before the flag that depends on it.
-//! 5. The image is checked again. Without errors, the marks are cleared; flush.
+//! 5. If step 3 has made more repairs possible, such as of flags in a table whose
+//!    cluster an old refcount block was in, it is all done again, at most three times.
+//! 6. The image is checked again. Without errors, the marks are cleared; flush.
 //!
 //! So a repair that was cut short has repaired a part, and version 3 says that it
 //! is not done. It can be run again at any time.

@@ -73,7 +73,7 @@ impl<'j, 'a, S: StorageMut> Places<'j, 'a, S> {
         let Some(first) = self.find(clusters, limit)? else {
             return Ok(false);
         };
-        let old = new.old_span(&self.job.header);
+        let old = new.kept_span(&self.job.header);
         self.job.mark(true)?;
         // First: a refcount past the end of the file would never be put right.
         let end = first.saturating_add(clusters) << bits.get();
@@ -86,8 +86,9 @@ impl<'j, 'a, S: StorageMut> Places<'j, 'a, S> {
         self.job.flush()?;
         self.job.header.nb_snapshots = new.count;
         self.switch_snapshots(first)?;
-        let count = old.1.saturating_sub(old.0).saturating_add(1);
-        self.set(old.0, count, 0)?;
+        if let Some((first, last)) = old {
+            self.set(first, last.saturating_sub(first).saturating_add(1), 0)?;
+        }
         Ok(true)
     }
 
@@ -134,7 +135,7 @@ impl<'j, 'a, S: StorageMut> Places<'j, 'a, S> {
     /// Where something that lies at cluster `from` or behind it may go to: not
     /// where the file was not before, if references point there.
     fn lower(&mut self, from: u64, count: u64, start: u64) -> Result<Option<u64>, CheckError> {
-        let limit = if self.job.again { start } else { from };
+        let limit = if self.job.grown_over { start } else { from };
         self.find(count, limit)
     }
 

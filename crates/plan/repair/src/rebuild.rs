@@ -24,6 +24,9 @@ const REFCOUNT_TABLE_AT: usize = 48;
 /// `nb_snapshots` and `snapshots_offset` in the header.
 const SNAPSHOTS_AT: usize = 60;
 
+/// How much longer the file may get for nothing but references that point behind its end.
+const MAX_GAP_BYTES: u64 = 64 << 20;
+
 const TOO_LARGE: CheckError = CheckError::Failed { errno: EFBIG };
 
 /// Where the new structures go: one run of clusters.
@@ -93,17 +96,20 @@ impl<'j, 'a, S: StorageMut> Rebuild<'j, 'a, S> {
     }
 
     /// Counts everything but the old structures, writes the new ones, switches.
+    /// False if there is no place for the new ones.
     pub(crate) fn all<T: Counter, R: Reporter>(
         mut self,
         run: &mut Run<'_, S, T, R>,
-    ) -> Result<(), CheckError> {
+    ) -> Result<bool, CheckError> {
         run.pages.be_silent();
         run.out.first_pass = false;
         run.count_refcounts = false;
         run.count_snapshot_table = self.snapshots.is_none();
         self.keep = run.out.found.uncounted;
         let (runs, one_window) = self.survey(run)?;
-        let layout = self.place(run, &runs)?;
+        let Some(layout) = self.place(run, &runs) else {
+            return Ok(false);
+        };
         self.job.mark(true)?;
         let len = self.job.storage.len_bytes();
         if let Err(e) = self.write(run, layout, one_window) {
@@ -114,7 +120,8 @@ impl<'j, 'a, S: StorageMut> Rebuild<'j, 'a, S> {
         let bits = self.job.header.cluster_bits.get();
         let table_at = layout.start.saturating_add(layout.blocks);
         let snapshots_at = table_at.saturating_add(layout.table);
-        self.switch(table_at << bits, layout.table, snapshots_at << bits)
+        self.switch(table_at << bits, layout.table, snapshots_at << bits)?;
+        Ok(true)
     }
 
     /// Writes all of the new structures and makes them durable.
@@ -164,7 +171,8 @@ impl<'j, 'a, S: StorageMut> Rebuild<'j, 'a, S> {
             self.used
                 .extend((0..self.table.len()).filter(|index| self.table.block(*index).is_some()));
         }
-        let mut old = self.old.clone().into_iter().peekable();
+        let clusters = run.clusters.saturating_add(u64::from(run.grown));
+        let mut old = self.old_within(clusters).into_iter().peekable();
         loop {
             recount(run, first, true)?;
             let end = run.pages.next_window().map_or(u64::MAX, |n| n << PAGE_BITS);
@@ -190,45 +198,59 @@ impl<'j, 'a, S: StorageMut> Rebuild<'j, 'a, S> {
                 None => break,
             }
         }
-        let clusters = run.clusters.saturating_add(u64::from(run.grown));
-        for (first, last) in old.take_while(|span| span.0 < clusters) {
+        for (first, last) in old {
             runs.in_use(first);
-            runs.in_use_to(last.min(clusters.saturating_sub(1)));
+            runs.in_use_to(last);
         }
         self.used.sort_unstable();
         self.used.dedup();
         Ok((runs, first == 0))
     }
 
-    /// Chooses where the new structures go.
+    /// The old structures in the first `clusters` clusters: those of the file. What lies
+    /// behind them is zeros.
+    fn old_within(&self, clusters: u64) -> Vec<Span> {
+        let last = clusters.saturating_sub(1);
+        let within = self.old.iter().filter(|span| span.0 <= last);
+        within.map(|span| (span.0, span.1.min(last))).collect()
+    }
+
+    /// Chooses where the new structures go, if there is a place.
     fn place<T: Counter, R: Reporter>(
         &mut self,
         run: &mut Run<'_, S, T, R>,
         runs: &FreeRuns,
-    ) -> Result<Layout, CheckError> {
+    ) -> Option<Layout> {
         let len = |start| self.layout(start).len();
         let inside = runs.find(len).filter(|_| !self.keep);
         let clusters = run.clusters.saturating_add(u64::from(run.grown));
         let tail = if self.keep { clusters } else { runs.tail() };
         let start = match inside {
             Some(start) => start,
-            None if run.out.found.outside_cut => return Err(TOO_LARGE),
+            None if run.out.found.outside_cut => return None,
             None => {
-                let replaced = self.snapshots.map(|new| new.old_span(&self.job.header));
-                run.out.found.outside.retain(|span| Some(*span) != replaced);
-                run.out.found.outside.sort_unstable();
-                avoid(tail, &run.out.found.outside, len)
+                let outside = &mut run.out.found.outside;
+                let replaced = self.snapshots.and_then(|n| n.kept_span(&self.job.header));
+                if let Some(at) = outside.iter().position(|span| Some(*span) == replaced) {
+                    outside.swap_remove(at);
+                }
+                outside.sort_unstable();
+                avoid(tail, outside, len)
             }
         };
         let layout = self.layout(start);
-        self.job.again |= inside.is_none() && start > tail;
         let bytes = self.job.header.cluster_bits.size_bytes();
-        let end = layout.end().checked_mul(bytes);
+        let gap = layout.start.saturating_sub(tail).saturating_mul(bytes);
+        let end = layout.end().checked_mul(bytes)?;
         let table = layout.table.saturating_mul(bytes);
-        if end.is_none_or(|end| end > MAX_FILE_BYTES) || table > MAX_REFCOUNT_TABLE_BYTES {
-            return Err(TOO_LARGE);
+        if end > MAX_FILE_BYTES || gap > MAX_GAP_BYTES || table > MAX_REFCOUNT_TABLE_BYTES {
+            return None;
         }
-        Ok(layout)
+        // Places that were outside the file are clusters of zeros with references now.
+        let grown_over = inside.is_none() && start > tail;
+        self.job.grown_over |= grown_over;
+        self.job.again |= grown_over;
+        Some(layout)
     }
 
     /// The layout from cluster `start` on: the new structures need refcounts

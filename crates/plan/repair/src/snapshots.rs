@@ -21,6 +21,10 @@ const ENTRY_BYTES: u64 = 40;
 const MIN_EXTRA_BYTES: u32 = 16;
 /// Extra data that QEMU writes: also the instruction count.
 const KNOWN_EXTRA_BYTES: u32 = 24;
+/// QEMU: the largest offset.
+const MAX_OFFSET: u64 = i64::MAX.unsigned_abs();
+/// QEMU: where an entry of the old table may end, counted from the table's start.
+const MAX_OLD_TABLE_BYTES: u64 = 0x7fff_ffff;
 /// EFBIG.
 const EFBIG: u32 = 27;
 /// Bytes read ahead and written at once; more than the longest entry.
@@ -37,9 +41,17 @@ pub(crate) struct NewTable {
     pub(crate) old_end: u64,
     /// Damages that it repairs.
     pub(crate) repaired: u64,
+    /// Bytes of the file when the old table was read; behind them are zeros.
+    pub(crate) file_len: u64,
 }
 
 impl NewTable {
+    /// Clusters of the entries that are kept, in the old table; `None` if all are
+    /// dropped: then the table may have been anything.
+    pub(crate) fn kept_span(&self, header: &Header) -> Option<Span> {
+        (self.count > 0).then(|| self.old_span(header))
+    }
+
     /// Clusters of the old table, the first and the last.
     pub(crate) fn old_span(&self, header: &Header) -> Span {
         let bits = header.cluster_bits.get();
@@ -94,15 +106,30 @@ struct Reader<'s, S> {
     buf: Vec<u8>,
     /// Where the buffer's bytes are from.
     start: Option<u64>,
+    /// What lies behind this offset is read as zeros, whatever has been written there since.
+    end: u64,
 }
 
 impl<'s, S: Storage> Reader<'s, S> {
-    fn new(storage: &'s S) -> Result<Self, CheckError> {
+    fn new(storage: &'s S, end: u64) -> Result<Self, CheckError> {
         Ok(Self {
             storage,
             buf: zeroed(BUFFER_BYTES)?,
             start: None,
+            end,
         })
+    }
+
+    /// Fills the buffer from `offset` on.
+    fn fill(&mut self, offset: u64) -> Result<(), StorageError> {
+        self.start = None;
+        self.storage.read_at(offset, &mut self.buf)?;
+        let left = usize::try_from(self.end.saturating_sub(offset)).unwrap_or(usize::MAX);
+        if let Some(behind) = self.buf.get_mut(left..) {
+            behind.fill(0);
+        }
+        self.start = Some(offset);
+        Ok(())
     }
 
     /// `len` bytes at `offset`, at most [`BUFFER_BYTES`].
@@ -115,9 +142,8 @@ impl<'s, S: Storage> Reader<'s, S> {
         let start = match self.start.filter(|start| held(*start)) {
             Some(start) => start,
             None => {
-                self.start = None;
-                self.storage.read_at(offset, &mut self.buf)?;
-                *self.start.insert(offset)
+                self.fill(offset)?;
+                offset
             }
         };
         let from = usize::try_from(offset.saturating_sub(start)).unwrap_or(usize::MAX);
@@ -152,16 +178,28 @@ pub(crate) fn look<S: Storage, R: Reporter>(
     reporter: &mut R,
 ) -> Result<Option<NewTable>, CheckError> {
     let start = header.snapshots_offset.get();
-    let most = i64::MAX.unsigned_abs() / 2;
-    if header.nb_snapshots == 0 || start > most || !header.cluster_bits.is_aligned(start) {
-        return Ok(None);
-    }
+    let aligned = header.cluster_bits.is_aligned(start);
     let mut new = NewTable {
         count: header.nb_snapshots.min(MAX_SNAPSHOTS),
         bytes: 0,
         old_end: start,
         repaired: 0,
+        file_len: storage.len_bytes(),
     };
+    if header.nb_snapshots == 0 {
+        if aligned && start <= MAX_OFFSET {
+            return Ok(None);
+        }
+        say(
+            reporter,
+            &format!("Repairing snapshot table offset {start:x}: there are no snapshots"),
+        );
+        new.repaired = 1;
+        return Ok(Some(new));
+    }
+    if !aligned || start > MAX_OFFSET / 2 {
+        return Ok(None);
+    }
     let over = header.nb_snapshots.saturating_sub(MAX_SNAPSHOTS);
     if over > 0 {
         say(
@@ -170,7 +208,7 @@ pub(crate) fn look<S: Storage, R: Reporter>(
         );
         new.repaired = over.into();
     }
-    let mut reader = Reader::new(storage)?;
+    let mut reader = Reader::new(storage, new.file_len)?;
     let Ok(incomplete) = measure(&mut reader, header, &mut new, reporter) else {
         return Ok(None);
     };
@@ -195,6 +233,7 @@ fn measure<S: Storage, R: Reporter>(
     reporter: &mut R,
 ) -> Result<bool, StorageError> {
     let (mut kept, mut incomplete) = (0_u64, false);
+    let start = header.snapshots_offset.get();
     for index in 0..new.count {
         let entry = reader.entry(new.old_end)?;
         let extra = entry.raw.extra_data_size.get();
@@ -211,7 +250,8 @@ fn measure<S: Storage, R: Reporter>(
         kept = kept
             .saturating_add(bytes)
             .saturating_add(entry.names_bytes());
-        if kept > MAX_SNAPSHOT_TABLE_BYTES {
+        let far = entry.end().saturating_sub(start) > MAX_OLD_TABLE_BYTES;
+        if kept > MAX_SNAPSHOT_TABLE_BYTES || far {
             let over = new.count.saturating_sub(index);
             let line =
                 format!("Discarding {over} overhanging snapshots (snapshot table is too big)");
@@ -253,7 +293,7 @@ pub(crate) fn write<S: StorageMut>(
     new: &NewTable,
     place: u64,
 ) -> Result<(), CheckError> {
-    let mut reader = Reader::new(storage)?;
+    let mut reader = Reader::new(storage, new.file_len)?;
     let mut out: Vec<u8> = Vec::new();
     let (mut offset, mut place) = (header.snapshots_offset.get(), place);
     let room = usize::try_from(BUFFER_BYTES.saturating_mul(2)).unwrap_or(0);
@@ -269,8 +309,9 @@ pub(crate) fn write<S: StorageMut>(
             out.clear();
         }
     }
-    let whole = out.len().next_multiple_of(512);
-    out.resize(whole, 0);
+    // To the end of the sector, not of as many bytes: what follows the last cluster is in use.
+    let rest = usize::try_from(place.saturating_add(out.len() as u64).wrapping_neg() % 512);
+    out.resize(out.len().saturating_add(rest.unwrap_or(0)), 0);
     storage.write_at(place, &out).map_err(failed)
 }
 
@@ -311,3 +352,6 @@ fn append<S: Storage>(
     out.resize(padded, 0);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

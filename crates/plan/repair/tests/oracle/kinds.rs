@@ -244,6 +244,26 @@ const KINDS: &[Kind] = &[
         d.put(64, end);
         Some(())
     }),
+    ("snapshots behind the end of the file", 0, |d| {
+        // The last entry moves to a cluster of its own, at the end.
+        let last = *d.places.snapshots.last()?;
+        (d.places.snapshots.len() == 1).then_some(())?;
+        let end = d.end();
+        let entry = d.bytes[last as usize..d.places.snapshots_end as usize].to_vec();
+        d.bytes.resize(end as usize, 0);
+        d.bytes.extend(entry);
+        d.put(64, end);
+        d.put32(60, 700);
+        Some(())
+    }),
+    ("offset of a snapshot table, and no snapshots", 0, |d| {
+        d.places.snapshots.is_empty().then_some(())?;
+        d.put(64, 0x1234_5678_9abc_def0);
+        Some(())
+    }),
+    ("header is an L2 table", 2, |d| {
+        d.change(d.l1_entry(), |_, _| 1 << 62)
+    }),
     ("dirty", 0, |d| mark(d, 1)),
     ("corrupt", 0, |d| mark(d, 2)),
     ("dirty, with a leak", 0, |d| {

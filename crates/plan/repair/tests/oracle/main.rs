@@ -3,7 +3,9 @@
 //! repair has promised, and what `qemu-img convert` reads, of the disk and of each
 //! snapshot, has to be what it read before.
 //!
-//! `REPAIR_SEED` and `REPAIR_CASES` choose other damages and more of them.
+//! `REPAIR_SEED` and `REPAIR_CASES` choose other damages and more of them. `REPAIR_SHOW` shows
+//! where a repaired file is longer than that of `qemu-img`, or less is repaired, and `REPAIR_KEEP`
+//! names a folder for these images and for those that fail.
 
 // Test code may end in a panic, and its numbers are small.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
