@@ -14,9 +14,8 @@ use instar_shared::edit::{
     AMEND_ENCRYPT, AMEND_LAZY_REFCOUNTS, AMEND_REFCOUNT_BITS, AMEND_SIZE, AmendConfig, EditResult,
 };
 use instar_shared::op::Outcome;
-use instar_shared::record::FailureKind;
 use instar_shared::zerocopy::little_endian::U32;
-use op_chain::Reported;
+use op_chain::{Reported, Stopped, stopped};
 use op_edit::{Below, Chain, Opened, Progress, failed, open_below, open_for_change};
 
 instar_guest_ops::entry!(run);
@@ -59,14 +58,14 @@ fn change(
             result.size.set(header.whole_sectors_size());
             Ok(Outcome::Done)
         }
-        Err(AmendError::Cancelled) => Ok(Outcome::Cancelled),
-        Err(AmendError::OutOfMemory) => {
-            let text =
-                format_args!("The amend needs more memory than it was given; raise --memory");
-            ctx.records().failure(FailureKind::Memory, 0, text);
-            Ok(Outcome::Failed)
+        Err(e) => {
+            let why = match &e {
+                AmendError::Cancelled => Stopped::Cancelled,
+                AmendError::OutOfMemory => Stopped::OutOfMemory,
+                e => Stopped::Failed(e),
+            };
+            Ok(stopped(ctx, "amend", &why))
         }
-        Err(e) => Ok(failed(ctx, &e)),
     }
 }
 

@@ -16,9 +16,8 @@ use instar_qcow2::{Header, OpenMode};
 use instar_shared::control::FileAccess;
 use instar_shared::edit::{BitmapAction, BitmapActionHeader, BitmapConfig, EditResult};
 use instar_shared::op::{ImageFormat, Outcome};
-use instar_shared::record::FailureKind;
 use instar_shared::zerocopy::FromBytes;
-use op_chain::{NamedBy, Reported, format_of, open_qcow2};
+use op_chain::{NamedBy, Reported, Stopped, format_of, open_qcow2, stopped};
 use op_edit::{Chain, Opened, Progress, failed, open_for_change};
 
 instar_guest_ops::entry!(run);
@@ -128,13 +127,13 @@ fn tell(ctx: &mut Context, done: Result<Report, ChangeError>) -> Outcome {
             }
             failed(ctx, &last)
         }
-        Err(error) if error.cause == TxnError::Cancelled => Outcome::Cancelled,
-        Err(error) if error.cause == TxnError::OutOfMemory => {
-            let text =
-                format_args!("The change needs more memory than it was given; raise --memory");
-            ctx.records().failure(FailureKind::Memory, 0, text);
-            Outcome::Failed
+        Err(error) => {
+            let why = match error.cause {
+                TxnError::Cancelled => Stopped::Cancelled,
+                TxnError::OutOfMemory => Stopped::OutOfMemory,
+                _ => Stopped::Failed(&error),
+            };
+            stopped(ctx, "change", &why)
         }
-        Err(error) => failed(ctx, &error),
     }
 }

@@ -8,8 +8,9 @@ use instar_qcow2::OpenMode;
 use instar_shared::check::{CheckConfig, CheckResult};
 use instar_shared::control::FileAccess;
 use instar_shared::op::{ImageFormat, Outcome};
-use instar_shared::record::FailureKind;
-use op_chain::{Findings, NamedBy, Reported, format_of, open_chain_below, open_qcow2};
+use op_chain::{
+    Findings, NamedBy, Reported, Stopped, format_of, open_chain_below, open_qcow2, stopped,
+};
 
 instar_guest_ops::entry!(run);
 
@@ -45,17 +46,13 @@ fn check_image(
             fill(result, &summary);
             Ok(Outcome::Done)
         }
-        Err(CheckError::Cancelled) => Ok(Outcome::Cancelled),
-        Err(CheckError::OutOfMemory) => {
-            let text =
-                format_args!("The check needs more memory than it was given; raise --memory");
-            ctx.records().failure(FailureKind::Memory, 0, text);
-            Ok(Outcome::Failed)
-        }
-        Err(e @ CheckError::Failed { .. }) => {
-            ctx.records()
-                .failure(FailureKind::Operation, 0, format_args!("{e}"));
-            Ok(Outcome::Failed)
+        Err(e) => {
+            let why = match &e {
+                CheckError::Cancelled => Stopped::Cancelled,
+                CheckError::OutOfMemory => Stopped::OutOfMemory,
+                CheckError::Failed { .. } => Stopped::Failed(&e),
+            };
+            Ok(stopped(ctx, "check", &why))
         }
     }
 }

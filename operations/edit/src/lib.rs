@@ -14,8 +14,9 @@ use instar_plan_txn::{Cancelled, Monitor};
 use instar_qcow2::{Header, OpenMode};
 use instar_shared::control::FileAccess;
 use instar_shared::op::{ImageFormat, Outcome};
-use instar_shared::record::FailureKind;
-use op_chain::{Findings, NamedBy, Reported, fail, format_of, open_chain_below, open_qcow2};
+use op_chain::{
+    Findings, NamedBy, Reported, Stopped, fail, format_of, open_chain_below, open_qcow2, stopped,
+};
 
 /// Whether the images below must be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,9 +91,7 @@ fn clean(ctx: &mut Context, disk: &Disk, header: Header) -> Result<Header, Repor
 
 /// Tells the user why the operation failed: `sentence` stands after the program's name.
 pub fn failed(ctx: &mut Context, sentence: &dyn Display) -> Outcome {
-    ctx.records()
-        .failure(FailureKind::Operation, 0, format_args!("{sentence}"));
-    Outcome::Failed
+    stopped(ctx, "change", &Stopped::Failed(sentence))
 }
 
 /// A planner's [`Monitor`] over the operation's context.

@@ -14,9 +14,8 @@ use instar_shared::edit::{
     EditResult, Preallocation as GivenPreallocation, RESIZE_SHRINK, ResizeConfig, SizeForm,
 };
 use instar_shared::op::Outcome;
-use instar_shared::record::FailureKind;
-use op_chain::Reported;
-use op_edit::{Below, Chain, Opened, Progress, failed, open_below, open_for_change};
+use op_chain::{Reported, Stopped, stopped};
+use op_edit::{Below, Chain, Opened, Progress, open_below, open_for_change};
 
 instar_guest_ops::entry!(run);
 
@@ -75,14 +74,14 @@ fn resize(
             result.size.set(new_size);
             Ok(Outcome::Done)
         }
-        Err(ResizeError::Cancelled) => Ok(Outcome::Cancelled),
-        Err(ResizeError::OutOfMemory) => {
-            let text =
-                format_args!("The resize needs more memory than it was given; raise --memory");
-            ctx.records().failure(FailureKind::Memory, 0, text);
-            Ok(Outcome::Failed)
+        Err(e) => {
+            let why = match &e {
+                ResizeError::Cancelled => Stopped::Cancelled,
+                ResizeError::OutOfMemory => Stopped::OutOfMemory,
+                e => Stopped::Failed(e),
+            };
+            Ok(stopped(ctx, "resize", &why))
         }
-        Err(e) => Ok(failed(ctx, &e)),
     }
 }
 

@@ -5,9 +5,9 @@ use crate::tables::Survey;
 use crate::{AmendError, Image, Layer, Request, downgrade};
 use instar_plan_resize::{Preallocation, Wish};
 use instar_plan_txn::{Footprint, Monitor, Transaction, TxnError, write_header};
+use instar_qcow2::Header;
 use instar_qcow2::header::MAX_SNAPSHOTS;
 use instar_qcow2::snapshot::SnapshotTable;
-use instar_qcow2::{Header, OpenMode};
 use instar_storage::StorageMut;
 
 /// How much of the new state lies beside the old one.
@@ -192,8 +192,7 @@ impl<S: StorageMut> Change<'_, S> {
             return Ok(None);
         }
         let failed = AmendError::in_step(AmendError::Zeros);
-        // What was queued is on the disk after this.
-        self.txn.read_snapshots().map_err(&failed)?;
+        self.txn.send_queue().map_err(&failed)?;
         let survey = Survey::take(self.txn.storage(), &self.txn.header, monitor);
         survey.map(Some).map_err(failed)
     }
@@ -252,12 +251,5 @@ pub fn remove_data_file_name<S: StorageMut>(
 ) -> Result<Header, TxnError> {
     let mut without = header.clone();
     without.extensions.data_file_name = None;
-    match write_header(storage, header, &without) {
-        // It does not open for a change any more.
-        Err(e @ TxnError::Corrupt { .. }) => Header::read(storage, OpenMode::Info)
-            .ok()
-            .filter(|now| now.extensions.data_file_name.is_none())
-            .ok_or(e),
-        result => result,
-    }
+    write_header(storage, header, &without)
 }

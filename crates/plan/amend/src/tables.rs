@@ -111,7 +111,8 @@ impl Survey {
                 continue;
             }
             metadata.refuse(offset, "L2 table lies over other metadata")?;
-            if self.tables.len().is_multiple_of(TABLES_PER_GRANT) {
+            let len = self.tables.len();
+            if len > 0 && len.is_multiple_of(TABLES_PER_GRANT) {
                 ask_for(monitor, TABLES_PER_GRANT as u64)?;
             }
             let table = self.tables.entry(offset).or_default();
@@ -151,7 +152,7 @@ impl Survey {
     }
 }
 
-/// Asks for the memory of `entries` entries of a map.
+/// Asks for the memory of `entries` entries of a map, which has as many already.
 pub fn ask_for(monitor: &mut dyn Monitor, entries: u64) -> Result<(), TxnError> {
     let bytes = entries.saturating_mul(BYTES_PER_ENTRY);
     if monitor.grant(bytes) < bytes {

@@ -150,7 +150,8 @@ impl Expansion<'_> {
                         });
                     }
                     if refcount > paths {
-                        if shared.len().is_multiple_of(SHARED_PER_GRANT) {
+                        let len = shared.len();
+                        if len > 0 && len.is_multiple_of(SHARED_PER_GRANT) {
                             ask_for(self.monitor, SHARED_PER_GRANT as u64)?;
                         }
                         let count = shared.entry(cluster).or_insert(0_u64);

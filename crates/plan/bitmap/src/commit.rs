@@ -16,6 +16,8 @@ use instar_storage::{Storage, StorageMut};
 const KNOWN_AUTOCLEAR: u64 = 3;
 /// Memory besides directory, tables and clusters at hand: of the transaction, of its writes on their way.
 const WORK_BYTES: u64 = 6 << 20;
+/// Working memory from this on is asked for.
+const ANNOUNCED_BYTES: u64 = 8 << 20;
 
 /// The image and what is wanted of it.
 pub(crate) struct Change<'c, S> {
@@ -106,7 +108,7 @@ impl<'c, S: StorageMut> Change<'c, S> {
             .saturating_add(pieces)
             .saturating_add(clusters)
             .saturating_add(WORK_BYTES);
-        if monitor.grant(bytes) < bytes {
+        if bytes >= ANNOUNCED_BYTES && monitor.grant(bytes) < bytes {
             return Err(TxnError::OutOfMemory);
         }
         Ok(())

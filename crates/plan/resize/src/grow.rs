@@ -309,6 +309,45 @@ impl<'a, S: StorageMut> Grow<'a, S> {
         Ok(())
     }
 
+    /// True if the L1 table's clusters have room for the new entries, and zeros there.
+    ///
+    /// A device without room is not asked: `qemu-img` says so when it looks for a place for a longer table.
+    fn has_l1_room(&self, storage: &S) -> Result<bool, ResizeError> {
+        let header = self.image.header;
+        let bytes = |entries: u32| u64::from(entries).saturating_mul(8);
+        let (old, new) = (bytes(header.l1_size), bytes(self.l1_size));
+        if old == new {
+            return Ok(true);
+        }
+        let clusters = |bytes| header.cluster_bits.clusters_for(bytes);
+        if !storage.can_grow() || clusters(old) != clusters(new) {
+            return Ok(false);
+        }
+        let len = usize::try_from(new.saturating_sub(old)).map_err(|_| ResizeError::OutOfMemory)?;
+        let mut rest = Vec::new();
+        rest.try_reserve_exact(len)
+            .map_err(|_| ResizeError::OutOfMemory)?;
+        rest.resize(len, 0);
+        let offset = header.l1_table_offset.get().saturating_add(old);
+        storage
+            .read_at(offset, &mut rest)
+            .map_err(TxnError::from)
+            .at(Stage::L1)?;
+        Ok(rest.iter().all(|byte| *byte == 0))
+    }
+
+    /// The size and L1 length of the new state, if the header is all that changes.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn only_header(&self) -> Result<Option<(u64, u32)>, ResizeError> {
+        let alone = self.image.data.is_none() && self.part.first >= self.part.end;
+        if !alone || !self.has_l1_room(self.image.storage)? {
+            return Ok(None);
+        }
+        Ok(Some((self.growth.new_size, self.l1_size)))
+    }
+
     /// Writes L2 tables and the L1 table, as far as they change.
     fn write_tables(
         &mut self,
@@ -316,7 +355,8 @@ impl<'a, S: StorageMut> Grow<'a, S> {
         work: &mut Work<'_>,
     ) -> Result<(), ResizeError> {
         let header = self.image.header;
-        if self.part.first >= self.part.end && self.l1_size == header.l1_size {
+        if self.part.first >= self.part.end && self.has_l1_room(txn.storage())? {
+            txn.header.l1_size = self.l1_size;
             return Ok(());
         }
         let mut l1 = txn

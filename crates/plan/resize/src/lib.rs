@@ -1,6 +1,7 @@
 //! Growing and shrinking qcow2 and raw images, as `qemu-img resize` does.
 //!
-//! **qcow2.** Everything is one [`instar_plan_txn::Transaction`]. In order:
+//! **qcow2.** A growth for which the clusters of the L1 table have room, and zeros there, is one sector of the header:
+//! the new size and number of entries. Everything else is one [`instar_plan_txn::Transaction`]. In order:
 //!
 //! 1. Into clusters that the old state does not use: reserved guest data, changed and
 //!    new L2 tables, bitmap tables and directory, the L1 table. The last cluster of the

@@ -9,7 +9,7 @@ use crate::grow::Grow;
 use crate::request::target;
 use crate::reserve::Work;
 use crate::{Preallocation, Request, ResizeError, Resized};
-use instar_plan_txn::{Footprint, Monitor, Transaction};
+use instar_plan_txn::{Footprint, Monitor, Transaction, write_header};
 use instar_qcow2::Header;
 use instar_storage::{StorageError, StorageMut};
 
@@ -67,6 +67,9 @@ pub fn resize_qcow2_to<S: StorageMut>(
     let mut change = Change::plan(image, below, wish, monitor)?;
     if !change.is_needed() {
         change.after_commit()?;
+        return Ok(change.resized());
+    }
+    if change.is_done_by_header(monitor)? {
         return Ok(change.resized());
     }
     let mut txn = Transaction::begin(image.storage, header, change.footprint(), monitor)
@@ -175,6 +178,24 @@ impl<'a, S: StorageMut> Change<'a, S> {
     #[must_use]
     pub const fn is_needed(&self) -> bool {
         !matches!(self.kind, Kind::Same)
+    }
+
+    /// Writes the header, if that is all there is to do: a growth for which the L1 table has room.
+    fn is_done_by_header(&self, monitor: &mut dyn Monitor) -> Result<bool, ResizeError> {
+        let (Kind::Grow(grow), None) = (&self.kind, &self.bitmaps) else {
+            return Ok(false);
+        };
+        let Some((virtual_size, l1_size)) = grow.only_header()? else {
+            return Ok(false);
+        };
+        let new = Header {
+            virtual_size,
+            l1_size,
+            ..self.image.header.clone()
+        };
+        monitor.progress(1, 1)?;
+        write_header(self.image.storage, self.image.header, &new).at(Stage::Switch)?;
+        Ok(true)
     }
 
     /// The sizes.

@@ -18,18 +18,21 @@
 //! 5. what is not needed any more is given back to the host.
 //!
 //! Where the copies would make the file noticeably longer, they are put past its
-//! end, and a second transaction of the same kind moves them down into the
-//! clusters that the first one freed (`settle`). The file is then cut.
+//! end, and a second step of the same kind moves them down into the clusters that
+//! the first one freed (`settle`); refcount structures return to where they were,
+//! of which only the sectors that differ are written. The file is then cut.
 //!
-//! Names and extensions behind the first sector of the header are changed in
-//! steps of which each is a whole sector (`header_write`).
+//! Names and extensions behind the first sector of the header are written before
+//! it where the old area ends before them, or changed in steps of which each is a
+//! whole sector (`header_write`).
 //!
-//! Modules: `transaction` (what planners build), `commit`, `refcounts` and `space` (refcounts and free
-//! clusters of the new state), `tables` (L1, L2), `snapshots` (their table),
-//! `header_write`, `settle`.
+//! Modules: `transaction` (what planners build), `commit`, `refcounts`, `block` and `space` (refcounts and free
+//! clusters of the new state), `tables` (L1, L2), `snapshots` (their table), `recent` (what was written a moment
+//! ago), `header_write`, `settle`.
 //!
 //! Memory: the refcount table, at most 8 MiB; an L1 table, at most 32 MiB;
-//! refcount blocks in a cache of bounded size; one batch of writes.
+//! refcount blocks in a cache of bounded size; one batch of writes, and half a
+//! MiB of the one before.
 #![no_std]
 #![cfg_attr(
     not(test),
@@ -38,8 +41,10 @@
 
 extern crate alloc;
 
+mod block;
 mod commit;
 mod header_write;
+mod recent;
 mod refcounts;
 mod settle;
 mod snapshots;
@@ -52,7 +57,7 @@ pub use snapshots::SnapshotEntry;
 pub use tables::{TableVisitor, for_each_l2, read_l1, references};
 pub use transaction::{Footprint, Transaction};
 
-use instar_storage::{Errno, StorageError};
+use instar_storage::{Errno, StorageError, Write};
 
 /// The user, or the host on its behalf, wants the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +139,40 @@ pub(crate) fn zeroed(len: u64) -> Result<alloc::vec::Vec<u8>, TxnError> {
         .map_err(|_| TxnError::OutOfMemory)?;
     bytes.resize(len, 0);
     Ok(bytes)
+}
+
+/// The write of `bytes` at `offset`, without the zeros at their end where everything from `zeros_from` on is zeros
+/// already; `None` if nothing is left.
+pub(crate) fn without_zeros(offset: u64, bytes: &[u8], zeros_from: u64) -> Option<Write<'_>> {
+    let end = if offset >= zeros_from {
+        nonzero_end(bytes).next_multiple_of(512).min(bytes.len())
+    } else {
+        bytes.len()
+    };
+    let buf = bytes.get(..end).filter(|buf| !buf.is_empty())?;
+    Some(Write { offset, buf })
+}
+
+/// How many bytes there are up to the last that is not 0.
+pub(crate) fn nonzero_end(bytes: &[u8]) -> usize {
+    let (words, tail) = bytes.as_chunks::<64>();
+    if let Some(at) = tail.iter().rposition(|byte| *byte != 0) {
+        return bytes
+            .len()
+            .saturating_sub(tail.len())
+            .saturating_add(at)
+            .saturating_add(1);
+    }
+    let used = words
+        .iter()
+        .rposition(|word| word.iter().fold(0, |all, byte| all | *byte) != 0);
+    let Some((used, word)) = used.and_then(|at| Some((at, words.get(at)?))) else {
+        return 0;
+    };
+    let last = word.iter().rposition(|byte| *byte != 0).unwrap_or(0);
+    used.saturating_mul(64)
+        .saturating_add(last)
+        .saturating_add(1)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! its *shadow*, when the transaction commits or when memory is short. What was
 //! freed stays *pinned* until the commit: the old state still uses it.
 
+use crate::block::Block;
 use crate::{Monitor, TxnError, zeroed};
 use alloc::vec::Vec;
 use instar_qcow2::entries::RefcountTableEntry;
@@ -18,24 +19,6 @@ const MIN_CACHE_BYTES: u64 = 4 << 20;
 const MAX_CACHE_BYTES: u64 = 64 << 20;
 /// Blocks written at once.
 const BLOCKS_PER_BATCH: usize = 64;
-
-/// A refcount block of the new state.
-#[derive(Debug, Default)]
-pub struct Block {
-    /// Where the old state has it; 0 if nowhere.
-    pub home: u64,
-    /// Where the new state has it, if it changes; 0 before that is known.
-    pub shadow: u64,
-    /// It differs from the old state.
-    pub changed: bool,
-    /// `data` differs from what is at `shadow`.
-    dirty: bool,
-    /// It counts nothing, and the new state does without it.
-    gone: bool,
-    data: Option<Vec<u8>>,
-    /// A bit for each cluster that the old state uses and the new one does not.
-    pinned: Vec<u64>,
-}
 
 /// All refcounts.
 #[derive(Debug)]
@@ -100,12 +83,9 @@ impl Refcounts {
         })
     }
 
-    /// As [`Self::empty`], with the memory that `self` may use.
-    pub fn empty_like(&self, header: &Header) -> Result<Self, TxnError> {
-        Ok(Self {
-            budget: self.budget,
-            ..Self::empty(header)?
-        })
+    /// Keeps no more blocks in memory than it may in any case.
+    pub const fn use_least_memory(&mut self) {
+        self.budget = MIN_CACHE_BYTES;
     }
 
     fn take_table(&mut self, table: &[u8]) -> Result<(), TxnError> {
@@ -182,11 +162,7 @@ impl Refcounts {
         }
         let mut data = zeroed(bytes)?;
         let block = self.block_at(index)?;
-        let from = if block.changed {
-            block.shadow
-        } else {
-            block.home
-        };
+        let from = block.place();
         if from != 0 {
             storage.read_at(from, &mut data)?;
         }
@@ -242,13 +218,8 @@ impl Refcounts {
         let (index, at) = self.place(cluster);
         let (width, per_block) = (self.width, self.per_block());
         let block = self.load_mut(storage, index)?;
-        if let Some(data) = &mut block.data {
-            width.set(data, at, value);
-        }
-        if value == 0 {
-            block.pin(at, per_block);
-            self.any_pinned = true;
-        }
+        block.set(width, per_block, at, value);
+        self.any_pinned |= value == 0;
         Ok(())
     }
 
@@ -313,7 +284,7 @@ impl Refcounts {
     /// Where the old state has a changed block, if that is still the caller's to free; else 0.
     pub fn take_home(&mut self, index: usize) -> u64 {
         let block = self.blocks.get_mut(index);
-        block.map_or(0, |block| core::mem::take(&mut block.home))
+        block.map_or(0, Block::take_home)
     }
 
     /// True if a changed block has no refcount any more: it needs no place, unless it gets one again.
@@ -367,35 +338,57 @@ impl Refcounts {
         Ok(())
     }
 
-    /// Writes every changed block to its shadow.
-    pub fn write_all<S: StorageMut>(&mut self, storage: &S) -> Result<(), TxnError> {
-        let dirty = |block: &&mut Block| block.dirty && block.shadow != 0;
-        let mut todo: Vec<&mut Block> = self.blocks.iter_mut().filter(dirty).collect();
-        for group in todo.chunks_mut(BLOCKS_PER_BATCH) {
-            let writes: Vec<Write<'_>> = group
-                .iter()
-                .map(|block| Write {
-                    offset: block.shadow,
-                    buf: block.data.as_deref().unwrap_or_default(),
-                })
-                .collect();
-            storage.write_batch(&writes)?;
-            for block in group {
-                block.dirty = false;
+    /// Does `writes`, and writes every changed block to its shadow. Bytes from `zeros_from` on are zeros before.
+    pub fn write_all<S: StorageMut>(
+        &mut self,
+        storage: &S,
+        writes: &[Write<'_>],
+        zeros_from: u64,
+    ) -> Result<(), TxnError> {
+        let mut batch: Vec<Write<'_>> = Vec::new();
+        batch.extend(writes.iter().copied());
+        let mut blocks = self.blocks.iter().filter_map(|b| b.write_of(zeros_from));
+        loop {
+            batch.extend(blocks.by_ref().take(BLOCKS_PER_BATCH));
+            if batch.is_empty() {
+                break;
             }
+            storage.write_batch(&batch)?;
+            batch.clear();
         }
+        self.blocks.iter_mut().for_each(Block::written);
         Ok(())
+    }
+
+    /// The state that was new is the old one from now on.
+    pub fn switched(&mut self) {
+        self.blocks.iter_mut().for_each(Block::switched);
+        self.homeless.clear();
+        self.any_pinned = false;
+    }
+
+    /// Where the state before the last switch had the block, if it is elsewhere now.
+    pub fn place_before(&self, index: usize) -> Option<u64> {
+        let block = self.blocks.get(index)?;
+        Some(block.before).filter(|before| *before != 0 && *before != block.home)
+    }
+
+    /// The new state has a block where the state before the last switch had it, which nobody has written to.
+    pub fn set_returned(&mut self, index: usize) {
+        if let Some(block) = self.blocks.get_mut(index) {
+            block.shadow = block.before;
+            block.returned = true;
+        }
+    }
+
+    /// True if the new state has all blocks where the state before the last switch had them.
+    pub fn is_as_before(&self) -> bool {
+        self.blocks.iter().all(|b| b.place() == b.before)
     }
 
     /// Where the new state has each block, as table entries; ends with the last block.
     pub fn table(&self) -> impl Iterator<Item = u64> {
-        self.blocks.iter().map(|block| {
-            if block.changed {
-                block.shadow
-            } else {
-                block.home
-            }
-        })
+        self.blocks.iter().map(Block::place)
     }
 
     /// Runs of pinned clusters that are free, ascending.
@@ -426,94 +419,5 @@ impl Refcounts {
         if let Some((first, count)) = run {
             visit(first, count);
         }
-    }
-}
-
-impl Block {
-    fn pin(&mut self, at: u64, per_block: u64) {
-        if self.pinned.is_empty() {
-            let words = usize::try_from(per_block.div_ceil(64)).unwrap_or(0);
-            self.pinned.resize(words, 0);
-        }
-        let word = usize::try_from(at / 64).unwrap_or(usize::MAX);
-        if let Some(word) = self.pinned.get_mut(word) {
-            *word |= 1 << (at % 64);
-        }
-    }
-
-    fn is_pinned(&self, at: u64) -> bool {
-        let word = usize::try_from(at / 64).unwrap_or(usize::MAX);
-        self.pinned
-            .get(word)
-            .is_some_and(|word| word & (1 << (at % 64)) != 0)
-    }
-
-    /// Changes `count` refcounts from `at` on by one. True if one was pinned; the error is the index of the
-    /// first that cannot be changed, counted from `at`.
-    fn change(
-        &mut self,
-        width: RefcountWidth,
-        per_block: u64,
-        at: u64,
-        count: u64,
-        drop: bool,
-    ) -> Result<bool, u64> {
-        if width.bits() == 16 {
-            return self.change_16(per_block, at, count, drop);
-        }
-        let mut pinned = false;
-        for i in 0..count {
-            let entry = at.saturating_add(i);
-            let data = self.data.as_deref_mut().unwrap_or_default();
-            let old = width.get(data, entry).unwrap_or(0);
-            let new = if drop {
-                old.checked_sub(1).ok_or(i)?
-            } else {
-                old.checked_add(1).filter(|n| *n <= width.max()).ok_or(i)?
-            };
-            width.set(data, entry, new);
-            if new == 0 {
-                self.pin(entry, per_block);
-                pinned = true;
-            }
-        }
-        Ok(pinned)
-    }
-
-    /// [`Self::change`] for the common width.
-    fn change_16(&mut self, per_block: u64, at: u64, count: u64, drop: bool) -> Result<bool, u64> {
-        let mut data = self.data.take().unwrap_or_default();
-        let from = usize::try_from(at).unwrap_or(usize::MAX);
-        let len = usize::try_from(count).unwrap_or(usize::MAX);
-        let entries = data.as_chunks_mut::<2>().0.iter_mut().skip(from).take(len);
-        let mut result = Ok(false);
-        for (entry, i) in entries.zip(0_u64..) {
-            let old = u16::from_be_bytes(*entry);
-            let new = if drop {
-                old.checked_sub(1)
-            } else {
-                old.checked_add(1)
-            };
-            let Some(new) = new else {
-                result = Err(i);
-                break;
-            };
-            *entry = new.to_be_bytes();
-            if new == 0 {
-                self.pin(at.saturating_add(i), per_block);
-                result = Ok(true);
-            }
-        }
-        self.data = Some(data);
-        result
-    }
-
-    fn write<S: StorageMut>(&mut self, storage: &S) -> Result<(), TxnError> {
-        if let (true, true, Some(data)) = (self.dirty, self.shadow != 0, &self.data) {
-            storage.write_at(self.shadow, data)?;
-            self.dirty = false;
-        }
-        // A changed block without a shadow stays in memory.
-        Ok(())
     }
 }

@@ -6,7 +6,7 @@
 use crate::snapshots::SnapshotEntry;
 use crate::tables::l2_offset;
 use crate::transaction::{MAX_DISCARDS, SLACK, Transaction};
-use crate::{Monitor, TxnError, zeroed};
+use crate::{Monitor, TxnError, nonzero_end, zeroed};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use instar_qcow2::entries::{L1Entry, OFFSET_MASK};
@@ -26,56 +26,53 @@ type Runs = Vec<(u64, u64)>;
 pub fn after_commit<S: StorageMut>(
     done: Transaction<'_, S>,
     header: Header,
-    monitor: &mut dyn Monitor,
 ) -> Result<Header, TxnError> {
     let storage = done.storage;
-    let keep = if done.cuts_tail { 0 } else { done.old_len };
     let cuts_tail = done.cuts_tail;
+    let keep = if cuts_tail { 0 } else { done.old_len };
+    let tail = done.space.tail_start();
+    let tail = tail.filter(|tail| done.space.top() > *tail);
     let mut freed = pinned(&done);
-    let (mut header, mut tables_end) = match done.space.tail_start() {
-        None if cuts_tail => {
-            drop(done);
-            (header, 0)
+    let has_tables = done.has_tables;
+    let mut last = done.next(header, !cuts_tail);
+    if tail.is_none() && !cuts_tail {
+        give_back(&mut last, &freed, u64::MAX)?;
+        return Ok(last.old);
+    }
+    let mut tables_end = 0;
+    if let Some(tail) = tail {
+        let header = last.old.clone();
+        match move_down(last, (tail, has_tables), &mut freed) {
+            Ok(moved) => (last, tables_end) = moved,
+            // No room, or no memory, to make it shorter: it stays as it is.
+            Err(_) => return Ok(header),
         }
-        None => {
-            give_back(done, &freed)?;
-            return Ok(header);
-        }
-        Some(tail) => {
-            drop(done);
-            match move_down(storage, &header, tail, &mut freed, monitor) {
-                Ok(moved) => moved,
-                // No room, or no memory, to make it shorter: it stays as it is.
-                Err(_) => return Ok(header),
-            }
-        }
-    };
-    let mut last = Transaction::begin_low(storage, &header, &mut Silent)?;
+    }
     for _ in 0..MAX_MOVES {
         let Some(used) = last.used_of_holey()?.filter(|_| cuts_tail) else {
             break;
         };
         // Tables behind the holes would keep the file long.
-        drop(last);
-        if let Ok(moved) = move_down(storage, &header, used, &mut freed, monitor) {
-            (header, tables_end) = moved;
+        let header = last.old.clone();
+        match move_down(last, (used, true), &mut freed) {
+            Ok(moved) => (last, tables_end) = moved,
+            Err(_) => last = Transaction::begin_low(storage, &header, &mut Silent)?,
         }
-        last = Transaction::begin_low(storage, &header, &mut Silent)?;
     }
     let mut end = last.used_end()?;
-    if end == tables_end {
-        end = without_trailing_zeros(storage, end, header.cluster_bits.size_bytes())?;
+    if end == tables_end && end > keep {
+        end = without_trailing_zeros(&last, end)?;
     }
-    give_back(last, &freed)?;
-    cut(storage, keep.max(end))?;
-    Ok(header)
+    let end = keep.max(end);
+    give_back(&mut last, &freed, end)?;
+    cut(storage, end)?;
+    Ok(last.old)
 }
 
-/// Makes a file that is longer end at byte `end`.
+/// Makes a file that is longer end at byte `end`. Nothing depends on when that reaches the disk.
 fn cut<S: StorageMut>(storage: &S, end: u64) -> Result<(), TxnError> {
     if storage.can_grow() && storage.len_bytes() > end {
         storage.set_len(end)?;
-        storage.flush()?;
     }
     Ok(())
 }
@@ -105,11 +102,12 @@ fn pinned<S: StorageMut>(done: &Transaction<'_, S>) -> Runs {
     runs
 }
 
-/// Discards those of the clusters that are free in the state of `now`, unless they are a small part of the
-/// file, which the next change can use.
+/// Discards those of the clusters before byte `end` that are free in the state of `now`, unless they are a small
+/// part of the file, which the next change can use.
 fn give_back<S: StorageMut>(
-    mut now: Transaction<'_, S>,
+    now: &mut Transaction<'_, S>,
     freed: &[(u64, u64)],
+    end: u64,
 ) -> Result<(), TxnError> {
     let bits = now.header.cluster_bits.get();
     let file_end = now.storage.len_bytes();
@@ -119,6 +117,11 @@ fn give_back<S: StorageMut>(
     if clusters.saturating_mul(SLACK) < file_end >> bits {
         return Ok(());
     }
+    let file_end = if now.storage.can_grow() {
+        file_end.min(end)
+    } else {
+        file_end
+    };
     for &(first, count) in freed {
         let end = first.saturating_add(count);
         let mut cluster = first;
@@ -140,46 +143,42 @@ fn give_back<S: StorageMut>(
 
 /// `end`, or where the zeros begin that the last cluster before it ends with.
 fn without_trailing_zeros<S: StorageMut>(
-    storage: &S,
+    now: &Transaction<'_, S>,
     end: u64,
-    cluster: u64,
 ) -> Result<u64, TxnError> {
+    let cluster = now.header.cluster_bits.size_bytes();
     let mut last = zeroed(cluster)?;
     let start = end.saturating_sub(cluster);
-    storage.read_at(start, &mut last)?;
-    let used = last
-        .iter()
-        .rposition(|b| *b != 0)
-        .map_or(1, |at| at.saturating_add(1));
-    Ok(start.saturating_add(used as u64))
+    now.read(start, &mut last)?;
+    Ok(start.saturating_add(nonzero_end(&last).max(1) as u64))
 }
 
-/// Moves every table that lies at cluster `tail` or after it into the lowest free clusters. The header, and
-/// where the highest table ends that was moved.
-fn move_down<S: StorageMut>(
-    storage: &S,
-    header: &Header,
-    tail: u64,
+/// Moves every table that lies at cluster `tail` or after it into the lowest free clusters; without `tables`, all
+/// such tables are the refcount structures. The transaction that goes on from there, and where the highest table
+/// ends that was moved.
+fn move_down<'s, S: StorageMut>(
+    mut txn: Transaction<'s, S>,
+    (tail, tables): (u64, bool),
     freed: &mut Runs,
-    monitor: &mut dyn Monitor,
-) -> Result<(Header, u64), TxnError> {
-    let txn = Transaction::begin_low(storage, header, monitor)?;
+) -> Result<(Transaction<'s, S>, u64), TxnError> {
     let mut mover = Mover {
         txn,
         tail,
         moved: BTreeMap::new(),
     };
     let moved = mover
-        .move_tables()
-        .and_then(|()| mover.txn.commit_only(&mut Silent));
+        .move_all(tables)
+        .and_then(|()| mover.txn.prepare(&mut Silent));
+    txn = mover.txn;
     match moved {
-        Ok(header) => {
-            freed.extend(pinned(&mover.txn));
-            let end = mover.txn.space.top() << header.cluster_bits.get();
-            Ok((header, end))
+        Ok(switch) => {
+            let header = txn.switch(switch)?;
+            freed.extend(pinned(&txn));
+            let end = txn.space.top() << header.cluster_bits.get();
+            Ok((txn.next(header, false), end))
         }
         Err(e) => {
-            mover.txn.abandon();
+            txn.abandon();
             Err(e)
         }
     }
@@ -194,6 +193,14 @@ struct Mover<'s, S> {
 }
 
 impl<S: StorageMut> Mover<'_, S> {
+    fn move_all(&mut self, tables: bool) -> Result<(), TxnError> {
+        self.txn.return_refcounts()?;
+        if tables {
+            self.move_tables()?;
+        }
+        self.move_refcount_blocks()
+    }
+
     fn move_tables(&mut self) -> Result<(), TxnError> {
         // Tables of several clusters choose first: what moves after them may lie anywhere.
         let (offset, size) = (self.txn.header.l1_table_offset, self.txn.header.l1_size);
@@ -207,8 +214,7 @@ impl<S: StorageMut> Mover<'_, S> {
             self.move_l1(offset, size, place)?;
             self.txn.header.l1_table_offset = place;
         }
-        self.move_snapshots(snapshots, &places)?;
-        self.move_refcount_blocks()
+        self.move_snapshots(snapshots, &places)
     }
 
     /// Where an L1 table goes, if it is to move or an L2 table of it is.
@@ -298,14 +304,13 @@ impl<S: StorageMut> Mover<'_, S> {
     fn move_refcount_blocks(&mut self) -> Result<(), TxnError> {
         let bits = self.txn.header.cluster_bits.get();
         let table = self.txn.header.refcount_table_offset;
-        let mut any = false;
         let homes: Vec<u64> = self.txn.refcounts.blocks().iter().map(|b| b.home).collect();
         for (home, index) in homes.iter().zip(0_u64..) {
             if home >> bits >= self.tail {
                 self.txn.refcounts.touch(self.txn.storage, index)?;
-                any = true;
             }
         }
+        let any = self.txn.refcounts.blocks().iter().any(|b| b.changed);
         if self.is_in_tail(table) && !any {
             // The table moves when a block does.
             self.txn.refcounts.touch(self.txn.storage, 0)?;
@@ -341,16 +346,25 @@ impl<S: StorageMut> Transaction<'_, S> {
             if self.refcounts.is_absent(index) {
                 continue;
             }
-            let width = self.refcounts.width;
+            let bits = u64::from(self.refcounts.width.bits());
             let block = self.refcounts.load(self.storage, index)?;
-            let last = (0..per_block)
-                .rev()
-                .find(|at| width.get(block, *at).is_some_and(|n| n != 0));
-            if let Some(at) = last {
-                let cluster = index.saturating_mul(per_block).saturating_add(at);
-                return Ok(cluster.saturating_add(1) << self.header.cluster_bits.get());
+            let used = nonzero_end(block) as u64;
+            if used > 0 {
+                let entries = self.last_used(index, used.saturating_mul(8).div_ceil(bits))?;
+                let cluster = index.saturating_mul(per_block).saturating_add(entries);
+                return Ok(cluster << self.header.cluster_bits.get());
             }
         }
         Ok(0)
+    }
+
+    /// One past the last refcount of a block before entry `end` that is not 0: several share a byte.
+    fn last_used(&mut self, index: u64, end: u64) -> Result<u64, TxnError> {
+        let width = self.refcounts.width;
+        let block = self.refcounts.load(self.storage, index)?;
+        let last = (0..end)
+            .rev()
+            .find(|at| width.get(block, *at).is_some_and(|n| n != 0));
+        Ok(last.map_or(0, |at| at.saturating_add(1)))
     }
 }

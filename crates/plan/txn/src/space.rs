@@ -2,6 +2,7 @@
 
 use crate::TxnError;
 use crate::refcounts::Refcounts;
+use alloc::collections::BTreeMap;
 use instar_qcow2::ClusterBits;
 use instar_qcow2::header::MAX_FILE_BYTES;
 use instar_storage::{StorageError, StorageMut};
@@ -12,11 +13,15 @@ const OFFSET_LIMIT: u64 = 1 << 56;
 /// The errno of a device without room.
 const ENOSPC: u32 = 28;
 
+/// Numbers of clusters for which is known where the search for so many begins.
+const MAX_LENGTHS: usize = 64;
+
 /// Where to look for space.
 #[derive(Debug)]
 pub struct Space {
-    /// No cluster below is free.
-    low: u64,
+    /// For a number of clusters: below this one there are not so many free ones in a row. What is freed stays
+    /// pinned, so that holds for good.
+    low: BTreeMap<u64, u64>,
     /// Where tables go; `None`: where everything goes.
     tail: Option<u64>,
     /// Where the tail began.
@@ -47,7 +52,7 @@ impl Space {
         };
         Self {
             // The header's cluster is in use whatever its refcount says.
-            low: low.max(1),
+            low: BTreeMap::from([(1, low.max(1))]),
             tail,
             tail_start: tail.unwrap_or(u64::MAX),
             limit,
@@ -106,10 +111,12 @@ impl Space {
         storage: &S,
         count: u64,
     ) -> Result<u64, TxnError> {
-        let first = self.find(refcounts, storage, self.low, count)?;
-        if count == 1 {
-            self.low = first.saturating_add(1);
+        let known = self.low.range(..=count).map(|(_, start)| *start).max();
+        let first = self.find(refcounts, storage, known.unwrap_or(1), count)?;
+        if self.low.len() >= MAX_LENGTHS {
+            self.low.retain(|length, _| *length == 1);
         }
+        self.low.insert(count, first);
         Ok(first)
     }
 

@@ -137,7 +137,8 @@ fn a_rewritten_image_is_as_long_as_before_and_sound() {
         let path = image(folder.path(), options);
         let storage = load(&path);
         let before = storage.len_bytes();
-        rewrite(&storage).unwrap();
+        let header = rewrite(&storage).unwrap();
+        assert_eq!(header, Header::read(&storage, OpenMode::Change).unwrap());
         assert_sound(&storage, options);
         let after = storage.len_bytes();
         assert!(
@@ -219,5 +220,173 @@ fn what_is_reserved_is_not_given_to_others_meanwhile() {
     }
     for cluster in first..first + 100 {
         assert_eq!(txn.refcount(cluster).unwrap(), 1);
+    }
+}
+
+#[test]
+fn refcount_structures_of_a_small_image_are_where_they_were() {
+    for options in [
+        "compat=1.1",
+        "compat=0.10",
+        "refcount_bits=1",
+        "refcount_bits=64",
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image.qcow2");
+        let name = path.to_str().unwrap();
+        run(
+            "qemu-img",
+            &["create", "-q", "-f", "qcow2", "-o", options, name, "1G"],
+        );
+        run("qemu-io", &["-c", "write -P 1 0 70k", name]);
+        let storage = CrashStorage::new(load(&path));
+        let before = Header::read(&storage, OpenMode::Change).unwrap();
+        let tables = Footprint::default();
+        let mut txn = Transaction::begin(&storage, &before, tables, &mut Free).unwrap();
+        let first = txn.allocate_fixed(2).unwrap();
+        // As a table that nobody refers to would be.
+        txn.free(first, before.cluster_bits.size_bytes()).unwrap();
+        let table = txn.write_l1(&[0]).unwrap();
+        let entries = (before.l1_table_offset, before.l1_size);
+        txn.free(entries.0, u64::from(entries.1) * 8).unwrap();
+        (txn.header.l1_table_offset, txn.header.l1_size) = (table, entries.1);
+        let l1 = crate::read_l1(&storage, &before, entries.0, entries.1).unwrap();
+        let l1 = l1.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+        txn.write(table, l1).unwrap();
+        let after = txn.commit(&mut Free).unwrap();
+        assert_eq!(
+            (after.refcount_table_offset, after.refcount_table_clusters),
+            (before.refcount_table_offset, before.refcount_table_clusters),
+            "{options}"
+        );
+        let (summary, lines) = judge(&storage);
+        assert_eq!(
+            (summary.corruptions, summary.leaks),
+            (0, 1),
+            "{options}: {lines:?}"
+        );
+        let recording = storage.finish();
+        for (label, state) in crash::states(&recording, 7, 40) {
+            let (summary, lines) = judge(&state);
+            assert_eq!(summary.corruptions, 0, "{options}: {label}: {lines:?}");
+        }
+    }
+}
+
+#[test]
+fn a_header_comes_back_as_it_is_read() {
+    for (options, backing) in [
+        ("compat=1.1", false),
+        ("compat=0.10", true),
+        ("compat=1.1,cluster_size=512", true),
+        ("compat=1.1,extended_l2=on", true),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let base = folder.path().join("base.raw");
+        std::fs::write(&base, [0; 4096]).unwrap();
+        let path = folder.path().join("image.qcow2");
+        let name = path.to_str().unwrap();
+        let create = ["create", "-q", "-f", "qcow2", "-o", options];
+        let below: &[&str] = if backing {
+            &["-b", base.to_str().unwrap(), "-F", "raw"]
+        } else {
+            &[]
+        };
+        run("qemu-img", &[&create[..], below, &[name, "1M"]].concat());
+        if !options.contains("0.10") {
+            run("qemu-img", &["bitmap", "--add", name, "one"]);
+        }
+        let storage = load(&path);
+        let old = Header::read(&storage, OpenMode::Change).unwrap();
+        let long = std::vec![b'n'; 300];
+        for name in [
+            None,
+            Some(b"other".to_vec()),
+            Some(long),
+            old.backing_file.clone(),
+        ] {
+            let old = Header::read(&storage, OpenMode::Change).unwrap();
+            let mut new = old.clone();
+            new.backing_file = name;
+            let format = new.backing_file.as_ref().map(|_| b"raw".to_vec());
+            new.extensions.backing_format = format;
+            match crate::write_header(&storage, &old, &new) {
+                Ok(header) => {
+                    let read = Header::read(&storage, OpenMode::Change).unwrap();
+                    assert_eq!(header, read, "{options}");
+                    assert_eq!(read.backing_file, new.backing_file);
+                }
+                Err(TxnError::HeaderFull) => assert!(options.contains("512"), "{options}"),
+                Err(other) => panic!("{options}: {}", other.to_string()),
+            }
+            assert_sound(&storage, options);
+        }
+    }
+}
+
+#[test]
+fn a_search_goes_on_where_no_run_was_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = load(&image(folder.path(), "cluster_size=512"));
+    let header = Header::read(&storage, OpenMode::Change).unwrap();
+    let mut txn = Transaction::begin_low(&storage, &header, &mut Free).unwrap();
+    let mut taken = std::collections::BTreeSet::new();
+    for count in [3, 1, 8, 2, 1, 3, 700, 1, 8, 2, 5] {
+        let lowest = (1_u64..)
+            .find(|first| {
+                (*first..first + count)
+                    .all(|at| !taken.contains(&at) && txn.refcounts.get(&storage, at).unwrap() == 0)
+            })
+            .unwrap();
+        let got = txn.allocate_fixed(count).unwrap().get() >> 9;
+        assert_eq!(got, lowest, "{count}");
+        taken.extend(got..got + count);
+    }
+}
+
+#[test]
+fn zeros_are_left_out_only_where_zeros_are() {
+    let mut bytes = std::vec![0; 4096];
+    assert!(crate::without_zeros(8192, &bytes, 8192).is_none());
+    assert_eq!(
+        crate::without_zeros(8191, &bytes, 8192).unwrap().buf.len(),
+        4096
+    );
+    for (at, len) in [(0, 512), (511, 512), (512, 1024), (4095, 4096)] {
+        bytes.fill(0);
+        bytes[at] = 1;
+        assert_eq!(crate::nonzero_end(&bytes), at + 1);
+        assert_eq!(
+            crate::without_zeros(8192, &bytes, 8192).unwrap().buf.len(),
+            len
+        );
+    }
+    assert_eq!(crate::nonzero_end(&[0, 3, 0]), 2);
+    assert_eq!(crate::nonzero_end(&[]), 0);
+}
+
+#[test]
+fn what_was_written_is_read_before_it_is_there() {
+    use crate::recent::Recent;
+    let storage = MemStorage::new(std::vec![9; 32]);
+    let sent = std::vec![(4, std::vec![1; 8]), (30, std::vec![2; 4])];
+    let queue = std::vec![(10, std::vec![3; 4])];
+    let recent = Recent {
+        storage: &storage,
+        writes: [&sent, &queue],
+    };
+    assert_eq!(recent.len_bytes(), 34);
+    let mut all = [0; 36];
+    recent.read_at(0, &mut all).unwrap();
+    let mut want = [9; 36];
+    want[4..12].fill(1);
+    want[30..34].fill(2);
+    want[10..14].fill(3);
+    want[34..].fill(0);
+    assert_eq!(all, want);
+    for at in 0..32 {
+        let mut part = [0; 4];
+        recent.read_at(at as u64, &mut part).unwrap();
+        assert_eq!(part, want[at..at + 4], "{at}");
     }
 }

@@ -1,18 +1,22 @@
 //! The transaction: what planners build, and how it is committed.
 
+use crate::header_write::{AreaOnDisk, Switch};
+use crate::recent::{Recent, Writes};
 use crate::refcounts::Refcounts;
 use crate::snapshots::{self, SnapshotEntry};
 use crate::space::Space;
 use crate::tables::{first_word, flagged_cluster, read_l1, with_copied};
-use crate::{Monitor, TxnError, zeroed};
+use crate::{Monitor, TxnError, without_zeros, zeroed};
 use alloc::vec::Vec;
 use instar_qcow2::entries::L1Entry;
 use instar_qcow2::header::MAX_L1_BYTES;
 use instar_qcow2::{Header, HostOffset};
-use instar_storage::{StorageMut, Write};
+use instar_storage::{Storage, StorageMut, Write};
 
 /// Bytes of writes that are collected before they go out.
 const BATCH_BYTES: usize = 2 << 20;
+/// Bytes of the last batch that stay in memory for what follows the commit.
+const RECENT_BYTES: usize = 512 << 10;
 /// Refcount blocks that are filled before those in memory are looked at.
 const BLOCKS_PER_PIECE: u64 = 16;
 /// A file may stay longer than need be by this part of it.
@@ -38,9 +42,21 @@ pub struct Transaction<'s, S> {
     pub(crate) storage: &'s S,
     pub(crate) refcounts: Refcounts,
     pub(crate) space: Space,
-    queue: Vec<(u64, Vec<u8>)>,
+    /// Writes that have not gone out.
+    queue: Writes,
     queued: usize,
+    /// Some have gone out.
+    has_sent: bool,
+    /// The last that have gone out, if they are few.
+    sent: Writes,
+    /// The header area, once it was read.
+    area: Option<AreaOnDisk>,
     pub(crate) old_len: u64,
+    /// Tables were allocated.
+    pub(crate) has_tables: bool,
+    /// Where the refcount table was before the last switch: first cluster and how many. The new state has
+    /// refcount structures there if it can.
+    pub(crate) table_before: Option<(u64, u64)>,
     /// The file is cut after its last cluster in use, even if it was longer before.
     pub cuts_tail: bool,
 }
@@ -91,8 +107,35 @@ impl<'s, S: StorageMut> Transaction<'s, S> {
             space,
             queue: Vec::new(),
             queued: 0,
+            has_sent: false,
+            sent: Vec::new(),
+            area: None,
             old_len: storage.len_bytes(),
+            has_tables: false,
+            table_before: None,
             cuts_tail: false,
+        }
+    }
+
+    /// A change of the state that this one was switched to, as `header` says. It puts everything into the lowest
+    /// free clusters; with `back`, refcount structures go where they were before this change.
+    pub(crate) fn next(self, header: Header, back: bool) -> Self {
+        let bits = header.cluster_bits;
+        let table = bits.cluster_of(self.old.refcount_table_offset).get();
+        let moved = header.refcount_table_offset != self.old.refcount_table_offset;
+        let clusters = u64::from(self.old.refcount_table_clusters);
+        let mut refcounts = self.refcounts;
+        refcounts.switched();
+        Self {
+            table_before: (back && moved).then_some((table, clusters)),
+            space: Space::new(self.storage, bits, 0, None),
+            header: header.clone(),
+            old: header,
+            old_len: self.storage.len_bytes(),
+            has_sent: false,
+            has_tables: false,
+            refcounts,
+            ..self
         }
     }
 
@@ -164,7 +207,9 @@ impl<'s, S: StorageMut> Transaction<'s, S> {
         monitor: &mut dyn Monitor,
     ) -> Result<(), TxnError> {
         self.header.refcount_order = order;
-        let mut wide = self.refcounts.empty_like(&self.header)?;
+        // Each block is looked at once.
+        self.refcounts.use_least_memory();
+        let mut wide = Refcounts::empty(&self.header)?;
         let per_block = self.refcounts.per_block();
         let width = self.refcounts.width;
         let total = self.refcounts.blocks().len() as u64;
@@ -207,6 +252,7 @@ impl<'s, S: StorageMut> Transaction<'s, S> {
         let first = self
             .space
             .table(&mut self.refcounts, self.storage, clusters)?;
+        self.has_tables = true;
         self.make_room()?;
         Ok(HostOffset(first << self.header.cluster_bits.get()))
     }
@@ -245,7 +291,11 @@ impl<'s, S: StorageMut> Transaction<'s, S> {
         Ok(())
     }
 
-    pub(crate) fn send_queue(&mut self) -> Result<(), TxnError> {
+    /// Sends what was [written](Self::write) to the store.
+    ///
+    /// # Errors
+    /// The store's, of this or an earlier write.
+    pub fn send_queue(&mut self) -> Result<(), TxnError> {
         let writes: Vec<Write<'_>> = self
             .queue
             .iter()
@@ -255,35 +305,76 @@ impl<'s, S: StorageMut> Transaction<'s, S> {
             })
             .collect();
         self.storage.write_batch(&writes)?;
+        self.has_sent |= !self.queue.is_empty();
         self.queue.clear();
         self.queued = 0;
         Ok(())
+    }
+
+    /// Writes all that is left: the queue, refcount blocks, `table` at its offset, and what comes before the
+    /// `switch`.
+    pub(crate) fn send_all(
+        &mut self,
+        table: Option<&(u64, Vec<u8>)>,
+        switch: &Switch,
+    ) -> Result<(), TxnError> {
+        let zeros_from = self.old_len;
+        // What was sent may be written over.
+        let queue_from = if self.has_sent { u64::MAX } else { zeros_from };
+        let queue = self.queue.iter().chain(table);
+        let mut writes: Vec<Write<'_>> = queue
+            .filter_map(|(offset, bytes)| without_zeros(*offset, bytes, queue_from))
+            .collect();
+        writes.extend(switch.early().map(|(offset, buf)| Write { offset, buf }));
+        self.refcounts
+            .write_all(self.storage, &writes, zeros_from)?;
+        self.sent = core::mem::take(&mut self.queue);
+        if self.queued > RECENT_BYTES {
+            self.sent = Vec::new();
+        }
+        self.queued = 0;
+        Ok(())
+    }
+
+    /// How the header becomes the new state's.
+    pub(crate) fn plan_switch(&mut self) -> Result<Switch, TxnError> {
+        let area = match &mut self.area {
+            Some(area) => area,
+            none => none.insert(AreaOnDisk::read(self.storage, &self.old)?),
+        };
+        area.plan(self.storage, &self.old, &self.header)
+    }
+
+    /// Makes the new state the image's.
+    pub(crate) fn switch(&mut self, switch: Switch) -> Result<Header, TxnError> {
+        let area = self.area.as_mut().ok_or(TxnError::Corrupt {
+            what: "the switch was not planned",
+        })?;
+        area.switch(self.storage, switch)
+    }
+
+    /// The store as it is with all that was written.
+    pub(crate) const fn recent(&self) -> Recent<'_, S> {
+        Recent {
+            storage: self.storage,
+            writes: [&self.sent, &self.queue],
+        }
     }
 
     /// Reads the image as the transaction has it: what was written in it is seen.
     ///
     /// # Errors
     /// The store's.
-    pub fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), TxnError> {
-        let end = offset.saturating_add(buf.len() as u64);
-        let overlaps = |(at, bytes): &(u64, Vec<u8>)| {
-            *at < end && offset < at.saturating_add(bytes.len() as u64)
-        };
-        if self.queue.iter().any(overlaps) {
-            self.send_queue()?;
-        }
-        Ok(self.storage.read_at(offset, buf)?)
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), TxnError> {
+        Ok(self.recent().read_at(offset, buf)?)
     }
 
     /// Reads an L1 table, active or a snapshot's.
     ///
     /// # Errors
     /// As [`crate::read_l1`].
-    pub fn read_l1(&mut self, offset: HostOffset, entries: u32) -> Result<Vec<u64>, TxnError> {
-        if !self.queue.is_empty() {
-            self.send_queue()?;
-        }
-        read_l1(self.storage, &self.header, offset, entries)
+    pub fn read_l1(&self, offset: HostOffset, entries: u32) -> Result<Vec<u64>, TxnError> {
+        read_l1(&self.recent(), &self.header, offset, entries)
     }
 
     /// Writes a new L1 table; where it is, 0 if it has no entry.
@@ -355,11 +446,8 @@ impl<'s, S: StorageMut> Transaction<'s, S> {
     ///
     /// # Errors
     /// [`TxnError::Corrupt`], or the store's.
-    pub fn read_snapshots(&mut self) -> Result<Vec<SnapshotEntry>, TxnError> {
-        if !self.queue.is_empty() {
-            self.send_queue()?;
-        }
-        snapshots::read(self.storage, &self.header)
+    pub fn read_snapshots(&self) -> Result<Vec<SnapshotEntry>, TxnError> {
+        snapshots::read(&self.recent(), &self.header)
     }
 
     /// Makes `entries` the new state's snapshot table, and frees the clusters of the one before.
@@ -367,7 +455,7 @@ impl<'s, S: StorageMut> Transaction<'s, S> {
     /// # Errors
     /// [`TxnError::TooLarge`], or the store's.
     pub fn replace_snapshots(&mut self, entries: &[SnapshotEntry]) -> Result<(), TxnError> {
-        let before = snapshots::table_bytes(self.storage, &self.header)?;
+        let before = snapshots::table_bytes(&self.recent(), &self.header)?;
         self.free(self.header.snapshots_offset, before)?;
         let table = snapshots::encode(entries)?;
         let len = table.len() as u64;
