@@ -88,6 +88,12 @@ impl<P: Platform> Context<P> {
         self.cancel.read().get() == CANCEL_REQUESTED
     }
 
+    /// A counter that runs at the boot page's `tsc_hz`.
+    #[must_use]
+    pub fn ticks(&self) -> u64 {
+        self.platform.ticks()
+    }
+
     /// Ends the operation; the host takes the result and the records that are left.
     pub fn exit(&mut self) -> ! {
         self.platform.kick(Kick::Control(Control::Exit).encode());

@@ -22,7 +22,10 @@ use instar_storage::{Extent, Read, Storage, StorageError};
 use requests::{Data, Piece, Requests};
 
 mod change;
+mod overlap;
 mod requests;
+
+pub use overlap::DiskSet;
 
 /// Longest data part of one request; longer ones are cut, so that progress and limits see steps.
 pub const MAX_PIECE_BYTES: usize = 4 << 20;
@@ -33,6 +36,7 @@ const BOUNCE_BYTES: usize = 64 << 10;
 
 const EIO: u32 = 5;
 const ENOMEM: u32 = 12;
+const EINVAL: u32 = 22;
 const EROFS: u32 = 30;
 const EOPNOTSUPP: u32 = 95;
 
@@ -88,6 +92,12 @@ impl<P: Platform> Disk<P> {
     #[must_use]
     pub const fn slot(&self) -> u16 {
         self.slot
+    }
+
+    /// Bytes that the host's file system had allocated for it when it was opened; 0 of a block device.
+    #[must_use]
+    pub const fn allocated_bytes(&self) -> u64 {
+        self.entry.allocated_bytes.get()
     }
 
     /// Whether it is a block device of the host rather than a regular file.

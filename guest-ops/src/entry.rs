@@ -13,11 +13,12 @@ macro_rules! entry {
         #[unsafe(link_section = ".note.instar")]
         static INSTAR_ABI_NOTE: $crate::shared::abi::AbiNote = $crate::shared::abi::ABI_NOTE;
 
-        extern "C" fn instar_start() -> ! {
-            $crate::start($run)
+        extern "C" fn instar_start(vcpu: usize) -> ! {
+            $crate::start($run, vcpu)
         }
 
-        /// First instruction; the host has set the stack pointer to the end of the stack.
+        /// First instruction; the host has set the stack pointer to the end of the stack, and the first
+        /// argument to the number of the vCPU.
         #[unsafe(naked)]
         #[unsafe(no_mangle)]
         extern "C" fn _start() -> ! {
@@ -65,9 +66,13 @@ const _: () = {
     assert!(matches!(name, b".note.instar") && name.len() == literal.len());
 };
 
-/// Runs the operation on the real machine. Only [`entry!`] calls it.
+/// Runs the operation on the real machine, or on a further vCPU the jobs of its [`crate::Crew`]. Only
+/// [`entry!`] calls it.
 #[doc(hidden)]
-pub fn start(run: fn(&mut Context)) -> ! {
+pub fn start(run: fn(&mut Context), vcpu: usize) -> ! {
+    if vcpu != 0 {
+        crate::crew::enter(vcpu);
+    }
     let mut context = Context::new(Machine);
     run(&mut context);
     context.exit()

@@ -8,10 +8,13 @@ use instar_devices::blk::{BlkConfig, BlkDevice, CompletionOrder, MemBackend};
 use instar_shared::abi::ABI_VERSION;
 use instar_shared::blk::StatusExtent;
 use instar_shared::boot::{BOOT_MAGIC, BootPage};
-use instar_shared::control::{ControlPage, FileResponse, FileStatus, MemoryGrant};
+use instar_shared::control::{
+    ControlPage, FileResponse, FileStatus, MemoryGrant, SizeAnnouncement, SizeStatus,
+};
 use instar_shared::device::{
     AVAIL_OFFSET, DeviceEntry, FEATURE_BLOCK_STATUS, FEATURE_BYTE_IO, FEATURE_BYTE_WRITE,
-    FLAG_PRESENT, FLAG_READ_ONLY, QUEUE_SIZE, USED_OFFSET, entry_address, queue_region,
+    FEATURE_COPY, FLAG_PRESENT, FLAG_READ_ONLY, QUEUE_SIZE, USED_OFFSET, entry_address,
+    queue_region,
 };
 use instar_shared::doorbell::{Control, Kick};
 use instar_shared::layout::{BOOT, CONTROL, DMA_START, HEAP_START, RECORDS};
@@ -118,7 +121,7 @@ impl FakeMachine {
         let (flag, feature) = if read_only {
             (FLAG_READ_ONLY, 0)
         } else {
-            (0, FEATURE_BYTE_WRITE)
+            (0, FEATURE_BYTE_WRITE | FEATURE_COPY)
         };
         let features = FEATURE_BYTE_IO | FEATURE_BLOCK_STATUS | feature;
         let entry = DeviceEntry {
@@ -184,8 +187,25 @@ impl FakeMachine {
                 grant.granted = U64::new(granted);
                 self.0.mem.write_slice(grant.as_bytes(), at).unwrap();
             }
+            Control::AnnounceSize => self.announce_size(),
             Control::Exit | Control::Panic => {}
         }
+    }
+
+    /// Grants whatever is announced for a disk that is there.
+    fn announce_size(&self) {
+        let at =
+            GuestAddress(CONTROL.start + core::mem::offset_of!(ControlPage, announcement) as u64);
+        let mut announced = SizeAnnouncement::zeroed();
+        self.0.mem.read_slice(announced.as_mut_bytes(), at).unwrap();
+        let slot = u16::try_from(announced.slot.get()).unwrap();
+        let status = if self.0.disks.borrow().contains_key(&slot) {
+            SizeStatus::Granted
+        } else {
+            SizeStatus::Invalid
+        };
+        announced.status = U32::new(status.raw());
+        self.0.mem.write_slice(announced.as_bytes(), at).unwrap();
     }
 
     /// Validates the window and takes its records.
@@ -250,6 +270,7 @@ unsafe impl Platform for FakeMachine {
         self.0.kicks.borrow_mut().push(value);
         match Kick::decode(value).expect("a known kick") {
             Kick::Control(control) => self.control(control),
+            Kick::Vcpu(index) => panic!("there is no vCPU {index}"),
             Kick::Queue { slot, .. } => {
                 let mut disks = self.0.disks.borrow_mut();
                 let disk = disks.get_mut(&slot).expect("a device in the slot");

@@ -1,12 +1,14 @@
 //! Files that stand in images: asked for by name, opened by the host.
 
 use crate::disk::DiskError;
-use crate::page::{device_entry, file_request, file_response};
+use crate::page::{announcement, device_entry, file_request, file_response};
 use crate::{Context, Disk, Platform};
-use instar_shared::control::{FileAccess, FileRequest, FileRole, FileStatus};
+use instar_shared::control::{
+    FileAccess, FileRequest, FileRole, FileStatus, SizeAnnouncement, SizeStatus,
+};
 use instar_shared::device::{FLAG_PRESENT, MAX_DEVICES};
 use instar_shared::doorbell::{Control, Kick};
-use instar_shared::zerocopy::little_endian::U32;
+use instar_shared::zerocopy::little_endian::{U32, U64};
 
 /// Why a file is not there. The host has the sentence for the user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,7 +27,41 @@ pub enum OpenError {
     Disk(DiskError),
 }
 
+/// Why a file may not be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AnnounceError {
+    /// What it held could not be given up; the errno, Linux numbering.
+    #[error("the host could not empty it: error {0}")]
+    Host(u32),
+    /// There is no file in the slot that may be written, or its size was announced before.
+    #[error("the host expects no such output")]
+    Invalid,
+}
+
 impl<P: Platform> Context<P> {
+    /// Says, once and before the first write, that the file in `slot` will hold `bytes` of content
+    /// (an image: its virtual size). A file that is made anew is empty after this and takes no write before
+    /// it, so open everything that is read first; one that is changed in place may grow by so much.
+    ///
+    /// # Errors
+    /// It may not be written. A file that was there is as it was.
+    pub fn announce_size(&mut self, slot: u16, bytes: u64) -> Result<(), AnnounceError> {
+        let page = announcement(&self.platform);
+        page.write(SizeAnnouncement {
+            bytes: U64::new(bytes),
+            slot: U32::new(u32::from(slot)),
+            ..SizeAnnouncement::zeroed()
+        });
+        self.platform
+            .kick(Kick::Control(Control::AnnounceSize).encode());
+        let answer = page.read();
+        match SizeStatus::try_from(answer.status.get()) {
+            Ok(SizeStatus::Granted) => Ok(()),
+            Ok(SizeStatus::Failed) => Err(AnnounceError::Host(answer.errno.get())),
+            Ok(SizeStatus::Invalid) | Err(_) => Err(AnnounceError::Invalid),
+        }
+    }
+
     /// [`Self::open_file`] for reading.
     ///
     /// # Errors

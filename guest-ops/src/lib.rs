@@ -3,7 +3,7 @@
 //! An operation's `main.rs` is `#![no_std] #![no_main]`, one line
 //! `instar_guest_ops::entry!(run);` and `fn run(ctx: &mut Context)`. It runs in
 //! ring 3 (EL0) from its first instruction: no kernel, no interrupts, one
-//! thread. [`Context`] is everything it can do.
+//! thread, but for jobs that a [`Crew`] runs. [`Context`] is everything it can do.
 //!
 //! All that reaches outside goes through one [`Platform`]; [`Machine`] is the
 //! real one. So the whole crate is tested on a host, its virtqueue driver
@@ -21,6 +21,7 @@
 extern crate alloc;
 
 mod context;
+mod crew;
 mod disk;
 mod dma;
 mod entry;
@@ -46,8 +47,9 @@ mod fake;
 mod tests;
 
 pub use context::{Context, MAX_RESULT_BYTES};
-pub use disk::{Disk, DiskError, MAX_PIECE_BYTES};
-pub use files::OpenError;
+pub use crew::Crew;
+pub use disk::{Disk, DiskError, DiskSet, MAX_PIECE_BYTES};
+pub use files::{AnnounceError, OpenError};
 pub use machine::Machine;
 pub use platform::Platform;
 pub use queue::{Queue, QueueError, Segment};

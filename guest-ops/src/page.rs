@@ -5,7 +5,9 @@ use core::marker::PhantomData;
 use core::mem::offset_of;
 use core::ptr::NonNull;
 use instar_shared::boot::BootPage;
-use instar_shared::control::{ControlPage, FileRequest, FileResponse, MemoryGrant};
+use instar_shared::control::{
+    ControlPage, FileRequest, FileResponse, MemoryGrant, SizeAnnouncement,
+};
 use instar_shared::device::{DeviceEntry, entry_address};
 use instar_shared::layout::{BOOT, CONTROL};
 use instar_shared::zerocopy::little_endian::U32;
@@ -101,6 +103,15 @@ pub(crate) fn file_response<P: Platform>(platform: &P) -> Shared<FileResponse> {
 /// The memory grant of the control page.
 pub(crate) fn memory_grant<P: Platform>(platform: &P) -> Shared<MemoryGrant> {
     field(platform, CONTROL.start, offset_of!(ControlPage, memory))
+}
+
+/// The size announcement of the control page.
+pub(crate) fn announcement<P: Platform>(platform: &P) -> Shared<SizeAnnouncement> {
+    field(
+        platform,
+        CONTROL.start,
+        offset_of!(ControlPage, announcement),
+    )
 }
 
 fn field<P: Platform, T: FromBytes + IntoBytes + Copy>(

@@ -4,10 +4,15 @@ use crate::machine::heap_end;
 use crate::page::Boot;
 use crate::{Machine, Platform, Records};
 use core::alloc::Layout;
+use core::fmt::{self, Write};
 use core::panic::PanicInfo;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicUsize, Ordering};
 use instar_shared::boot::BOOT_MAGIC;
 use instar_shared::doorbell::{Control, Kick};
-use instar_shared::layout::LARGE_PAGE_SIZE;
+use instar_shared::layout::{
+    LARGE_PAGE_SIZE, MAX_VCPUS, PANIC_TEXT_BYTES, panic_note_of, stack_of,
+};
 use instar_shared::record::RecordKind;
 use talc::TalcCell;
 use talc::base::Talc;
@@ -49,7 +54,7 @@ unsafe impl Source for GrantedHeap {
     }
 }
 
-// SAFETY: an operation has one thread and no interrupts or signals.
+// SAFETY: only the first vCPU allocates (the jobs of a crew do not), and it has no interrupts or signals.
 #[global_allocator]
 static HEAP: TalcSyncCell<GrantedHeap, DefaultBinning> =
     unsafe { TalcSyncCell::new(TalcCell::new(GrantedHeap { claimed_end: 0 })) };
@@ -57,6 +62,12 @@ static HEAP: TalcSyncCell<GrantedHeap, DefaultBinning> =
 /// Tells the host why, and does not go on.
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
+    let further = PANIC_OF_FURTHER.load(Ordering::Acquire);
+    if further != 0 {
+        // SAFETY: only `note_panics` stores another value than 0, and that is such a function.
+        let note: fn(&PanicInfo<'_>) = unsafe { core::mem::transmute(further) };
+        note(info);
+    }
     let mut records = Records::new(Machine, 0);
     let message = info.message();
     match info.location() {
@@ -70,6 +81,70 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     Machine.kick(Kick::Control(Control::Panic).encode());
     loop {
         Machine.wait(0);
+    }
+}
+
+/// [`panic_of_further`], once there is a crew; 0 before.
+static PANIC_OF_FURTHER: AtomicUsize = AtomicUsize::new(0);
+
+/// From now on there may be further vCPUs that panic.
+pub(crate) fn note_panics() {
+    let note: fn(&PanicInfo<'_>) = panic_of_further;
+    PANIC_OF_FURTHER.store(note as usize, Ordering::Release);
+}
+
+/// Tells the host why, if this is not the first vCPU.
+fn panic_of_further(info: &PanicInfo<'_>) {
+    if let Some(note) = panic_note() {
+        write_note(note, info);
+        Machine.kick(Kick::Control(Control::Panic).encode());
+    }
+}
+
+/// Where this vCPU says why it panicked, if it is not the first: its stack says which one it is.
+fn panic_note() -> Option<u64> {
+    let here = 0_u8;
+    let at = (&raw const here).expose_provenance() as u64;
+    let mut further = 1..MAX_VCPUS;
+    let index = further.find(|index| {
+        stack_of(*index).is_some_and(|stack| (stack.start..stack.end()).contains(&at))
+    })?;
+    panic_note_of(index)
+}
+
+/// Writes the note at guest address `at`: the record window is the first vCPU's.
+fn write_note(at: u64, info: &PanicInfo<'_>) {
+    let mut note = Note {
+        text: Machine.pointer(at.saturating_add(4), PANIC_TEXT_BYTES),
+        len: 0,
+    };
+    let message = info.message();
+    let _ = match info.location() {
+        Some(location) => write!(note, "{message} (at {location})"),
+        None => write!(note, "{message}"),
+    };
+    let len = u32::try_from(note.len).unwrap_or(0).to_le_bytes();
+    // SAFETY: the note is part of the result region, which is mapped, and this vCPU's own.
+    unsafe { Machine.pointer(at, 4).cast().write_volatile(len) };
+}
+
+/// A panic note under construction; what does not fit is cut off.
+struct Note {
+    text: NonNull<u8>,
+    len: usize,
+}
+
+impl fmt::Write for Note {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for byte in text.bytes() {
+            if self.len >= PANIC_TEXT_BYTES {
+                return Err(fmt::Error);
+            }
+            // SAFETY: below the length of the note, which is this vCPU's own.
+            unsafe { self.text.add(self.len).write_volatile(byte) };
+            self.len = self.len.saturating_add(1);
+        }
+        Ok(())
     }
 }
 

@@ -16,6 +16,7 @@ use instar_shared::zerocopy::IntoBytes;
 use vm_memory::{Bytes, GuestAddress};
 
 mod change;
+mod overlap;
 
 const ORDERS: [CompletionOrder; 3] = [
     CompletionOrder::AtOnce,
@@ -359,6 +360,15 @@ fn open_backing_passes_refusals_on() {
         (error, machine.0.kicks.borrow().len()),
         (OpenError::NameTooLong, kicks)
     );
+}
+
+#[test]
+fn size_is_announced_for_a_file_that_is_there() {
+    let machine = FakeMachine::new();
+    machine.add_disk(3, Vec::new(), CompletionOrder::AtOnce);
+    let mut ctx = Context::new(machine);
+    assert_eq!(ctx.announce_size(3, 1 << 40), Ok(()));
+    assert_eq!(ctx.announce_size(4, 1), Err(crate::AnnounceError::Invalid));
 }
 
 #[test]

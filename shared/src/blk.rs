@@ -51,6 +51,10 @@ wire_enum! {
         ZeroBytes = 0x8000_0007,
         /// Vendor: make completed writes durable; unlike `Flush` it says why it failed. No data.
         Sync = 0x8000_0008,
+        /// Vendor: copy from the file of another slot, or from another range of this one, to byte offset
+        /// `sector`; data is a [`CopyArg`]. Bytes past the source's end are zeros. The file grows if it is
+        /// shorter. Where the host can share blocks it does. Ranges of one file that overlap are EINVAL.
+        CopyRange = 0x8000_0009,
     }
 }
 
@@ -127,3 +131,18 @@ wire_struct! {
     }
 }
 wire_layout!(RangeArg, size = 16, { len @ 0, flags @ 8 });
+
+wire_struct! {
+    /// The data of [`RequestType::CopyRange`].
+    pub struct CopyArg {
+        /// Length in bytes, not 0.
+        pub len: U64,
+        /// First byte that is read.
+        pub from_offset: U64,
+        /// Slot of the file that is read.
+        pub from_slot: U32,
+        /// Zero.
+        pub reserved: U32,
+    }
+}
+wire_layout!(CopyArg, size = 24, { len @ 0, from_offset @ 8, from_slot @ 16, reserved @ 20 });

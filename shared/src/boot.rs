@@ -27,8 +27,8 @@ wire_struct! {
         pub abi_version: U32,
         /// Host-written while the guest runs: 0, or [`CANCEL_REQUESTED`].
         pub cancel: U32,
-        /// Zero.
-        pub reserved: U32,
+        /// vCPUs of the machine, this one included: 1 to [`crate::layout::MAX_VCPUS`].
+        pub vcpus: U32,
         /// First address of the heap.
         pub heap_start: U64,
         /// First address past the heap at start; see [`crate::control::MemoryGrant::heap_end`].
@@ -44,6 +44,6 @@ wire_struct! {
     }
 }
 wire_layout!(BootPage, size = 120, {
-    magic @ 0, abi_version @ 4, cancel @ 8, reserved @ 12, heap_start @ 16, heap_end @ 24,
+    magic @ 0, abi_version @ 4, cancel @ 8, vcpus @ 12, heap_start @ 16, heap_end @ 24,
     cpu_features @ 32, tsc_hz @ 40, wall_clock_ns @ 48, entropy @ 56,
 });

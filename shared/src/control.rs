@@ -76,6 +76,39 @@ wire_struct! {
 }
 wire_layout!(FileResponse, size = 8, { status @ 0, errno @ 4 });
 
+wire_enum! {
+    /// The host's answer to a size announcement.
+    pub enum SizeStatus: u32 {
+        /// The file may be written, as far as the host's window for such a size goes.
+        Granted = 1,
+        /// The operating system refused; `errno` says why.
+        Failed = 2,
+        /// The slot holds nothing that may be written, or its size was announced before.
+        Invalid = 3,
+    }
+}
+
+wire_struct! {
+    /// Says how much a file that is about to be written will hold, and the answer.
+    ///
+    /// A file that is made anew takes no write before this, and is empty after it: what it held, if it was
+    /// there, is kept until the guest has opened all that it reads. A file that is changed in place may
+    /// grow by so much from here on.
+    pub struct SizeAnnouncement {
+        /// Guest: bytes of content, such as an image's virtual size.
+        pub bytes: U64,
+        /// Guest: slot of the file.
+        pub slot: U32,
+        /// Host: a [`SizeStatus`].
+        pub status: U32,
+        /// Host: the errno (Linux numbering) of [`SizeStatus::Failed`], else 0.
+        pub errno: U32,
+        /// Zero.
+        pub reserved: U32,
+    }
+}
+wire_layout!(SizeAnnouncement, size = 24, { bytes @ 0, slot @ 8, status @ 12, errno @ 16, reserved @ 20 });
+
 wire_struct! {
     /// Asks for working memory before it is allocated, and the answer.
     pub struct MemoryGrant {
@@ -102,8 +135,10 @@ wire_struct! {
         pub file_response: FileResponse,
         /// For [`crate::doorbell::Control::OpenFile`].
         pub file_request: FileRequest,
+        /// For [`crate::doorbell::Control::AnnounceSize`].
+        pub announcement: SizeAnnouncement,
     }
 }
-wire_layout!(ControlPage, size = 4160, {
-    memory @ 0, record_bytes @ 24, reserved @ 28, file_response @ 32, file_request @ 40,
+wire_layout!(ControlPage, size = 4184, {
+    memory @ 0, record_bytes @ 24, reserved @ 28, file_response @ 32, file_request @ 40, announcement @ 4160,
 });

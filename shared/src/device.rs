@@ -33,6 +33,8 @@ pub const FEATURE_BLOCK_STATUS: u64 = 1 << 1;
 /// Vendor feature, of devices that are not read-only: byte-granular writes, zeroes and discards, a new
 /// length, reserving space, and a flush that says why it failed.
 pub const FEATURE_BYTE_WRITE: u64 = 1 << 2;
+/// Vendor feature, of devices that are not read-only: copying from the file of any slot.
+pub const FEATURE_COPY: u64 = 1 << 3;
 
 wire_struct! {
     /// One slot of the device table.
@@ -53,13 +55,15 @@ wire_struct! {
         pub avail_ring: U64,
         /// Guest address of the used ring.
         pub used_ring: U64,
+        /// Bytes that the file system had allocated for the file when it was opened; 0 of a block device.
+        pub allocated_bytes: U64,
         /// Zero.
-        pub reserved1: [u8; 16],
+        pub reserved1: [u8; 8],
     }
 }
 wire_layout!(DeviceEntry, size = 64, {
     flags @ 0, queue_size @ 4, reserved0 @ 6, features @ 8, len_bytes @ 16, desc_table @ 24,
-    avail_ring @ 32, used_ring @ 40, reserved1 @ 48,
+    avail_ring @ 32, used_ring @ 40, allocated_bytes @ 48, reserved1 @ 56,
 });
 
 /// Queue memory of device `slot`, or `None` if there is no such slot.

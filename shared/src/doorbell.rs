@@ -9,6 +9,12 @@
 //! queue, or one of the [`Control`] targets, which are done when it returns.
 //! *Wait* blocks until a completion is published; its value says nothing. To
 //! wait with no request in flight is an error, since nothing could end it.
+//!
+//! A machine may have further vCPUs. They start at the program's entry point, with
+//! their number where the first argument of a C function goes, when the first
+//! vCPU kicks them ([`Kick::Vcpu`]) for the first time. All that they may ring is a kick of
+//! vCPU 0, which ends its wait, [`Control::Panic`], and wait: it blocks until they are kicked
+//! again. While one of them is not blocked, vCPU 0 may wait without a request in flight.
 
 /// The kick port (x86-64), 4 bytes wide.
 pub const KICK_PORT: u16 = 0x510;
@@ -40,8 +46,13 @@ wire_enum! {
         GrantMemory = 0xffff_0003,
         /// The guest panicked; the last record says why. Not resumed.
         Panic = 0xffff_0004,
+        /// Let the output that the control page names be filled.
+        AnnounceSize = 0xffff_0005,
     }
 }
+
+/// Kick values from here on name a vCPU.
+pub const VCPU_BASE: u32 = 0xffff_0100;
 
 /// What a kick value means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +66,8 @@ pub enum Kick {
     },
     /// Do this control request.
     Control(Control),
+    /// Wake this vCPU: its wait returns, or the next one does at once.
+    Vcpu(u8),
 }
 
 impl Kick {
@@ -64,12 +77,17 @@ impl Kick {
         match self {
             Self::Queue { slot, queue } => (slot as u32) << 8 | queue as u32,
             Self::Control(control) => control.raw(),
+            Self::Vcpu(index) => VCPU_BASE | index as u32,
         }
     }
 
     /// Reads a doorbell value; `None` if it names nothing.
     #[must_use]
     pub fn decode(raw: u32) -> Option<Self> {
+        if raw >= VCPU_BASE {
+            let index = u8::try_from(raw.checked_sub(VCPU_BASE)?).ok()?;
+            return (index < crate::layout::MAX_VCPUS).then_some(Self::Vcpu(index));
+        }
         if raw >= CONTROL_BASE {
             return Control::try_from(raw).ok().map(Self::Control);
         }
@@ -91,6 +109,10 @@ mod tests {
             let kick = Kick::Queue { slot, queue: 0 };
             assert_eq!(Kick::decode(kick.encode()), Some(kick));
         }
+        for index in 0..crate::layout::MAX_VCPUS {
+            let kick = Kick::Vcpu(index);
+            assert_eq!(Kick::decode(kick.encode()), Some(kick));
+        }
         for control in Control::ALL {
             let kick = Kick::Control(*control);
             assert_eq!(Kick::decode(kick.encode()), Some(kick));
@@ -99,7 +121,14 @@ mod tests {
 
     #[test]
     fn kick_decode_refuses_unknown_values() {
-        for raw in [1024 << 8, 0x00ff_ffff, 0xfffe_ffff, 0xffff_0005, u32::MAX] {
+        for raw in [
+            1024 << 8,
+            0x00ff_ffff,
+            0xfffe_ffff,
+            0xffff_0006,
+            0xffff_0104,
+            u32::MAX,
+        ] {
             assert_eq!(Kick::decode(raw), None, "{raw:#x}");
         }
     }

@@ -16,6 +16,7 @@
 //! | control | 17 MiB + 64 KiB | 16 KiB | read, write |
 //! | records | 17 MiB + 128 KiB | 256 KiB | read, write |
 //! | stack | 20 MiB | 256 KiB | read, write; devices too |
+//! | further stacks | 20 MiB + 512 KiB | 256 KiB for each further vCPU | read, write; devices too |
 //! | queues | 22 MiB | 8 MiB | read, write; devices too |
 //! | heap | 32 MiB | grows by grants | read, write; devices too |
 //!
@@ -92,6 +93,16 @@ pub const STACK: Region = Region {
     start: 0x140_0000,
     size: 0x4_0000,
 };
+/// Most vCPUs of a machine.
+pub const MAX_VCPUS: u8 = 4;
+/// The stacks of the vCPUs from 1 on, [`FURTHER_STACK_STRIDE`] bytes apart, each as large as [`STACK`]. Only
+/// those of vCPUs that there are can be reached.
+pub const FURTHER_STACKS: Region = Region {
+    start: 0x148_0000,
+    size: 0xf_0000,
+};
+/// From one of the further stacks to the next: what is not stack is not mapped.
+pub const FURTHER_STACK_STRIDE: u64 = 0x5_0000;
 /// Virtqueues, [`crate::device::QUEUE_STRIDE`] bytes per device slot.
 pub const QUEUES: Region = Region {
     start: 0x160_0000,
@@ -109,6 +120,39 @@ pub const MIN_HEAP_SIZE: u64 = 4 << 20;
 /// page of guest memory, so memory that nobody asked for still costs time.
 pub const INITIAL_HEAP_SIZE: u64 = 32 << 20;
 
+/// The stack of vCPU `index`, or `None` if there is no such vCPU.
+#[must_use]
+pub fn stack_of(index: u8) -> Option<Region> {
+    if index >= MAX_VCPUS {
+        return None;
+    }
+    let Some(before) = index.checked_sub(1) else {
+        return Some(STACK);
+    };
+    let offset = u64::from(before).checked_mul(FURTHER_STACK_STRIDE)?;
+    Some(Region {
+        start: FURTHER_STACKS.start.checked_add(offset)?,
+        size: STACK.size,
+    })
+}
+
+/// Where vCPU `index`, not the first, says why it panicked: the length of the text as a little-endian
+/// [`u32`], then the text, at most [`PANIC_TEXT_BYTES`] long. Lies in [`RESULT`], past every result.
+#[must_use]
+pub fn panic_note_of(index: u8) -> Option<u64> {
+    if index == 0 || index >= MAX_VCPUS {
+        return None;
+    }
+    RESULT
+        .start
+        .checked_add(u64::from(index).checked_mul(PANIC_NOTE_BYTES)?)
+}
+
+/// Room for one panic note.
+pub const PANIC_NOTE_BYTES: u64 = 1024;
+/// Longest text of a panic note.
+pub const PANIC_TEXT_BYTES: usize = 1000;
+
 /// arm64 only: a page that stage 1 maps for EL0 and stage 2 does not, so that a store exits.
 pub const ARM64_DOORBELL_PAGE: u64 = 0x80_0000_0000 - REGION_ALIGN;
 
@@ -123,5 +167,6 @@ pub const REGIONS: &[(&str, Region)] = &[
     ("control page", CONTROL),
     ("records", RECORDS),
     ("stack", STACK),
+    ("further stacks", FURTHER_STACKS),
     ("queues", QUEUES),
 ];

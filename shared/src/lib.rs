@@ -17,15 +17,20 @@
 mod macros;
 
 pub mod abi;
+pub mod bench;
 pub mod blk;
 pub mod boot;
 pub mod check;
+pub mod compare;
 pub mod control;
+pub mod convert;
+pub mod create;
 pub mod device;
 pub mod doorbell;
 pub mod edit;
 pub mod info;
 pub mod layout;
+pub mod map;
 pub mod op;
 pub mod record;
 pub mod ring;

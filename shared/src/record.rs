@@ -41,6 +41,8 @@ wire_enum! {
         Bitmap = 18,
         /// [`crate::info::LuksRecord`] of the last image.
         Luks = 19,
+        /// Any number of [`crate::map::MapExtent`]s.
+        MapExtents = 20,
     }
 }
 

@@ -40,8 +40,24 @@ fn queue_parts_do_not_overlap() {
 }
 
 #[test]
-fn numbers_of_version_2() {
-    assert_eq!(crate::abi::ABI_VERSION, 2);
+fn each_vcpu_has_a_stack_and_room_for_its_last_words() {
+    for index in 1..layout::MAX_VCPUS {
+        let stack = layout::stack_of(index).unwrap();
+        assert_eq!(stack.start % layout::REGION_ALIGN, 0);
+        let before = layout::stack_of(index - 1).unwrap();
+        assert!(stack.start >= before.end() + layout::REGION_ALIGN);
+        assert!(stack.end() <= layout::FURTHER_STACKS.end());
+        let note = layout::panic_note_of(index).unwrap();
+        assert!(note >= layout::RESULT.start + 1024);
+        assert!(note + layout::PANIC_NOTE_BYTES <= layout::RESULT.end());
+    }
+    assert!(layout::stack_of(layout::MAX_VCPUS).is_none() && layout::panic_note_of(0).is_none());
+    assert!(layout::PANIC_TEXT_BYTES as u64 + 4 <= layout::PANIC_NOTE_BYTES);
+}
+
+#[test]
+fn numbers_of_version_3() {
+    assert_eq!(crate::abi::ABI_VERSION, 3);
     assert_eq!(
         (
             doorbell::KICK_PORT,
@@ -52,21 +68,23 @@ fn numbers_of_version_2() {
     );
     assert_eq!(layout::IMAGE.start, 0x20_0000);
     assert_eq!(layout::HEAP_START, 0x200_0000);
+    assert_eq!(doorbell::VCPU_BASE, 0xffff_0100);
     assert_eq!(crate::boot::BOOT_MAGIC, 0x5241_5453);
 }
 
 #[test]
-fn requests_of_version_2() {
+fn requests_of_version_3() {
     use crate::blk::RequestType;
     let numbers: Vec<u32> = RequestType::ALL.iter().map(|kind| kind.raw()).collect();
     let (virtio, vendor) = numbers.split_at(6);
     assert_eq!(virtio, [0, 1, 4, 8, 11, 13]);
-    assert_eq!(vendor, (0x8000_0000..=0x8000_0008).collect::<Vec<_>>());
+    assert_eq!(vendor, (0x8000_0000..=0x8000_0009).collect::<Vec<_>>());
     let features = (
         device::FEATURE_BYTE_IO,
         device::FEATURE_BLOCK_STATUS,
         device::FEATURE_BYTE_WRITE,
+        device::FEATURE_COPY,
     );
-    assert_eq!(features, (1, 2, 4));
+    assert_eq!(features, (1, 2, 4, 8));
     assert_eq!(crate::blk::RANGE_WRITE_ZEROS, 1);
 }

@@ -45,7 +45,7 @@ pub trait Hypervisor: Sized {
 }
 
 /// A virtual machine.
-pub trait Vm {
+pub trait Vm: Send + Sync + 'static {
     /// Its vCPUs.
     type Vcpu: Vcpu;
 
@@ -54,10 +54,10 @@ pub trait Vm {
     ///
     /// # Errors
     /// [`VmError::Call`].
-    fn map_memory(&mut self, start: u64, size: u64) -> Result<(), VmError>;
+    fn map_memory(&self, start: u64, size: u64) -> Result<(), VmError>;
 
     /// Creates the vCPU of `index`, ready to enter user mode (ring 3, EL0) at `entry`.
-    /// It belongs to the calling thread.
+    /// It belongs to the calling thread, which gets its ticks; that of vCPU 0 is the process's first.
     ///
     /// # Errors
     /// [`VmError::Call`].
@@ -71,6 +71,8 @@ pub struct UserEntry {
     pub entry_gva: u64,
     /// Stack pointer at that instruction.
     pub stack_gva: u64,
+    /// First argument of the function there.
+    pub argument: u64,
 }
 
 /// A virtual CPU.

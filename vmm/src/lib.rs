@@ -4,6 +4,7 @@
 //!   (`kvm` on Linux, `hvf` on Apple silicon).
 //! - [`arch`]: what ring 3 (EL0) stands on: page tables, descriptor tables, traps.
 //! - [`memory`]: the guest's one memory slot and the part that devices may reach.
+//! - `bell`, `threads`: what runs beside the first vCPU, and how it is told.
 //! - [`operation`]: a microVM that runs one operation binary to its end.
 //!
 //! Nothing here reads a byte of an image for its meaning: files are moved, not
@@ -11,6 +12,7 @@
 //! project builds itself.
 
 pub mod arch;
+mod bell;
 mod block;
 mod error;
 #[cfg(all(target_os = "macos", target_arch = "aarch64"))]
@@ -21,5 +23,6 @@ mod kvm;
 mod loader;
 pub mod memory;
 pub mod operation;
+mod threads;
 
 pub use error::VmError;

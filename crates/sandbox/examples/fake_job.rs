@@ -395,6 +395,7 @@ fn main() {
             memory_bytes: 0,
             stall: Duration::from_secs(60),
             timeout: None,
+            threads: instar_vmm::operation::Threads::default(),
         },
         policy: Policy::new(Vec::new(), std::env::var_os(Policy::VARIABLE).as_deref()),
     };

@@ -1,15 +1,17 @@
-//! The broker: forks the worker, opens files for it, passes signals on, reaps it.
+//! The broker: forks the worker, opens files for it, passes signals on, reaps it, ends its outputs.
 //!
 //! It reads numbers and names from the worker, never an image. Everything the
 //! worker says that no worker says, ends the worker.
 
 mod files;
+mod outputs;
 
 use self::files::Files;
+use self::outputs::Outputs;
 use crate::jail::Filter;
 use crate::open::Opened;
 use crate::output::{FileTable, JobError, Output};
-use crate::wire;
+use crate::wire::{self, Message};
 use crate::worker::{self, Machine};
 use crate::{Job, signals};
 use instar_vmm::VmError;
@@ -36,13 +38,18 @@ const MAX_REQUESTS: u32 = 4096;
 /// Forks the worker and serves it; the exit code of the job.
 pub fn run<M: Machine>(
     job: Job,
-    inputs: Vec<Opened>,
+    mut inputs: Vec<Opened>,
     output: Box<dyn Output>,
     prepare: impl FnOnce(OperationSpec) -> Result<M, VmError>,
 ) -> u8 {
     let table = FileTable::with_inputs(inputs.iter().map(|input| input.facts.clone()));
     let failed =
         |step: &'static str| move |source: std::io::Error| JobError::Start { step, source };
+    let files = Files::new(&job, &inputs);
+    let outputs = match Outputs::new(&job.inputs, &mut inputs) {
+        Ok(outputs) => outputs,
+        Err(e) => return output.failed(&failed("dup")(e), &table),
+    };
     let mask = match signals::install() {
         Ok(mask) => mask,
         Err(e) => return output.failed(&failed("sigaction")(e.into()), &table),
@@ -53,7 +60,8 @@ pub fn run<M: Machine>(
     };
     let parent = rustix::process::getpid();
     let mut broker = Broker {
-        files: Files::new(&job, &inputs),
+        files,
+        outputs,
         requests: 0,
     };
     // SAFETY: `run_job` is documented to be called before any thread exists, so the child may do
@@ -61,7 +69,9 @@ pub fn run<M: Machine>(
     match unsafe { fork() } {
         Err(e) => output.failed(&failed("fork")(e.into()), &table),
         Ok(ForkResult::Child) => {
-            drop((own_end, broker));
+            drop(own_end);
+            // Its outputs are the parent's to end; their descriptors are closed with all others.
+            std::mem::forget(broker);
             let start = worker::Start {
                 elf: job.elf,
                 config: job.config,
@@ -77,7 +87,7 @@ pub fn run<M: Machine>(
             drop((worker_end, inputs));
             let ended =
                 Child::new(child.as_raw()).and_then(|child| broker.serve(&child, own_end, &mask));
-            match ended {
+            match broker.outputs.settle(ended) {
                 Ok(code) => code,
                 Err(JobError::Killed) => {
                     // The sentence may be the output's own; the code is the signal's.
@@ -159,6 +169,7 @@ impl Child {
 #[derive(Debug)]
 struct Broker {
     files: Files,
+    outputs: Outputs,
     requests: u32,
 }
 
@@ -168,7 +179,10 @@ struct Breach(&'static str);
 impl Broker {
     /// Serves the worker until it ends; its exit code.
     fn serve(&mut self, child: &Child, socket: OwnedFd, mask: &SigSet) -> Result<u8, JobError> {
-        if let Err(e) = Filter::Broker.install() {
+        let filter = Filter::Broker {
+            outputs: !self.outputs.is_empty(),
+        };
+        if let Err(e) = filter.install() {
             child.signal(Signal::KILL);
             let _ = child.reap();
             return Err(e.into());
@@ -224,13 +238,16 @@ impl Broker {
         if received.bytes == 0 {
             return Ok(false);
         }
-        let request = packet.get(..received.bytes).and_then(wire::decode_request);
-        let request = request.ok_or(Breach("a malformed request"))?;
+        let message = packet.get(..received.bytes).and_then(wire::decode_message);
+        let message = message.ok_or(Breach("a malformed request"))?;
         self.requests = self.requests.saturating_add(1);
         if self.requests > MAX_REQUESTS {
             return Err(Breach("too many requests"));
         }
-        let (reply, file) = self.files.open(&request);
+        let (reply, file) = match message {
+            Message::Open(request) => self.files.open(&request),
+            Message::Begin(slot) => (self.outputs.begin(slot), None),
+        };
         send(
             socket,
             &wire::encode_reply(&reply),
@@ -284,10 +301,10 @@ impl Stop {
             (Some(first), None) => {
                 self.deadline = Instant::now().checked_add(GRACE);
                 // The same one, as the worker's exit code names it.
-                child.signal(if first == libc::SIGINT {
-                    Signal::INT
-                } else {
-                    Signal::TERM
+                child.signal(match first {
+                    libc::SIGINT => Signal::INT,
+                    libc::SIGHUP => Signal::HUP,
+                    _ => Signal::TERM,
                 });
                 signals::count() > 1
             }

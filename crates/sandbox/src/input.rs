@@ -1,9 +1,9 @@
-//! What a job does with the images that the user names.
+//! What a job does with the files that the user names.
 
 use crate::locks::Reads;
 use std::path::PathBuf;
 
-/// An image that the user names on the command line.
+/// A file that the user names on the command line: an image that is read or changed, or one that is made.
 #[derive(Clone, Debug)]
 pub struct InputFile {
     /// The name as typed.
@@ -13,6 +13,7 @@ pub struct InputFile {
     /// What is done with it: this decides how it is opened, and the locks.
     pub access: Access,
     /// How long writes may make it, and its external data file; of no effect on what is only read.
+    /// What is made counts from the size that the guest announces.
     pub growth: Growth,
 }
 
@@ -21,18 +22,39 @@ pub struct InputFile {
 pub enum Access {
     /// It is read.
     Read(Reads),
+    /// Its contents are read, and the user says that it is raw (`-f raw`): like QEMU, this lets others
+    /// change it meanwhile.
+    ReadRaw,
     /// It is read and changed.
     Change,
     /// It is read and changed, and the user says that it is raw (`-f raw`): like QEMU, this lets others
     /// change it too.
     ChangeRaw,
+    /// It is made: a new file, or the whole of one that is there is written anew.
+    ///
+    /// A new file has no name until the job has ended with exit code 0; whatever else happens, nothing is
+    /// left of it. A regular file that is there keeps its inode and its content until the guest has
+    /// announced the size of what it writes; from then on a job that does not end well leaves it empty.
+    /// A block device is written in place.
+    Create {
+        /// The new image is raw: like QEMU, this lets others change it meanwhile.
+        raw: bool,
+        /// What was written is made durable before it gets its name.
+        durable: bool,
+    },
 }
 
 impl Access {
     /// Whether the image is opened for writing.
     #[must_use]
     pub const fn writes(self) -> bool {
-        matches!(self, Self::Change | Self::ChangeRaw)
+        matches!(self, Self::Change | Self::ChangeRaw | Self::Create { .. })
+    }
+
+    /// Whether the file is made.
+    #[must_use]
+    pub const fn creates(self) -> bool {
+        matches!(self, Self::Create { .. })
     }
 
     /// What of the image, and of the files that it names, is read.
@@ -40,12 +62,12 @@ impl Access {
     pub const fn reads(self) -> Reads {
         match self {
             Self::Read(reads) => reads,
-            Self::Change | Self::ChangeRaw => Reads::Contents,
+            Self::ReadRaw | Self::Change | Self::ChangeRaw | Self::Create { .. } => Reads::Contents,
         }
     }
 }
 
-/// How much longer than it was when it was opened the guest may make a file.
+/// How much longer than it was when it was opened, or than was announced, the guest may make a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Growth {
     /// A tenth of its length and 64 MiB, which tables and bookkeeping fit in, and what is asked besides.

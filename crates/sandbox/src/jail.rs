@@ -2,7 +2,8 @@
 //!
 //! Every filter is an allow-list; anything else kills the whole process. None
 //! opens, connects, executes, clones or makes memory executable; none but that of a
-//! job that changes images writes to anything but the standard streams. Where a few
+//! job that changes images writes to anything but the standard streams, and none but
+//! that of a broker whose job makes files gives or takes a name. Where a few
 //! comparisons narrow a call down, they are made: `ioctl` to the requests of a
 //! running vCPU, `write` to the standard streams, messages to the broker's socket.
 
@@ -50,8 +51,18 @@ pub enum Filter {
         /// The job changes images. Those that are only read are kept safe by their descriptors.
         writes: bool,
     },
+    /// A thread of the worker that moves bytes between files and guest memory.
+    Io {
+        /// The job changes images.
+        writes: bool,
+    },
+    /// A thread of the worker that runs a further vCPU.
+    FurtherVcpu,
     /// The broker, once the worker is there.
-    Broker,
+    Broker {
+        /// The job makes files: they are emptied, and get their names.
+        outputs: bool,
+    },
 }
 
 /// What must hold of a call's arguments; each inner list is an alternative.
@@ -68,7 +79,9 @@ impl Filter {
     const fn name(self) -> &'static str {
         match self {
             Self::Vcpu { .. } => "vCPU thread",
-            Self::Broker => "broker",
+            Self::Io { .. } => "I/O thread",
+            Self::FurtherVcpu => "further vCPU's thread",
+            Self::Broker { .. } => "broker",
         }
     }
 
@@ -128,8 +141,26 @@ impl Filter {
                 );
                 rules.extend(standard_streams(&[1, 2]));
             }
-            Self::Broker => {
+            Self::Io { writes } => {
+                rules.extend(any(&READING));
+                rules.push(descriptor_flags);
+                if writes {
+                    rules.extend(any(&WRITING));
+                    rules.push((libc::SYS_ioctl, ioctls(&[&DISCARD_REQUESTS])));
+                }
+                rules.extend(standard_streams(&[2]));
+            }
+            Self::FurtherVcpu => {
+                rules.push((libc::SYS_close, Vec::new()));
+                rules.push(descriptor_flags);
+                rules.push((libc::SYS_ioctl, ioctls(&[&RUN_REQUESTS])));
+                rules.extend(standard_streams(&[2]));
+            }
+            Self::Broker { outputs } => {
                 rules.extend(any(&BROKER));
+                if outputs {
+                    rules.extend(any(&NAMING));
+                }
                 let device_requests = [u64::from(READ_ONLY_REQUEST)];
                 let requests: [&[u64]; 2] = [&TERMINAL_REQUESTS, &device_requests];
                 rules.push((libc::SYS_ioctl, ioctls(&requests)));
@@ -155,8 +186,20 @@ const VCPU: [i64; 9] = [
     libc::SYS_set_robust_list,
 ];
 
-/// Calls of a vCPU thread that changes images, none of which makes, names or removes a file.
-const WRITING: [i64; 5] = [
+/// Calls of an I/O thread without a condition.
+const READING: [i64; 5] = [
+    libc::SYS_preadv2,
+    libc::SYS_preadv,
+    libc::SYS_close,
+    libc::SYS_sched_yield,
+    libc::SYS_getrandom,
+];
+
+/// Calls of a thread that changes images, none of which makes, names or removes a file.
+const WRITING: [i64; 8] = [
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    libc::SYS_copy_file_range,
     libc::SYS_pwritev2,
     libc::SYS_pwritev,
     libc::SYS_fdatasync,
@@ -180,6 +223,15 @@ const BROKER: [i64; 14] = [
     libc::SYS_pidfd_send_signal,
     libc::SYS_getrandom,
     libc::SYS_sched_yield,
+];
+
+/// Calls of a broker whose job makes files.
+const NAMING: [i64; 5] = [
+    libc::SYS_fsync,
+    libc::SYS_ftruncate,
+    libc::SYS_linkat,
+    libc::SYS_renameat2,
+    libc::SYS_unlinkat,
 ];
 
 /// Requests of a vCPU while it runs, and to describe a crash.

@@ -23,7 +23,9 @@ mod open;
 mod output;
 mod policy;
 mod signals;
+mod target;
 mod walk;
+mod window;
 mod wire;
 mod worker;
 
@@ -31,6 +33,7 @@ pub use confine::{Confinement, Landlock};
 pub use input::{Access, Growth, InputFile};
 pub use jail::{Filter, JailError};
 pub use locks::Reads;
+pub use names::path_of_backing;
 pub use output::{FailedOpen, FileFacts, FileTable, JobError, OpenFailure, Output};
 pub use policy::Policy;
 pub use worker::Machine;
@@ -45,8 +48,8 @@ pub struct Job {
     pub elf: &'static [u8],
     /// Bytes of the operation's config struct.
     pub config: Vec<u8>,
-    /// The images that the user names, by device slot: at least one. The first decides what a lock
-    /// conflict means for the whole job.
+    /// The files that the user names, by device slot: at least one. The first decides what a lock
+    /// conflict means for the whole job; the first that is made is its target.
     pub inputs: Vec<InputFile>,
     /// What the guest may use.
     pub limits: Limits,

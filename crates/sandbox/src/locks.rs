@@ -14,6 +14,10 @@
 //! | an image is changed (all of `snapshot -c -a -d`, `resize`, `amend`, `bitmap`, `check -r`) | 100 101 103 201 203 | 200 201 203 101 103 |
 //! | its external data file | 203, 100 101 103 | 103, 200 201 203 103 |
 //! | a raw image is changed (`resize -f raw`) | 100 101 103 | 200 201 203 |
+//! | a raw image is read (`map`, `measure`, `compare`, `dd`) | 100 | 200 |
+//! | any image is the source of `convert` | 100 201 203 | 200 101 103 |
+//! | an image is made (`create`, the target of `convert`) | 101 103 203, then 100 201 | 201 203 103, then 101 |
+//! | a raw image, or an external data file, is made | 101 103 203 | 201 203 103 |
 //!
 //! The order is that of the table; what stands before a comma is locked and asked
 //! for first. Block devices are locked as files are. The backing chain of an image
@@ -65,6 +69,8 @@ pub enum Reads {
     Metadata,
     /// Everything (`check`): nobody may be half way through a change.
     Contents,
+    /// Everything, and nobody may change it even if it is raw (the source of `convert`).
+    Source,
 }
 
 /// Which locks a file needs.
@@ -83,8 +89,11 @@ impl Wanted {
     const fn used(self) -> &'static [Permission] {
         match self.access {
             Access::Read(Reads::Metadata) => &[],
-            Access::Read(Reads::Contents) => &[Permission::ConsistentRead],
-            Access::Change | Access::ChangeRaw => &[
+            Access::Read(Reads::Contents | Reads::Source) | Access::ReadRaw => {
+                &[Permission::ConsistentRead]
+            }
+            Access::Create { raw: true, .. } => &[Permission::Write, Permission::Resize],
+            Access::Change | Access::ChangeRaw | Access::Create { raw: false, .. } => &[
                 Permission::ConsistentRead,
                 Permission::Write,
                 Permission::Resize,
@@ -97,11 +106,15 @@ impl Wanted {
         match self {
             Self { share: true, .. }
             | Self {
-                access: Access::ChangeRaw,
+                access: Access::ChangeRaw | Access::ReadRaw,
                 ..
             } => &[],
             Self {
                 data_file: true, ..
+            }
+            | Self {
+                access: Access::Create { raw: true, .. },
+                ..
             } => &[Permission::Resize],
             Self {
                 data_file: false, ..
@@ -111,7 +124,7 @@ impl Wanted {
 
     /// Whether a conflict on what is not shared counts only if the image is not raw.
     const fn may_be_raw(self) -> bool {
-        matches!(self.access, Access::Read(_)) && !self.data_file
+        matches!(self.access, Access::Read(Reads::Metadata | Reads::Contents)) && !self.data_file
     }
 }
 
@@ -131,6 +144,8 @@ impl Conflict {
     pub const WRITTEN: Self = Self::InUse(Permission::Write.name());
     /// A file is open in a way that its length may change, and others may not change it.
     pub const RESIZED: Self = Self::InUse(Permission::Resize.name());
+    /// A file is made that someone has open who does not let it be written.
+    pub const OPEN: Self = Self::NotShared(Permission::Write.name());
 
     /// The reason in qemu-img's words; `path` as shown for the image.
     pub fn reason(self, path: &[u8]) -> Vec<u8> {
@@ -163,6 +178,15 @@ pub struct Taken {
 /// # Errors
 /// The conflict that counts for every format; locks already taken end with the descriptor.
 pub fn take(fd: BorrowedFd<'_>, wanted: Wanted) -> Result<Taken, Conflict> {
+    if let Access::Create {
+        raw: false,
+        durable,
+    } = wanted.access
+    {
+        // The file is made first, whatever it becomes; the rest is the format's.
+        let access = Access::Create { raw: true, durable };
+        take(fd, Wanted { access, ..wanted })?;
+    }
     let (used, unshared) = (wanted.used(), wanted.unshared());
     if wanted.data_file {
         hold_all(fd, unshared, UNSHARED)?;

@@ -3,6 +3,10 @@
 //! A name is a sequence of any bytes. What stands before a colon is a protocol,
 //! unless a slash comes first. Observed with qemu-img 10.0.
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
 /// Longest name that is looked at, with its folder: Linux `PATH_MAX` less the NUL.
 pub const MAX_PATH_BYTES: usize = 4095;
 
@@ -126,6 +130,13 @@ pub fn combine(parent: &[u8], name: &[u8]) -> Vec<u8> {
         return name.to_vec();
     }
     [folder(parent), name].concat()
+}
+
+/// Where the backing file is that an image at `image` is to name as `name`: the user types it as it will
+/// stand in the image, relative to the image's folder.
+#[must_use]
+pub fn path_of_backing(image: &OsStr, name: &OsStr) -> PathBuf {
+    OsString::from_vec(combine(image.as_bytes(), name.as_bytes())).into()
 }
 
 /// The folder part of `path`, with its slash; empty for the current folder.

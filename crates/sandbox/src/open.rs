@@ -4,8 +4,10 @@ use crate::input::InputFile;
 use crate::locks::{self, Conflict, Wanted};
 use crate::names::{self, Driver, Name, NameError};
 use crate::output::{FailedOpen, FileFacts, OpenFailure};
+use crate::target::{self, Target};
 use rustix::fs::{FileType, MemfdFlags, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
+use std::collections::BTreeMap;
 use std::ffi::{CStr, OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -54,6 +56,8 @@ pub struct Opened {
     pub writable: bool,
     /// Counts unless the image is raw.
     pub format_conflict: Option<Conflict>,
+    /// How it comes to its name, if it is made.
+    pub target: Option<Target>,
 }
 
 /// Why a file was not opened.
@@ -110,11 +114,12 @@ impl Refusal {
     }
 
     /// The whole failure, of a name that the user typed for `slot`.
-    fn of_typed(self, slot: u16, given: &[u8]) -> FailedOpen {
+    pub fn of_typed(self, slot: u16, given: &[u8], output: bool) -> FailedOpen {
         FailedOpen {
             slot,
             parent_slot: None,
             role: None,
+            output,
             kind: self.kind,
             given_name: os_string(given),
             reason: OsString::from_vec(self.reason),
@@ -122,21 +127,38 @@ impl Refusal {
     }
 }
 
-/// Opens the images that the user typed, in order: any path, a regular file or a device.
+/// Opens the files that the user typed: any path, a regular file or a device. By slot.
+///
+/// What is made is opened last, so that whatever is wrong with an input comes first.
+/// Nothing is changed: see [`Target`].
 ///
 /// # Errors
 /// What qemu-img says about the first that fails, in its words; it hangs on a
 /// FIFO, which here is refused as a folder is.
 pub fn open_inputs(inputs: &[InputFile]) -> Result<Vec<Opened>, FailedOpen> {
-    let mut all: Vec<Opened> = Vec::with_capacity(inputs.len());
-    for (slot, input) in (0..).zip(inputs) {
-        let given = input.path.as_os_str().as_bytes();
+    let mut all: BTreeMap<u16, Opened> = BTreeMap::new();
+    let slots = || (0..).zip(inputs);
+    let read = slots().filter(|(_, input)| !input.access.creates());
+    let made = slots().filter(|(_, input)| input.access.creates());
+    for (slot, input) in read.chain(made) {
+        let creates = input.access.creates();
+        let given = if creates {
+            name_of_target(inputs)
+        } else {
+            input.path.as_os_str().as_bytes()
+        };
         let opened = open_typed(input)
             .and_then(|opened| not_alone(opened, &all))
-            .map_err(|refusal| refusal.of_typed(slot, given))?;
-        all.push(opened);
+            .map_err(|refusal| refusal.of_typed(slot, given, creates))?;
+        all.insert(slot, opened);
     }
-    Ok(all)
+    Ok(all.into_values().collect())
+}
+
+/// The name, as typed, of the first file that is made; errors of the others name it, too.
+pub fn name_of_target(inputs: &[InputFile]) -> &[u8] {
+    let first = inputs.iter().find(|input| input.access.creates());
+    first.map_or(b"", |input| input.path.as_os_str().as_bytes())
 }
 
 fn open_typed(input: &InputFile) -> Result<Opened, Refusal> {
@@ -149,7 +171,12 @@ fn open_typed(input: &InputFile) -> Result<Opened, Refusal> {
         data_file: false,
         share: input.share,
     };
-    open_trusted(input.path.as_os_str().as_bytes(), wanted)
+    let given = input.path.as_os_str().as_bytes();
+    if input.access.creates() {
+        target::open(given, wanted)
+    } else {
+        open_trusted(given, wanted)
+    }
 }
 
 /// What holds for `opened` next to the images in `others`.
@@ -157,14 +184,16 @@ fn open_typed(input: &InputFile) -> Result<Opened, Refusal> {
 /// A file that is written is open only once: the locks see to that, and where a
 /// file system has none, this does. And only the first image can still turn out
 /// to be raw: nothing tells it of another one.
-fn not_alone(opened: Opened, others: &[Opened]) -> Result<Opened, Refusal> {
-    let twin = others
-        .iter()
-        .any(|other| other.id == opened.id && (other.writable || opened.writable));
-    let conflict = if twin {
-        Some(Conflict::WRITTEN)
-    } else {
-        opened.format_conflict.filter(|_| !others.is_empty())
+fn not_alone(opened: Opened, others: &BTreeMap<u16, Opened>) -> Result<Opened, Refusal> {
+    let twin = |other: &&Opened| {
+        let one_file = other.id == opened.id && (other.writable || opened.writable);
+        one_file || target::become_one(other.target.as_ref(), opened.target.as_ref())
+    };
+    let conflict = match others.values().find(twin) {
+        Some(twin) if twin.target.is_some() => Some(Conflict::RESIZED),
+        Some(_) if opened.target.is_some() => Some(Conflict::OPEN),
+        Some(_) => Some(Conflict::WRITTEN),
+        None => opened.format_conflict.filter(|_| !others.is_empty()),
     };
     match conflict {
         Some(conflict) => Err(Refusal::in_use(conflict, opened.facts.name.as_bytes())),
@@ -200,7 +229,7 @@ fn open_trusted(given: &[u8], wanted: Wanted) -> Result<Opened, Refusal> {
 ///
 /// # Errors
 /// The reason in qemu-img's words, where it has some.
-fn parse(given: &[u8]) -> Result<Name, Refusal> {
+pub fn parse(given: &[u8]) -> Result<Name, Refusal> {
     names::parse(given).map_err(|e| Refusal::failed(Errno::INVAL, name_reason(&e)))
 }
 
@@ -257,6 +286,7 @@ pub fn lock_and_describe(
         id: FileId::of(stat),
         writable: wanted.access.writes(),
         format_conflict: taken.format_conflict,
+        target: None,
     })
 }
 

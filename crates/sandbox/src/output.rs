@@ -53,6 +53,9 @@ pub struct FailedOpen {
     pub parent_slot: Option<u16>,
     /// What it is to that image; `None` for a file that the user typed.
     pub role: Option<FileRole>,
+    /// It is about a file that the job makes: qemu-img's line is `<given_name>: <reason>`, with what it was
+    /// doing in between. The name is that of the job's target, for its external data file too.
+    pub output: bool,
     /// What went wrong.
     pub kind: OpenFailure,
     /// The name as typed, or as resolved, with its prefix.

@@ -1,7 +1,7 @@
-//! SIGINT and SIGTERM: a flag in both processes, set by one handler.
+//! SIGINT, SIGTERM and SIGHUP: a flag in both processes, set by one handler.
 //!
-//! A terminal sends SIGINT to broker and worker; the broker passes on what it
-//! gets. In the worker any number of them means *cancel*; only the broker counts.
+//! A terminal sends SIGINT, and SIGHUP when it is closed, to broker and worker; the
+//! broker passes on what it gets. In the worker any number of them means *cancel*; only the broker counts.
 
 use nix::sys::signal::{
     SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
@@ -16,7 +16,7 @@ static FIRST: AtomicI32 = AtomicI32::new(0);
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// The signals that cancel.
-const CANCELLING: [Signal; 2] = [Signal::SIGINT, Signal::SIGTERM];
+const CANCELLING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
 extern "C" fn on_signal(signal: libc::c_int) {
     let _ = FIRST.compare_exchange(0, signal, Ordering::Relaxed, Ordering::Relaxed);
@@ -34,7 +34,7 @@ pub fn count() -> u32 {
     COUNT.load(Ordering::Relaxed)
 }
 
-/// Exit code of a process that `signal` ended: 130 for SIGINT, 143 for SIGTERM.
+/// Exit code of a process that `signal` ended: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP.
 pub fn exit_code(signal: i32) -> u8 {
     u8::try_from(signal).unwrap_or(0).saturating_add(128)
 }

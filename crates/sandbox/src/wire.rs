@@ -1,7 +1,8 @@
-//! Messages between worker and broker: one packet each way per file.
+//! Messages between worker and broker: one packet each way.
 //!
-//! A request is a [`FileRequest`] cut after its name. The worker is not trusted:
-//! a packet that is not exactly that ends it. The broker is trusted, so its reply
+//! A request for a file is a [`FileRequest`] cut after its name; one to begin an
+//! output is a marker and its slot. The worker is not trusted: a packet that is
+//! not exactly one of these ends it. The broker is trusted, so its reply
 //! is decoded with care only to find bugs. Integers are little-endian.
 
 use crate::locks::Conflict;
@@ -19,6 +20,33 @@ const REQUEST_HEAD: usize = offset_of!(FileRequest, name);
 pub const MAX_REQUEST: usize = REQUEST_HEAD + MAX_NAME_BYTES;
 /// Largest reply: facts, and a few times a path.
 pub const MAX_REPLY: usize = 64 << 10;
+
+/// What the worker asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// A file that an image names.
+    Open(Request),
+    /// Giving up what the output in this slot held: it is about to be written.
+    Begin(u16),
+}
+
+/// In front of the slot of an output that begins: no request for a file is so short.
+const BEGIN: [u8; 4] = *b"outp";
+
+/// The bytes that ask to begin the output in `slot`.
+pub fn encode_begin(slot: u16) -> [u8; 6] {
+    let [a, b, c, d] = BEGIN;
+    let [low, high] = slot.to_le_bytes();
+    [a, b, c, d, low, high]
+}
+
+/// Reads what the worker asks for; `None` if it is nothing that may be asked.
+pub fn decode_message(packet: &[u8]) -> Option<Message> {
+    match packet.strip_prefix(&BEGIN) {
+        Some([low, high]) => Some(Message::Begin(u16::from_le_bytes([*low, *high]))),
+        _ => decode_request(packet).map(Message::Open),
+    }
+}
 
 /// A request that makes sense by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +74,7 @@ pub fn encode_request(request: &FileRequest) -> Option<&[u8]> {
 }
 
 /// Reads a request; `None` if it is not exactly one.
-pub fn decode_request(packet: &[u8]) -> Option<Request> {
+fn decode_request(packet: &[u8]) -> Option<Request> {
     let name_len = packet.len().checked_sub(REQUEST_HEAD)?;
     let mut request = FileRequest::new_zeroed();
     request
@@ -77,11 +105,14 @@ pub enum Reply {
     Failed(FailedOpen),
     /// Slot, parent or access make no sense.
     Invalid,
+    /// The output is empty now, or the errno that kept it from that.
+    Begun(Result<(), i32>),
 }
 
 const TAG_OPENED: u64 = 1;
 const TAG_FAILED: u64 = 2;
 const TAG_INVALID: u64 = 3;
+const TAG_BEGUN: u64 = 4;
 
 /// The bytes of a reply.
 pub fn encode_reply(reply: &Reply) -> Vec<u8> {
@@ -110,6 +141,7 @@ pub fn encode_reply(reply: &Reply) -> Vec<u8> {
             out.number(failed.slot.into());
             out.number(failed.parent_slot.map_or(u64::MAX, u64::from));
             out.number(failed.role.map_or(0, |role| role.raw().into()));
+            out.number(failed.output.into());
             let (kind, errno) = match failed.kind {
                 OpenFailure::Failed(errno) => (0, errno),
                 OpenFailure::Refused => (1, 0),
@@ -122,6 +154,10 @@ pub fn encode_reply(reply: &Reply) -> Vec<u8> {
             out.bytes(failed.reason.as_bytes());
         }
         Reply::Invalid => out.number(TAG_INVALID),
+        Reply::Begun(result) => {
+            out.number(TAG_BEGUN);
+            out.number(i64::from(result.err().unwrap_or(0)).cast_unsigned());
+        }
     }
     out.0
 }
@@ -133,6 +169,10 @@ pub fn decode_reply(packet: &[u8]) -> Option<Reply> {
         TAG_OPENED => decode_opened(&mut rest)?,
         TAG_FAILED => Reply::Failed(decode_failed(&mut rest)?),
         TAG_INVALID => Reply::Invalid,
+        TAG_BEGUN => Reply::Begun(match rest.number()?.cast_signed() {
+            0 => Ok(()),
+            errno => Err(i32::try_from(errno).ok()?),
+        }),
         _ => return None,
     };
     rest.0.is_empty().then_some(reply)
@@ -170,6 +210,7 @@ fn decode_failed(rest: &mut Reader<'_>) -> Option<FailedOpen> {
         0 => None,
         raw => Some(FileRole::try_from(raw).ok()?),
     };
+    let output = rest.number()? != 0;
     let (kind, errno) = (rest.number()?, rest.number()?);
     let kind = match kind {
         0 => OpenFailure::Failed(i32::try_from(errno.cast_signed()).ok()?),
@@ -184,6 +225,7 @@ fn decode_failed(rest: &mut Reader<'_>) -> Option<FailedOpen> {
         slot,
         parent_slot,
         role,
+        output,
         kind,
         given_name,
         reason,

@@ -7,16 +7,17 @@ use crate::locks::{Conflict, Reads};
 use crate::open::Opened;
 use crate::output::{FailedOpen, FileTable, JobError, OpenFailure, Output};
 use crate::signals;
+use crate::window::Window;
 use crate::wire::{self, Reply};
-use instar_shared::control::{FileAccess, FileRequest, FileResponse, FileStatus};
+use instar_shared::control::{FileAccess, FileRequest, FileResponse, FileStatus, SizeStatus};
 use instar_shared::info::ImageRecord;
 use instar_shared::op::{ImageFormat, Outcome};
 use instar_shared::record::RecordKind;
 use instar_shared::zerocopy::FromBytes;
 use instar_vmm::VmError;
 use instar_vmm::operation::{
-    Completed, Limits, Operation, OperationFile, OperationHost, OperationSpec, RESULT_BYTES,
-    RunError,
+    Completed, Confine, Limits, Operation, OperationFile, OperationHost, OperationSpec,
+    RESULT_BYTES, RunError, ThreadKind,
 };
 use nix::sys::signal::SigSet;
 use rustix::net::{
@@ -31,6 +32,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::sync::Arc;
 
 /// Something that runs an operation; prepared with all permissions, run without.
 pub trait Machine {
@@ -39,11 +41,24 @@ pub trait Machine {
     /// # Errors
     /// Everything but a result.
     fn run(self, host: &mut dyn OperationHost) -> Result<Completed, RunError>;
+
+    /// Starts the threads that the operation asks for; each calls `confine` before it does anything.
+    ///
+    /// # Errors
+    /// A thread could not be made, or not be confined.
+    fn start_threads(&mut self, confine: &Confine) -> Result<(), VmError> {
+        let _ = confine;
+        Ok(())
+    }
 }
 
 impl Machine for Operation {
     fn run(self, host: &mut dyn OperationHost) -> Result<Completed, RunError> {
         Self::run(self, host)
+    }
+
+    fn start_threads(&mut self, confine: &Confine) -> Result<(), VmError> {
+        Self::start_threads(self, confine)
     }
 }
 
@@ -81,6 +96,7 @@ pub fn run<M: Machine>(
         conflicts: conflicts.collect(),
         reads: first.map_or(Reads::Contents, Access::reads),
         growth: start.inputs.iter().map(|(input, _)| input.growth).collect(),
+        windows: (0..).zip(&start.inputs).filter_map(typed_window).collect(),
         in_use: None,
         output: &mut *output,
         socket: start.socket,
@@ -136,19 +152,49 @@ fn confined_machine<M: Machine>(
         source: e.into(),
     })?;
     let writes = spec.files.iter().any(|file| !file.read_only);
-    let machine = prepare(spec).map_err(JobError::Vm)?;
+    let mut machine = prepare(spec).map_err(JobError::Vm)?;
     // The first use of the clock looks for the vDSO, with calls (and a file, on old kernels)
     // that are gone after this.
     let _ = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     let confinement = confine::give_up_files()?;
     host.output.confined(&confinement);
+    // They inherit what was given up so far.
+    let threads = machine.start_threads(&thread_filter(writes));
+    threads.map_err(JobError::Vm)?;
     Filter::Vcpu { socket, writes }.install()?;
     Ok(machine)
 }
 
+/// Installs the filter of a thread.
+fn thread_filter(writes: bool) -> Confine {
+    Arc::new(move |kind| {
+        let filter = match kind {
+            ThreadKind::Io => Filter::Io { writes },
+            ThreadKind::Vcpu => Filter::FurtherVcpu,
+        };
+        filter.install().map_err(std::io::Error::other)
+    })
+}
+
 fn typed_file((input, opened): (InputFile, Opened)) -> OperationFile {
     let growth = opened.writable.then_some(input.growth);
-    operation_file(opened.file, &opened.facts, growth)
+    let made = input.access.creates() && !opened.facts.block_device;
+    let file = operation_file(opened.file, &opened.facts, growth);
+    if made {
+        // Empty, and closed to writes, until its size is announced.
+        return OperationFile {
+            len_bytes: 0,
+            max_len_bytes: 0,
+            ..file
+        };
+    }
+    file
+}
+
+fn typed_window((slot, (input, opened)): (u16, &(InputFile, Opened))) -> Option<(u16, Window)> {
+    let made = input.access.creates();
+    let window = Window::of(input.growth, &opened.facts, made);
+    opened.writable.then_some((slot, window))
 }
 
 /// The device of a file; `growth` if it is written.
@@ -183,6 +229,8 @@ struct Host<'a> {
     reads: Reads,
     /// Of the typed images, by slot.
     growth: Vec<Growth>,
+    /// Of the files that may be written and whose size is not announced yet, by slot.
+    windows: BTreeMap<u16, Window>,
     /// The conflict that ended the run.
     in_use: Option<FailedOpen>,
     output: &'a mut dyn Output,
@@ -215,6 +263,7 @@ impl Host<'_> {
             slot,
             parent_slot: facts.and_then(|facts| facts.parent_slot),
             role: None,
+            output: false,
             kind: OpenFailure::InUse,
             given_name: facts
                 .map(|facts| facts.given_name.clone())
@@ -237,7 +286,11 @@ impl Host<'_> {
         &mut self,
         request: &FileRequest,
     ) -> Result<(Reply, Option<OwnedFd>), rustix::io::Errno> {
-        let packet = wire::encode_request(request).ok_or(rustix::io::Errno::INVAL)?;
+        self.ask(wire::encode_request(request).ok_or(rustix::io::Errno::INVAL)?)
+    }
+
+    /// Sends one packet to the broker and waits for the answer.
+    fn ask(&mut self, packet: &[u8]) -> Result<(Reply, Option<OwnedFd>), rustix::io::Errno> {
         let mut no_control = SendAncillaryBuffer::default();
         rustix::io::retry_on_intr(|| {
             rustix::net::sendmsg(
@@ -282,7 +335,11 @@ impl OperationHost for Host<'_> {
             u16::try_from(request.slot.get()).map_err(|_| response(FileStatus::Invalid, 0))?;
         match self.ask_broker(request) {
             Ok((Reply::Opened(facts, conflict), Some(descriptor))) => {
-                let file = operation_file(File::from(descriptor), &facts, self.growth_of(request));
+                let growth = self.growth_of(request);
+                if let Some(growth) = growth {
+                    self.windows.insert(slot, Window::of(growth, &facts, false));
+                }
+                let file = operation_file(File::from(descriptor), &facts, growth);
                 self.files.insert(slot, facts);
                 if let Some(conflict) = conflict {
                     self.conflicts.insert(slot, conflict);
@@ -304,6 +361,22 @@ impl OperationHost for Host<'_> {
         }
     }
 
+    fn announce_size(&mut self, slot: u16, bytes: u64) -> Result<u64, (SizeStatus, u32)> {
+        let invalid = (SizeStatus::Invalid, 0);
+        let window = self.windows.remove(&slot).ok_or(invalid)?;
+        let begun = if window.is_made() {
+            self.ask(&wire::encode_begin(slot)).map(|(reply, _)| reply)
+        } else {
+            Ok(Reply::Begun(Ok(())))
+        };
+        match begun {
+            Ok(Reply::Begun(Ok(()))) => Ok(window.max_len_bytes(bytes)),
+            Ok(Reply::Begun(Err(errno))) => Err((SizeStatus::Failed, errno.unsigned_abs())),
+            Ok(_) => Err(invalid),
+            Err(errno) => Err((SizeStatus::Failed, errno.raw_os_error().unsigned_abs())),
+        }
+    }
+
     fn record(&mut self, kind: RecordKind, payload: &[u8]) -> Result<(), String> {
         match self.reads {
             Reads::Metadata if kind == RecordKind::Image => {
@@ -317,7 +390,7 @@ impl OperationHost for Host<'_> {
                     self.not_in_use(slot)?;
                 }
             }
-            Reads::Contents => self.not_in_use(0)?,
+            Reads::Contents | Reads::Source => self.not_in_use(0)?,
             Reads::Metadata => {}
         }
         self.output.record(kind, payload, &self.files)

@@ -160,7 +160,11 @@ fn worker_that_talks_nonsense_is_killed() {
 
 #[test]
 fn signal_cancels_and_sets_the_exit_code() {
-    for (signal, expected) in [(libc::SIGINT, 130), (libc::SIGTERM, 143)] {
+    for (signal, expected) in [
+        (libc::SIGINT, 130),
+        (libc::SIGTERM, 143),
+        (libc::SIGHUP, 129),
+    ] {
         let (_scratch, top) = scratch();
         let running = Running::new("cancel", &top);
         running.signal(running.broker(), signal);

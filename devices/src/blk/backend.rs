@@ -77,6 +77,18 @@ pub enum IoKind {
         /// By writing zeros, over whatever is there; else contents stay.
         zeros: bool,
     },
+    /// Copy from the file of another device, or from another range of this one; past the source's end
+    /// zeros, past the target's end the file grows. EINVAL if the ranges overlap. No buffers.
+    Copy {
+        /// Device slot of the source.
+        from_slot: u16,
+        /// First byte that is read.
+        from_offset: u64,
+        /// First byte that is written.
+        offset: u64,
+        /// Length in bytes, not 0.
+        len: u64,
+    },
     /// Fill the buffers with [`instar_shared::blk::StatusExtent`]s from `offset` on, ended by one of
     /// length 0 if there is room ([`IoRequest::fill`] puts them there). At or past the end: none.
     BlockStatus {

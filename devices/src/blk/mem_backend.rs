@@ -4,6 +4,7 @@ use super::backend::{BlockBackend, Completion, Errno, IoKind, IoRequest, Submiss
 use instar_shared::blk::{EXTENT_DATA, ID_BYTES, StatusExtent};
 use instar_shared::zerocopy::IntoBytes;
 use instar_shared::zerocopy::little_endian::U64;
+use std::collections::BTreeMap;
 use vm_memory::{Bytes, GuestMemory};
 
 /// When requests complete.
@@ -33,6 +34,8 @@ pub struct MemBackend<M> {
     pub fail_next: Option<Errno>,
     /// Longest that the store may become, in bytes; past it is EFBIG.
     pub max_bytes: u64,
+    /// Files of other slots, for copies from them; this store itself is in none.
+    pub others: BTreeMap<u16, Vec<u8>>,
     held: Vec<(Token, IoRequest)>,
     released: usize,
 }
@@ -48,6 +51,7 @@ impl<M: GuestMemory> MemBackend<M> {
             log: Vec::new(),
             fail_next: None,
             max_bytes: 256 << 20,
+            others: BTreeMap::new(),
             held: Vec::new(),
             released: 0,
         }
@@ -105,6 +109,12 @@ impl<M: GuestMemory> MemBackend<M> {
                 self.grow(offset, len)?.fill(0);
                 Ok(0)
             }
+            IoKind::Copy {
+                from_slot,
+                from_offset,
+                offset,
+                len,
+            } => self.copy(from_slot, from_offset, offset, len),
             IoKind::Allocate { offset, len, .. } => self.grow(offset, len).map(|_| 0),
             IoKind::SetLength { len } => {
                 let len = self.end(len, 0)?;
@@ -131,6 +141,18 @@ impl<M: GuestMemory> MemBackend<M> {
         }
         self.grow(offset, bytes.len() as u64)?
             .copy_from_slice(&bytes);
+        Ok(0)
+    }
+
+    fn copy(&mut self, slot: u16, from: u64, offset: u64, len: u64) -> Result<u32, Errno> {
+        let source = self.others.get(&slot).ok_or(Errno::EINVAL)?;
+        let from = usize::try_from(from).unwrap_or(usize::MAX);
+        let len_bytes = usize::try_from(len).map_err(|_| Errno::EFBIG)?;
+        let stored = source.get(from..).unwrap_or_default();
+        let mut bytes = stored.get(..len_bytes).unwrap_or(stored).to_vec();
+        self.end(offset, len)?;
+        bytes.resize(len_bytes, 0);
+        self.grow(offset, len)?.copy_from_slice(&bytes);
         Ok(0)
     }
 

@@ -7,10 +7,12 @@ use super::{
     DISCARD_SEGMENT_BYTES, DeviceFault, MAX_OFFSET, MAX_STATUS_EXTENTS, WRITE_ZEROES_UNMAP,
 };
 use instar_shared::blk::{
-    ID_BYTES, MAX_REQUEST_BYTES, RANGE_WRITE_ZEROS, RangeArg, RequestHeader, RequestType,
+    CopyArg, ID_BYTES, MAX_REQUEST_BYTES, RANGE_WRITE_ZEROS, RangeArg, RequestHeader, RequestType,
     SECTOR_SIZE, Status, StatusExtent, VendorFooter,
 };
-use instar_shared::device::{FEATURE_BLOCK_STATUS, FEATURE_BYTE_IO, FEATURE_BYTE_WRITE};
+use instar_shared::device::{
+    FEATURE_BLOCK_STATUS, FEATURE_BYTE_IO, FEATURE_BYTE_WRITE, FEATURE_COPY, MAX_DEVICES,
+};
 use instar_shared::zerocopy::{FromBytes, IntoBytes};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES};
 use vm_memory::GuestMemory;
@@ -132,6 +134,10 @@ fn offered(config: &BlkConfig, kind: RequestType) -> bool {
             config.vendor_features & FEATURE_BYTE_WRITE != 0
                 || (config.vendor_features != 0 && config.read_only)
         }
+        RequestType::CopyRange => {
+            config.vendor_features & FEATURE_COPY != 0
+                || (config.vendor_features != 0 && config.read_only)
+        }
         RequestType::Sync => config.vendor_features & FEATURE_BYTE_WRITE != 0,
     }
 }
@@ -146,7 +152,8 @@ const fn changes(kind: RequestType) -> bool {
         | RequestType::SetLength
         | RequestType::Allocate
         | RequestType::DiscardBytes
-        | RequestType::ZeroBytes => true,
+        | RequestType::ZeroBytes
+        | RequestType::CopyRange => true,
         RequestType::In
         | RequestType::Flush
         | RequestType::GetId
@@ -199,6 +206,7 @@ fn size_fits(kind: RequestType, len: u64) -> bool {
         RequestType::Allocate | RequestType::DiscardBytes | RequestType::ZeroBytes => {
             len == size_of::<RangeArg>() as u64
         }
+        RequestType::CopyRange => len == size_of::<CopyArg>() as u64,
         RequestType::GetLength => len == 8,
         RequestType::BlockStatus => {
             len > 0
@@ -251,6 +259,7 @@ fn perform<M: GuestMemory>(
         RequestType::Allocate | RequestType::DiscardBytes | RequestType::ZeroBytes => {
             return range(mem, kind, parts.start, &parts.out_data);
         }
+        RequestType::CopyRange => return copy(mem, parts.start, &parts.out_data),
     };
     Ok(action)
 }
@@ -329,6 +338,32 @@ fn range<M: GuestMemory>(
     };
     Ok(Action::Io(IoRequest {
         kind,
+        buffers: Vec::new(),
+    }))
+}
+
+/// A copy from another device's file.
+fn copy<M: GuestMemory>(mem: &M, start: u64, data: &[GuestBuffer]) -> Result<Action, DeviceFault> {
+    let mut raw = [0; size_of::<CopyArg>()];
+    if !gather(mem, data, &mut raw) {
+        return Err(DeviceFault::Memory);
+    }
+    let arg = CopyArg::read_from_bytes(raw.as_bytes()).map_err(|_| DeviceFault::Memory)?;
+    let len = arg.len.get();
+    let ranges = byte_range(start, len).zip(byte_range(arg.from_offset.get(), len));
+    let ranges = ranges.filter(|_| len > 0 && arg.reserved.get() == 0);
+    let slot = u16::try_from(arg.from_slot.get()).ok();
+    let slot = slot.filter(|slot| *slot < MAX_DEVICES);
+    let (Some((offset, from_offset)), Some(from_slot)) = (ranges, slot) else {
+        return Ok(INVALID);
+    };
+    Ok(Action::Io(IoRequest {
+        kind: IoKind::Copy {
+            from_slot,
+            from_offset,
+            offset,
+            len,
+        },
         buffers: Vec::new(),
     }))
 }

@@ -12,6 +12,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 mod change;
+mod copy;
 mod hostile;
 
 type Memory = GuestMemoryMmap<()>;

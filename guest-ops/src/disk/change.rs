@@ -34,7 +34,7 @@ impl<P: Platform> Disk<P> {
     }
 
     /// Whether the host offers changes at all.
-    fn may_change(&self, offset: u64) -> Result<(), StorageError> {
+    pub(super) fn may_change(&self, offset: u64) -> Result<(), StorageError> {
         let errno = if self.is_read_only() {
             EROFS
         } else if self.entry.features.get() & FEATURE_BYTE_WRITE == 0 {
@@ -46,7 +46,7 @@ impl<P: Platform> Disk<P> {
     }
 
     /// Asks the host how long the disk is; keeps what is known if it cannot say.
-    fn ask_length(&self) {
+    pub(super) fn ask_length(&self) {
         let mut answer = U64::new(0);
         let Some(buffer) = DmaBuffer::new(&self.platform, size_of_val(&answer)) else {
             return;

@@ -139,6 +139,18 @@ impl Case {
     }
 }
 
+impl Case {
+    /// The I/O threads and further vCPUs that the case needs.
+    #[must_use]
+    pub const fn threads(self) -> (u8, u8) {
+        match self.raw() {
+            170..180 => (2, 0),
+            180..200 => (1, 1),
+            _ => (0, 0),
+        }
+    }
+}
+
 /// First word of the result of a guest that came to its end.
 pub const DONE_MAGIC: u32 = 0x444f_4e45;
 
@@ -508,6 +520,42 @@ cases! {
     AllocateAndFree = 156 => Ending::Done;
     /// Panics while the record window is full to the brim.
     PanicFullWindow = 157 => Ending::Panic("on purpose");
+
+    /// Reads slot 0 and writes slot 1 in buffers of `argument` bytes, eight at once; the answer is the number
+    /// of bytes.
+    CopyThrough = 170 => Ending::Done;
+    /// Has slot 0 copied to slot 1; the answer is the length of slot 1.
+    CopyRange = 171 => Ending::Done;
+    /// Copies that slot 0, of 16 KiB, cannot take, and one that it can; the answer is 1 if that arrived.
+    CopyOntoItself = 172 => Ending::Done;
+    /// Ends with many reads in flight.
+    ExitInFlight = 173 => Ending::Done;
+    /// Two reads in flight into one buffer.
+    SameBufferTwice = 174 => Ending::Done;
+    /// Fills the queue and never looks at what comes back.
+    NeverCollects = 175 => Ending::Stall;
+    /// Jobs on a further vCPU beside reads of slot 0; the answer is the number of further vCPUs.
+    CrewWorks = 180 => Ending::Done;
+    /// Kicks a vCPU that is not there.
+    KickNobody = 181 => Ending::Refused;
+    /// A job that never ends.
+    CrewLoops = 182 => Ending::Stall;
+    /// A job that reads address 8.
+    CrewFaults = 183 => PAGE_FAULT;
+    /// A job that panics.
+    CrewPanics = 184 => Ending::Panic("on purpose, elsewhere");
+    /// A job that asks for a file.
+    CrewOpens = 185 => Ending::Refused;
+    /// A job that exits.
+    CrewExits = 186 => Ending::Refused;
+    /// A job that kicks a device.
+    CrewKicksDevice = 187 => Ending::Refused;
+    /// A job that waits: nobody is left that could end the first vCPU's wait.
+    CrewWaits = 188 => Ending::Refused;
+    /// A job that recurses until its stack is used up.
+    CrewOverflows = 189 => PAGE_FAULT;
+    /// A job that reads address 8 while the first vCPU loops.
+    CrewFaultsMainLoops = 190 => PAGE_FAULT;
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod cpu;
 mod flow;
 mod heap;
 mod memory;
+mod overlap;
 mod ring;
 mod ring_change;
 
@@ -32,6 +33,7 @@ fn run(ctx: &mut Context) {
         80..120 => control::run(ctx, case),
         120..140 => ring::run(ctx, case),
         140..150 => ring_change::run(ctx, case),
+        170..200 => overlap::run(ctx, case, config.argument.get()),
         _ => heap::run(ctx, case),
     }
 }

@@ -8,11 +8,9 @@ use object::read::elf::{ElfFile64, ProgramHeader};
 use object::{Endianness, elf};
 use std::sync::Arc;
 
-/// The page that the processor pushes a trap frame on: the sixth of the system region.
-const TRAP_STACK: Region = Region {
-    start: SYSTEM.start + 5 * PAGE_SIZE,
-    size: PAGE_SIZE,
-};
+/// The pages that the processor pushes a trap frame on, of the first vCPU and the second, by their number
+/// in the system region.
+const TRAP_STACKS: [u64; 2] = [5, 8];
 
 /// What neither guest nor devices may change: all below the devices' window that is not the guest's
 /// to write. The trap page's stack is the processor's.
@@ -67,8 +65,9 @@ impl Frozen {
 /// table entry, or the frame of a trap.
 fn by_processor(crashed: bool, at: u64, old: &[u8], new: &[u8]) -> bool {
     let word = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
-    let trap_stack = at >= TRAP_STACK.start && at < TRAP_STACK.end();
     let in_system = at >= SYSTEM.start && at < SYSTEM.end();
+    let page = at.wrapping_sub(SYSTEM.start) / PAGE_SIZE;
+    let trap_stack = TRAP_STACKS.contains(&page);
     (in_system && (word(old) ^ word(new)) & !0x60 == 0) || (crashed && trap_stack)
 }
 

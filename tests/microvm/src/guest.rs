@@ -8,7 +8,7 @@ use instar_shared::zerocopy::{FromBytes, IntoBytes};
 use instar_test_guests::{Case, DONE_MAGIC, GuestConfig, GuestResult, Step};
 use instar_vmm::memory::GuestSlot;
 use instar_vmm::operation::{
-    Completed, Limits, Operation, OperationFile, OperationHost, OperationSpec, RunError,
+    Completed, Limits, Operation, OperationFile, OperationHost, OperationSpec, RunError, Threads,
 };
 use std::fs::File;
 use std::sync::Arc;
@@ -44,6 +44,7 @@ pub const fn limits(stall: u64, timeout: u64) -> Limits {
         memory_bytes: 64 << 20,
         stall: Duration::from_millis(stall),
         timeout: Some(Duration::from_millis(timeout)),
+        threads: Threads { io: 0, vcpus: 0 },
     }
 }
 
@@ -141,12 +142,17 @@ impl Guest {
     /// A guest that does `case`, without files, and may spend 1 s without progress and 8 s in all.
     #[must_use]
     pub fn new(case: Case) -> Self {
+        let (io, vcpus) = case.threads();
+        let threads = Threads { io, vcpus };
         static NEVER: AtomicBool = AtomicBool::new(false);
         Self {
             case,
             config: GuestConfig::new(case).as_bytes().to_vec(),
             files: Vec::new(),
-            limits: limits(1000, 8000),
+            limits: Limits {
+                threads,
+                ..limits(1000, 8000)
+            },
             cancel: &NEVER,
             host: Host {
                 records: Vec::new(),
@@ -181,10 +187,12 @@ impl Guest {
         self
     }
 
-    /// Sets other limits.
+    /// Sets other limits; the threads stay those of the case.
     #[must_use]
     pub const fn limits(mut self, limits: Limits) -> Self {
+        let threads = self.limits.threads;
         self.limits = limits;
+        self.limits.threads = threads;
         self
     }
 
@@ -216,6 +224,13 @@ impl Guest {
     #[must_use]
     pub fn before(mut self, look: impl FnOnce(&Arc<GuestSlot>) + 'static) -> Self {
         self.before = Some(Box::new(look));
+        self
+    }
+
+    /// Gives it other threads than the case needs.
+    #[must_use]
+    pub const fn threads(mut self, io: u8, vcpus: u8) -> Self {
+        self.limits.threads = Threads { io, vcpus };
         self
     }
 

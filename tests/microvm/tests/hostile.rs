@@ -155,6 +155,20 @@ hostile! {
     allocate_all => AllocateAll;
     allocate_and_free => AllocateAndFree;
     panic_full_window => PanicFullWindow;
+    exit_in_flight => ExitInFlight;
+    same_buffer_twice => SameBufferTwice;
+    never_collects => NeverCollects;
+    crew_works => CrewWorks;
+    kick_nobody => KickNobody;
+    crew_loops => CrewLoops;
+    crew_faults => CrewFaults;
+    crew_panics => CrewPanics;
+    crew_opens => CrewOpens;
+    crew_exits => CrewExits;
+    crew_kicks_device => CrewKicksDevice;
+    crew_waits => CrewWaits;
+    crew_overflows => CrewOverflows;
+    crew_faults_main_loops => CrewFaultsMainLoops;
 }
 
 /// Cases that need more than a disk; `flows.rs` has them.
@@ -166,6 +180,9 @@ const FLOWS: &[Case] = &[
     Case::ChangeDisk,
     Case::WriteFails,
     Case::ZerosForever,
+    Case::CopyThrough,
+    Case::CopyRange,
+    Case::CopyOntoItself,
 ];
 
 #[test]

@@ -59,6 +59,23 @@ pub fn sync(file: &File) -> Result<(), Raw> {
         .map_err(|e| e.raw_os_error().unwrap_or(libc::EIO))
 }
 
+/// Copies up to `len` bytes between files, sharing blocks where the file system can; says how many.
+#[cfg(target_os = "linux")]
+pub fn copy(source: &File, from: u64, target: &File, to: u64, len: u64) -> Result<u64, Raw> {
+    let (mut from, mut to) = (signed(from)?, signed(to)?);
+    let len = usize::try_from(len).map_err(|_| libc::EINVAL)?;
+    let (source, target) = (source.as_raw_fd(), target.as_raw_fd());
+    // SAFETY: the offsets are locals that the call may change; both descriptors are open.
+    let n = unsafe { libc::copy_file_range(source, &raw mut from, target, &raw mut to, len, 0) };
+    u64::try_from(n).map_err(|_| last_errno())
+}
+
+/// Copies up to `len` bytes between files, sharing blocks where the file system can; says how many.
+#[cfg(not(target_os = "linux"))]
+pub fn copy(_: &File, _: u64, _: &File, _: u64, _: u64) -> Result<u64, Raw> {
+    Err(libc::EOPNOTSUPP)
+}
+
 /// How [`range`] changes a range of a file or block device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RangeCall {

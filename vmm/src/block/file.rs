@@ -1,8 +1,12 @@
 //! A host file behind a block device.
 
 use super::calls;
+use super::copy::CopyChange;
+use super::files::Files;
+use super::pool::{IoPool, Job};
 use super::range::{Change, RangeChange};
 use super::transfer::{Step, Transfer};
+use super::work::Work;
 use crate::memory::GuestSlot;
 use instar_devices::blk::{BlockBackend, Completion, Errno, IoKind, IoRequest, Submission, Token};
 use instar_shared::blk::{EXTENT_DATA, StatusExtent};
@@ -10,6 +14,7 @@ use instar_shared::zerocopy::IntoBytes;
 use rustix::fs::SeekFrom;
 use std::collections::VecDeque;
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 /// No space left on device: a write past the end of one.
@@ -18,13 +23,19 @@ const ENOSPC: u32 = 28;
 /// A file or block device that a guest reads and, if it may, writes.
 #[derive(Debug)]
 pub struct FileBackend {
-    file: File,
+    slot: u16,
+    file: Arc<File>,
     memory: Arc<GuestSlot>,
     limits: ChangeLimits,
+    shared: Shared,
     /// Requests that the kernel or the next wait goes on with, oldest first.
     pending: VecDeque<(Token, Work)>,
     /// The next poll may sleep for the oldest of them.
     may_sleep: bool,
+    /// Requests that a thread goes on with.
+    on_threads: usize,
+    /// Those of them that are done, to be polled.
+    finished: VecDeque<(Token, Completion)>,
 }
 
 /// What a guest may change of a file.
@@ -38,43 +49,71 @@ pub struct ChangeLimits {
     pub max_len_bytes: u64,
 }
 
-/// A request that is not done yet.
-#[derive(Debug)]
-enum Work {
-    Read(Transfer),
-    Write(Transfer),
-    Range(RangeChange),
-}
-
-impl Work {
-    /// Goes on; a read with `nowait` only as far as the page cache has it.
-    fn go_on(&mut self, file: &File, memory: &GuestSlot, nowait: bool) -> Step {
-        match self {
-            Self::Read(transfer) => transfer.read(file, memory, nowait),
-            Self::Write(transfer) => transfer.write(file, memory),
-            Self::Range(change) => change.go_on(file),
-        }
-    }
-
-    /// Bytes that it has written to the guest when it is done.
-    fn filled(&self) -> u32 {
-        match self {
-            Self::Read(transfer) => u32::try_from(transfer.len()).unwrap_or(u32::MAX),
-            Self::Write(_) | Self::Range(_) => 0,
-        }
-    }
+/// What a device's file has in common with those of the others.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// The files, for copies.
+    pub files: Files,
+    /// Threads for long requests.
+    pub pool: Option<Arc<IoPool>>,
 }
 
 impl FileBackend {
-    /// Serves `file`.
-    pub const fn new(file: File, memory: Arc<GuestSlot>, limits: ChangeLimits) -> Self {
+    /// Serves `file` as the device of `slot`.
+    pub fn new(
+        slot: u16,
+        file: File,
+        memory: Arc<GuestSlot>,
+        limits: ChangeLimits,
+        shared: Shared,
+    ) -> Self {
+        let file = Arc::new(file);
+        shared.files.insert(slot, &file);
         Self {
+            slot,
             file,
             memory,
             limits,
+            shared,
             pending: VecDeque::new(),
             may_sleep: false,
+            on_threads: 0,
+            finished: VecDeque::new(),
         }
+    }
+
+    /// Requests that a thread goes on with.
+    pub const fn on_threads(&self) -> usize {
+        self.on_threads
+    }
+
+    /// Takes a request that a thread has finished, for the next poll.
+    pub fn take_finished(&mut self, token: Token, completion: Completion) {
+        self.on_threads = self.on_threads.saturating_sub(1);
+        self.finished.push_back((token, completion));
+    }
+
+    /// Hands a request to the threads, if there are any.
+    fn hand_over(&mut self, token: Token, work: Work) -> Result<Submission, Work> {
+        let Some(pool) = &self.shared.pool else {
+            return Err(work);
+        };
+        let alone = matches!(work, Work::Write(_)) && !self.limits.block_device;
+        pool.submit(Job {
+            slot: self.slot,
+            token,
+            alone,
+            work,
+            file: Arc::clone(&self.file),
+            memory: Arc::clone(&self.memory),
+        });
+        self.on_threads = self.on_threads.saturating_add(1);
+        Ok(Submission::Pending)
+    }
+
+    /// Lets the file be changed up to `max_len_bytes` from now on.
+    pub const fn set_max_len(&mut self, max_len_bytes: u64) {
+        self.limits.max_len_bytes = max_len_bytes;
     }
 
     /// Lets the next poll sleep until its oldest request is done; false if there is none.
@@ -84,17 +123,25 @@ impl FileBackend {
     }
 
     /// Does what is cheap now.
-    fn start(&mut self, token: Token, mut work: Work) -> Submission {
+    fn start(&mut self, token: Token, work: Work) -> Submission {
+        let mut work = if work.is_long() {
+            match self.hand_over(token, work) {
+                Ok(submission) => return submission,
+                Err(work) => work,
+            }
+        } else {
+            work
+        };
         match work.go_on(&self.file, &self.memory, true) {
             Step::Finished => done(work.filled()),
             Step::Failed(errno) => failed(errno),
-            Step::WouldBlock => {
+            Step::WouldBlock => self.hand_over(token, work).unwrap_or_else(|work| {
                 if let Work::Read(transfer) = &work {
                     transfer.announce(&self.file);
                 }
                 self.pending.push_back((token, work));
                 Submission::Pending
-            }
+            }),
         }
     }
 
@@ -154,12 +201,45 @@ impl FileBackend {
                     return Err(Errno(ENOSPC));
                 }
                 if end > now && change != Change::Discarded {
-                    calls::set_len(&self.file, end).map_err(raw_errno)?;
+                    self.lengthen(end)?;
                 }
                 end = end.min(now);
             }
         }
         Ok(RangeChange::new(offset, end, change, block_device))
+    }
+
+    /// Makes the file at least `len` bytes long, and never shorter.
+    fn lengthen(&self, len: u64) -> Result<(), Errno> {
+        if self.on_threads == 0 {
+            return calls::set_len(&self.file, len).map_err(raw_errno);
+        }
+        // A thread may have made the file longer meanwhile, and a new length would cut that off. The last
+        // byte is this request's own.
+        let last = len.saturating_sub(1);
+        let written = self.file.write_all_at(&[0], last);
+        written.map_err(|e| raw_errno(e.raw_os_error().unwrap_or(libc::EIO)))
+    }
+
+    /// Checks a copy and starts it.
+    fn copy(
+        &mut self,
+        token: Token,
+        (from_slot, from_offset): (u16, u64),
+        (offset, len): (u64, u64),
+    ) -> Submission {
+        let checked = self.end_of_change(offset, len).and_then(|end| {
+            let to = (self.slot, offset);
+            let source = self
+                .shared
+                .files
+                .source((from_slot, from_offset), to, len)?;
+            Ok(CopyChange::new(source, from_offset, offset, end))
+        });
+        match checked {
+            Ok(copy) => self.start(token, Work::Copy(copy)),
+            Err(errno) => failed(errno),
+        }
     }
 
     fn set_len(&self, len: u64) -> Submission {
@@ -258,9 +338,7 @@ impl BlockBackend for FileBackend {
             }
             IoKind::BlockStatus { offset } => self.block_status(offset, &request),
             IoKind::Flush if self.limits.read_only => done(0),
-            IoKind::Flush => {
-                calls::sync(&self.file).map_or_else(|raw| failed(raw_errno(raw)), |()| done(0))
-            }
+            IoKind::Flush => self.start(token, Work::Sync),
             // The device refuses these before they come here.
             _ if self.limits.read_only => failed(Errno::EROFS),
             IoKind::Write { offset } => self.write(token, offset, request),
@@ -268,6 +346,12 @@ impl BlockBackend for FileBackend {
             IoKind::WriteZeroes { offset, len, unmap } => {
                 self.change(token, (offset, len), Change::Zeros { unmap })
             }
+            IoKind::Copy {
+                from_slot,
+                from_offset,
+                offset,
+                len,
+            } => self.copy(token, (from_slot, from_offset), (offset, len)),
             IoKind::SetLength { len } => self.set_len(len),
             IoKind::Allocate { offset, len, zeros } => {
                 let change = if zeros {
@@ -281,7 +365,7 @@ impl BlockBackend for FileBackend {
     }
 
     fn poll(&mut self) -> Option<(Token, Completion)> {
-        self.finish_oldest()
+        self.finished.pop_front().or_else(|| self.finish_oldest())
     }
 
     fn len_bytes(&mut self) -> Result<u64, Errno> {

@@ -6,13 +6,22 @@
 //! overlap on the device without a thread: a process that lives for 3 ms does
 //! not pay for one, and its jail needs no second filter.
 //!
+//! An operation that moves whole images asks for I/O threads ([`IoPool`]): long requests
+//! go to them, so that copying overlaps with what the guest computes.
+//!
 //! Changes are made inside the kick, to the page cache. One that takes longer, such
 //! as zeros written over a large range, is done in pieces by the guest's wait, so
 //! that limits and cancellation are looked at between them.
 
 mod calls;
+mod copy;
 mod file;
+mod files;
+mod pool;
 mod range;
 mod transfer;
+mod work;
 
-pub use file::{ChangeLimits, FileBackend};
+pub use file::{ChangeLimits, FileBackend, Shared};
+pub use files::Files;
+pub use pool::{Finished, IoPool};

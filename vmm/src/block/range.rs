@@ -57,6 +57,11 @@ impl RangeChange {
         }
     }
 
+    /// Bytes that are left.
+    pub const fn len(&self) -> u64 {
+        self.end.saturating_sub(self.at)
+    }
+
     /// Goes on for a while; [`Step::WouldBlock`] if there is more to do.
     pub fn go_on(&mut self, file: &File) -> Step {
         for _ in 0..PIECES_PER_STEP {

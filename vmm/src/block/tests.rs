@@ -1,9 +1,13 @@
 use super::*;
+use crate::bell::Bell;
+use crate::threads::Confine;
 use instar_devices::blk::GuestBuffer;
 use instar_shared::layout::HEAP_START;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 use vm_memory::GuestAddress;
 
 const LIMITS: ChangeLimits = ChangeLimits {
@@ -25,6 +29,14 @@ fn buffer(at: u64, len: u32) -> GuestBuffer {
     }
 }
 
+fn backend(file: File, slot: &Arc<GuestSlot>, limits: ChangeLimits) -> FileBackend {
+    let shared = Shared {
+        files: Files::default(),
+        pool: None,
+    };
+    FileBackend::new(0, file, Arc::clone(slot), limits, shared)
+}
+
 impl Bed {
     fn new(limits: ChangeLimits, content: &[u8]) -> Self {
         let slot = GuestSlot::new(64 << 20).unwrap();
@@ -32,7 +44,7 @@ impl Bed {
         let this = std::env::current_exe().unwrap();
         let mut file = tempfile::tempfile_in(this.parent().unwrap()).unwrap();
         file.write_all(content).unwrap();
-        let backend = FileBackend::new(file.try_clone().unwrap(), Arc::clone(&slot), limits);
+        let backend = backend(file.try_clone().unwrap(), &slot, limits);
         Self {
             slot,
             file,
@@ -123,6 +135,23 @@ fn nothing_passes_the_limit_and_nothing_changes_a_read_only_file() {
     assert_eq!(result, Ok(0), "up to the limit");
     assert_eq!(bed.change(IoKind::SetLength { len: 3 }), Ok(0));
     assert_eq!(bed.content(), b"123");
+}
+
+#[test]
+fn limit_can_be_widened() {
+    let limits = ChangeLimits {
+        max_len_bytes: 0,
+        ..LIMITS
+    };
+    let mut bed = Bed::new(limits, b"");
+    let write = || (IoKind::Write { offset: 0 }, vec![buffer(0, 4)]);
+    let (kind, buffers) = write();
+    assert_eq!(bed.run(kind, buffers).0, Err(Errno::EFBIG));
+    bed.backend.set_max_len(4);
+    let (kind, buffers) = write();
+    assert_eq!(bed.run(kind, buffers).0, Ok(0));
+    assert_eq!(bed.change(IoKind::SetLength { len: 5 }), Err(Errno::EFBIG));
+    assert_eq!(bed.content().len(), 4);
 }
 
 #[test]
@@ -227,13 +256,98 @@ fn a_device_keeps_its_length() {
 fn what_the_host_says_reaches_the_guest() {
     let mut bed = Bed::new(LIMITS, b"");
     let read_only = File::open("/dev/null").unwrap();
-    bed.backend = FileBackend::new(read_only, Arc::clone(&bed.slot), LIMITS);
+    bed.backend = backend(read_only, &bed.slot, LIMITS);
     let (result, _) = bed.run(IoKind::Write { offset: 0 }, vec![buffer(0, 4)]);
     assert_eq!(result, Err(Errno(9)), "EBADF");
     assert_eq!(bed.change(IoKind::SetLength { len: 1 }), Err(Errno::EINVAL));
     let full = File::options().write(true).open("/dev/full").unwrap();
-    bed.backend = FileBackend::new(full, Arc::clone(&bed.slot), LIMITS);
+    bed.backend = backend(full, &bed.slot, LIMITS);
     let (result, _) = bed.run(IoKind::Write { offset: 0 }, vec![buffer(0, 4)]);
     assert_eq!(result, Err(Errno(28)), "ENOSPC");
     assert_eq!(bed.change(IoKind::Flush), Err(Errno::EINVAL));
+}
+
+/// A bed whose long requests go to threads, and where those report.
+fn with_threads() -> (Bed, Arc<Bell>) {
+    let mut bed = Bed::new(LIMITS, b"");
+    let bell = Arc::new(Bell::new(0));
+    let pool = IoPool::new(Arc::clone(&bell));
+    pool.start(2, &(Arc::new(|_| Ok(())) as Confine)).unwrap();
+    let shared = Shared {
+        files: Files::default(),
+        pool: Some(Arc::new(pool)),
+    };
+    let file = bed.file.try_clone().unwrap();
+    bed.backend = FileBackend::new(0, file, Arc::clone(&bed.slot), LIMITS, shared);
+    (bed, bell)
+}
+
+/// Polls all requests that threads have; their results by token.
+fn finish(bed: &mut Bed, bell: &Bell) -> BTreeMap<Token, Result<u32, Errno>> {
+    let mut results = BTreeMap::new();
+    while bed.backend.on_threads() > 0 {
+        for done in bell.wait(Duration::from_secs(60), true).finished {
+            bed.backend.take_finished(done.token, done.completion);
+            let (token, completion) = bed.backend.poll().unwrap();
+            assert!(results.insert(token, completion.result).is_none());
+        }
+    }
+    assert!(bed.backend.poll().is_none());
+    results
+}
+
+#[test]
+fn long_requests_go_to_threads_and_short_ones_do_not() {
+    let (mut bed, bell) = with_threads();
+    bed.slot.write(HEAP_START, &[7; 1 << 16]).unwrap();
+    let write = |offset, len| IoRequest {
+        kind: IoKind::Write { offset },
+        buffers: vec![buffer(0, len)],
+    };
+    for token in 0..20 {
+        let long = write(token << 16, 1 << 16);
+        assert_eq!(bed.backend.submit(token, long), Submission::Pending);
+    }
+    assert_eq!(bed.backend.submit(99, write(20 << 16, 100)), done(0));
+    let results = finish(&mut bed, &bell);
+    assert_eq!(results.len(), 20);
+    assert!(results.values().all(|result| *result == Ok(0)));
+    assert!(bed.content() == vec![7; (20 << 16) + 100]);
+    let flush = IoRequest {
+        kind: IoKind::Flush,
+        buffers: Vec::new(),
+    };
+    assert_eq!(bed.backend.submit(5, flush), Submission::Pending);
+    assert_eq!(finish(&mut bed, &bell), BTreeMap::from([(5, Ok(0))]));
+}
+
+/// Zeros that make the file longer never make it shorter than a write on a thread has made it meanwhile.
+#[test]
+fn zeros_past_the_end_do_not_cut_what_threads_write() {
+    let (mut bed, bell) = with_threads();
+    bed.slot.write(HEAP_START, &[7; 1 << 16]).unwrap();
+    for round in 0..200_u64 {
+        let start = round << 18;
+        let write = IoRequest {
+            kind: IoKind::Write {
+                offset: start + (1 << 17),
+            },
+            buffers: vec![buffer(0, 1 << 16)],
+        };
+        let zeros = IoRequest {
+            kind: IoKind::WriteZeroes {
+                offset: start,
+                len: 1 << 17,
+                unmap: true,
+            },
+            buffers: Vec::new(),
+        };
+        bed.backend.submit(0, write);
+        bed.backend.submit(1, zeros);
+        assert!(finish(&mut bed, &bell).values().all(Result::is_ok));
+        let mut seen = vec![0; 3 << 16];
+        bed.file.read_exact_at(&mut seen, start).unwrap();
+        assert!(seen[..1 << 17].iter().all(|byte| *byte == 0), "{round}");
+        assert!(seen[1 << 17..].iter().all(|byte| *byte == 7), "{round}");
+    }
 }

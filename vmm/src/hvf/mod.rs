@@ -45,7 +45,7 @@ impl Hypervisor for Hvf {
 impl Vm for HvfVm {
     type Vcpu = vcpu::HvfVcpu;
 
-    fn map_memory(&mut self, start: u64, size: u64) -> Result<(), VmError> {
+    fn map_memory(&self, start: u64, size: u64) -> Result<(), VmError> {
         let inside = start
             .checked_add(size)
             .is_some_and(|end| end <= self.slot.size());

@@ -75,6 +75,7 @@ impl HvfVcpu {
         let refused = call("hv_vcpu_set_reg");
         vcpu.set_reg(Reg::CPSR, native::EL0_PSTATE)
             .map_err(&refused)?;
+        vcpu.set_reg(Reg::X0, entry.argument).map_err(&refused)?;
         vcpu.set_reg(Reg::PC, entry.entry_gva).map_err(&refused)?;
         let isar0 = vcpu
             .get_sys_reg(name(Register::Isar0))

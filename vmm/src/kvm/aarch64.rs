@@ -18,6 +18,7 @@ use std::mem::offset_of;
 /// Registers that KVM keeps in its core set.
 #[derive(Clone, Copy)]
 enum Core {
+    FirstArgument,
     StackEl0,
     Pc,
     Pstate,
@@ -30,6 +31,7 @@ impl Core {
     const fn id(self) -> u64 {
         let user = offset_of!(kvm_regs, regs);
         let offset = match self {
+            Self::FirstArgument => user + offset_of!(user_pt_regs, regs),
             Self::StackEl0 => user + offset_of!(user_pt_regs, sp),
             Self::Pc => user + offset_of!(user_pt_regs, pc),
             Self::Pstate => user + offset_of!(user_pt_regs, pstate),
@@ -57,7 +59,12 @@ pub struct KvmVcpu {
 }
 
 impl KvmVcpu {
-    pub(super) fn new(machine: &KvmVm, vcpu: VcpuFd, entry: &UserEntry) -> Result<Self, VmError> {
+    pub(super) fn new(
+        machine: &KvmVm,
+        vcpu: VcpuFd,
+        _index: u8,
+        entry: &UserEntry,
+    ) -> Result<Self, VmError> {
         let (vm, slot_size) = (&machine.vm, machine.slot.size());
         let mut target = kvm_vcpu_init::default();
         vm.get_preferred_target(&mut target)
@@ -67,6 +74,7 @@ impl KvmVcpu {
             .map(|(register, value)| (system_id(register), value));
         let core = [
             (Core::StackEl1.id(), native::TRAP_STACK_POINTER),
+            (Core::FirstArgument.id(), entry.argument),
             (Core::StackEl0.id(), entry.stack_gva),
             (Core::Pstate.id(), native::EL0_PSTATE),
             (Core::Pc.id(), entry.entry_gva),
@@ -76,7 +84,6 @@ impl KvmVcpu {
                 .map_err(call("KVM_SET_ONE_REG"))?;
         }
         let features = native::cpu_features(get(&vcpu, system_id(Register::Isar0))?);
-        ticker::start()?;
         Ok(Self {
             vcpu,
             slot_size,

@@ -19,6 +19,7 @@ use error::call;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 #[cfg(target_arch = "aarch64")]
 use aarch64 as native;
@@ -37,7 +38,7 @@ pub struct Kvm {
 pub struct KvmVm {
     vm: VmFd,
     slot: Arc<GuestSlot>,
-    regions: u32,
+    regions: AtomicU32,
 }
 
 impl Hypervisor for Kvm {
@@ -59,7 +60,7 @@ impl Hypervisor for Kvm {
         Ok(KvmVm {
             vm,
             slot,
-            regions: 0,
+            regions: AtomicU32::new(0),
         })
     }
 }
@@ -67,14 +68,14 @@ impl Hypervisor for Kvm {
 impl Vm for KvmVm {
     type Vcpu = native::KvmVcpu;
 
-    fn map_memory(&mut self, start: u64, size: u64) -> Result<(), VmError> {
+    fn map_memory(&self, start: u64, size: u64) -> Result<(), VmError> {
         let inside = start
             .checked_add(size)
             .is_some_and(|end| end <= self.slot.size());
         let skip = usize::try_from(start).ok().filter(|_| inside);
         let skip = skip.ok_or(VmError::OutsideMemory { gpa: start, len: 0 })?;
         let region = kvm_userspace_memory_region {
-            slot: self.regions,
+            slot: self.regions.load(Ordering::Relaxed),
             flags: 0,
             guest_phys_addr: start,
             memory_size: size,
@@ -83,7 +84,7 @@ impl Vm for KvmVm {
         // SAFETY: the range lies in the slot's mapping, which lives as long as the machine holds it.
         unsafe { self.vm.set_user_memory_region(region) }
             .map_err(call("KVM_SET_USER_MEMORY_REGION"))?;
-        self.regions += 1;
+        self.regions.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
@@ -92,6 +93,12 @@ impl Vm for KvmVm {
             .vm
             .create_vcpu(u64::from(index))
             .map_err(call("KVM_CREATE_VCPU"))?;
-        native::KvmVcpu::new(self, vcpu, entry)
+        let vcpu = native::KvmVcpu::new(self, vcpu, index, entry)?;
+        if index == 0 {
+            ticker::start()?;
+        } else {
+            ticker::start_on_thread()?;
+        }
+        Ok(vcpu)
     }
 }

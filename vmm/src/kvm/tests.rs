@@ -23,12 +23,13 @@ fn run(code: &[u8]) -> (Exit, Option<TrapFrame>) {
         size: STACK.size,
         access: Access::ReadWrite,
     };
-    arch::native::install(&slot, &[text, stack]).unwrap();
-    let mut vm = Kvm::open().unwrap().create_vm(Arc::clone(&slot)).unwrap();
+    arch::native::install(&slot, &[text, stack], 1).unwrap();
+    let vm = Kvm::open().unwrap().create_vm(Arc::clone(&slot)).unwrap();
     vm.map_memory(0, slot.size()).unwrap();
     let entry = UserEntry {
         entry_gva: CODE,
         stack_gva: STACK.end() - 64,
+        argument: 0,
     };
     let mut vcpu = vm.create_vcpu(0, &entry).unwrap();
     loop {

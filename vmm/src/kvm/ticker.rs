@@ -1,4 +1,4 @@
-//! A timer signal that takes the vCPU out of the guest ten times a second.
+//! A timer signal that takes the vCPU out of the guest ten times a second; of further vCPUs, one for each.
 //!
 //! Limits and cancellation are looked at when it ticks. The handler only sets a
 //! flag: a tick that comes between two runs is seen before the next one, and a
@@ -10,15 +10,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 const PERIOD_US: i64 = 100_000;
 
-static TICKED: AtomicBool = AtomicBool::new(false);
-
-extern "C" fn on_tick(_: libc::c_int) {
-    TICKED.store(true, Ordering::Relaxed);
+thread_local! {
+    // Constant and without a destructor, so that the handler may use it.
+    static TICKED: AtomicBool = const { AtomicBool::new(false) };
 }
 
-/// Whether it ticked since the last call.
+extern "C" fn on_tick(_: libc::c_int) {
+    TICKED.with(|ticked| ticked.store(true, Ordering::Relaxed));
+}
+
+/// Whether it ticked on this thread since the last call.
 pub fn take() -> bool {
-    TICKED.load(Ordering::Relaxed) && TICKED.swap(false, Ordering::Relaxed)
+    TICKED.with(|ticked| ticked.load(Ordering::Relaxed) && ticked.swap(false, Ordering::Relaxed))
 }
 
 /// Starts the timer of this process.
@@ -48,5 +51,47 @@ pub fn start() -> Result<(), VmError> {
         Ok(())
     } else {
         Err(fail())
+    }
+}
+
+/// Starts a timer whose signals go to the calling thread, which runs a vCPU from 1 on. The signal is
+/// let through, and handled as [`start`] has set up.
+pub fn start_on_thread() -> Result<(), VmError> {
+    let fail = |source| VmError::Start {
+        what: "the timer of a further vCPU",
+        source,
+    };
+    let every = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: PERIOD_US * 1000,
+    };
+    let period = libc::itimerspec {
+        it_interval: every,
+        it_value: every,
+    };
+    // SAFETY: an all-zero sigevent is valid, and then names this thread; the timer is a local that the
+    // first call fills and the second one uses. The set is filled before it is used.
+    let outcomes = unsafe {
+        let mut event: libc::sigevent = std::mem::zeroed();
+        event.sigev_notify = libc::SIGEV_THREAD_ID;
+        event.sigev_signo = libc::SIGALRM;
+        event.sigev_notify_thread_id = libc::gettid();
+        let mut timer = std::mem::zeroed();
+        let made = libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer);
+        if made != 0 {
+            return Err(fail(io::Error::last_os_error()));
+        }
+        let armed = libc::timer_settime(timer, 0, &raw const period, std::ptr::null_mut());
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGALRM);
+        let unblocked =
+            libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut());
+        (armed, unblocked)
+    };
+    match outcomes {
+        (0, 0) => Ok(()),
+        (0, error) => Err(fail(io::Error::from_raw_os_error(error))),
+        _ => Err(fail(io::Error::last_os_error())),
     }
 }

@@ -11,7 +11,8 @@ use crate::hypervisor::{Exit, UserEntry, Vcpu};
 use crate::memory::GuestSlot;
 use instar_shared::doorbell::{KICK_PORT, TRAP_PORT_BASE, TRAP_VECTORS, WAIT_PORT};
 use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap, kvm_regs, kvm_segment, kvm_sregs, kvm_xcrs,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_MP_STATE_RUNNABLE, kvm_enable_cap, kvm_mp_state, kvm_regs,
+    kvm_segment, kvm_sregs, kvm_xcrs,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 
@@ -51,12 +52,17 @@ pub struct KvmVcpu {
 }
 
 impl KvmVcpu {
-    pub(super) fn new(_machine: &KvmVm, vcpu: VcpuFd, entry: &UserEntry) -> Result<Self, VmError> {
+    pub(super) fn new(
+        _machine: &KvmVm,
+        vcpu: VcpuFd,
+        index: u8,
+        entry: &UserEntry,
+    ) -> Result<Self, VmError> {
         let host = HostCpu::read();
         vcpu.set_cpuid2(&host.cpuid()?)
             .map_err(call("KVM_SET_CPUID2"))?;
         let mut sregs = vcpu.get_sregs().map_err(call("KVM_GET_SREGS"))?;
-        set_system_registers(&mut sregs, &host);
+        set_system_registers(&mut sregs, &host, index);
         vcpu.set_sregs(&sregs).map_err(call("KVM_SET_SREGS"))?;
         if host.xsave {
             let avx = if host.avx { XCR0_AVX } else { 0 };
@@ -72,11 +78,19 @@ impl KvmVcpu {
         let regs = kvm_regs {
             rip: entry.entry_gva,
             rsp: entry.stack_gva,
+            rdi: entry.argument,
             rflags: RFLAGS,
             ..Default::default()
         };
         vcpu.set_regs(&regs).map_err(call("KVM_SET_REGS"))?;
-        ticker::start()?;
+        if index != 0 {
+            // The local APIC has it wait for a start-up message, which nobody sends.
+            let runnable = kvm_mp_state {
+                mp_state: KVM_MP_STATE_RUNNABLE,
+            };
+            vcpu.set_mp_state(runnable)
+                .map_err(call("KVM_SET_MP_STATE"))?;
+        }
         let tsc_hz = u64::from(vcpu.get_tsc_khz().unwrap_or(0)).saturating_mul(1000);
         Ok(Self {
             vcpu,
@@ -152,7 +166,7 @@ fn io_out(port: u16, data: &[u8]) -> Exit {
     }
 }
 
-fn set_system_registers(sregs: &mut kvm_sregs, host: &HostCpu) {
+fn set_system_registers(sregs: &mut kvm_sregs, host: &HostCpu, index: u8) {
     let umip = if host.umip { CR4_UMIP } else { 0 };
     let xsave = if host.xsave { CR4_OSXSAVE } else { 0 };
     sregs.cr0 = CR0_PE_MP_ET_NE_WP_PG;
@@ -162,7 +176,7 @@ fn set_system_registers(sregs: &mut kvm_sregs, host: &HostCpu) {
     sregs.cs = segment(x86_64::USER_CODE);
     let data = segment(x86_64::USER_DATA);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.tr = segment(x86_64::TASK);
+    sregs.tr = segment(x86_64::task(index));
     sregs.ldt = kvm_segment {
         unusable: 1,
         ..Default::default()

@@ -6,7 +6,7 @@ use crate::VmError;
 use crate::memory::GuestSlot;
 use instar_shared::control::{
     ControlPage, FileAccess, FileRequest, FileResponse, FileRole, FileStatus, MAX_NAME_BYTES,
-    MemoryGrant,
+    MemoryGrant, SizeAnnouncement, SizeStatus,
 };
 use instar_shared::layout::{CONTROL, HEAP_START, LARGE_PAGE_SIZE};
 use std::mem::offset_of;
@@ -108,6 +108,30 @@ pub fn open_file(
     slot.store(field(offset_of!(ControlPage, file_response)), &response)
 }
 
+/// Answers a size announcement: asks the host, and widens the device's window.
+pub fn announce_size(
+    slot: &GuestSlot,
+    devices: &mut Devices,
+    host: &mut dyn OperationHost,
+) -> Result<(), VmError> {
+    let at = field(offset_of!(ControlPage, announcement));
+    let announced: SizeAnnouncement = slot.load(at)?;
+    let invalid = (SizeStatus::Invalid, 0);
+    let answer = u16::try_from(announced.slot.get())
+        .ok()
+        .filter(|to| devices.is_present(*to) && announced.reserved.get() == 0)
+        .ok_or(invalid)
+        .and_then(|to| Ok((to, host.announce_size(to, announced.bytes.get())?)))
+        .and_then(|(to, max)| devices.set_max_len(to, max).then_some(()).ok_or(invalid));
+    let (status, errno) = answer.err().unwrap_or((SizeStatus::Granted, 0));
+    let answer = SizeAnnouncement {
+        status: status.raw().into(),
+        errno: errno.into(),
+        ..announced
+    };
+    slot.store(at, &answer)
+}
+
 /// The device slot that the request names, if the whole request makes sense.
 fn free_slot(request: &FileRequest, devices: &Devices) -> Option<u16> {
     let to = u16::try_from(request.slot.get())
@@ -134,6 +158,8 @@ fn response(status: FileStatus) -> FileResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::operation::OperationFile;
+    use instar_shared::record::RecordKind;
 
     const MIB: u64 = 1 << 20;
 
@@ -166,6 +192,63 @@ mod tests {
                 heap_end: HEAP_START + 134 * MIB
             }
         );
+    }
+
+    /// Grants slot 1 and says no to slot 2; nobody asks about other slots.
+    struct Granting;
+
+    impl OperationHost for Granting {
+        fn open_file(&mut self, _: &FileRequest) -> Result<OperationFile, FileResponse> {
+            Err(response(FileStatus::Invalid))
+        }
+
+        fn announce_size(&mut self, slot: u16, bytes: u64) -> Result<u64, (SizeStatus, u32)> {
+            match slot {
+                1 => Ok(bytes + 1),
+                2 => Err((SizeStatus::Failed, 28)),
+                _ => panic!("there is no slot {slot}"),
+            }
+        }
+
+        fn record(&mut self, _: RecordKind, _: &[u8]) -> Result<(), String> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn announcement_reaches_the_host_if_there_is_such_a_file() {
+        let memory = GuestSlot::new(64 << 20).unwrap();
+        let mut devices = Devices::with_threads(std::sync::Arc::clone(&memory), None);
+        for slot in [1, 2] {
+            let file = OperationFile {
+                file: std::fs::File::open("/dev/null").unwrap(),
+                read_only: false,
+                block_device: false,
+                len_bytes: 0,
+                max_len_bytes: 0,
+            };
+            devices.add(slot, file).unwrap();
+        }
+        let at = field(offset_of!(ControlPage, announcement));
+        for (slot, reserved, expected) in [
+            (1, 0, (SizeStatus::Granted, 0)),
+            (1, 1, (SizeStatus::Invalid, 0)),
+            (2, 0, (SizeStatus::Failed, 28)),
+            (3, 0, (SizeStatus::Invalid, 0)),
+            (0x1_0001, 0, (SizeStatus::Invalid, 0)),
+        ] {
+            let announced = SizeAnnouncement {
+                bytes: 100.into(),
+                slot: slot.into(),
+                reserved: reserved.into(),
+                ..SizeAnnouncement::zeroed()
+            };
+            memory.store(at, &announced).unwrap();
+            announce_size(&memory, &mut devices, &mut Granting).unwrap();
+            let answer: SizeAnnouncement = memory.load(at).unwrap();
+            let answer = (answer.status.get(), answer.errno.get());
+            assert_eq!(answer, (expected.0.raw(), expected.1), "slot {slot}");
+        }
     }
 
     #[test]

@@ -2,21 +2,24 @@
 
 use super::OperationFile;
 use crate::VmError;
-use crate::block::{ChangeLimits, FileBackend};
+use crate::block::{ChangeLimits, FileBackend, Files, Finished, IoPool, Shared};
 use crate::memory::GuestSlot;
 use instar_devices::blk::{BlkConfig, BlkDevice, DeviceFault};
 use instar_shared::device::{
     AVAIL_OFFSET, DeviceEntry, FEATURE_BLOCK_STATUS, FEATURE_BYTE_IO, FEATURE_BYTE_WRITE,
-    FLAG_BLOCK_DEVICE, FLAG_PRESENT, FLAG_READ_ONLY, MAX_DEVICES, QUEUE_SIZE, USED_OFFSET,
-    entry_address, queue_region,
+    FEATURE_COPY, FLAG_BLOCK_DEVICE, FLAG_PRESENT, FLAG_READ_ONLY, MAX_DEVICES, QUEUE_SIZE,
+    USED_OFFSET, entry_address, queue_region,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
-/// What every device offers; one that may be written has [`FEATURE_BYTE_WRITE`] as well.
+/// What every device offers; one that may be written has [`WRITE_FEATURES`] as well.
 const FEATURES: u64 = FEATURE_BYTE_IO | FEATURE_BLOCK_STATUS;
+
+/// What a device that may be written offers besides.
+const WRITE_FEATURES: u64 = FEATURE_BYTE_WRITE | FEATURE_COPY;
 
 /// One device and what stands behind it.
 #[derive(Debug)]
@@ -30,14 +33,23 @@ struct Slot {
 pub struct Devices {
     slots: BTreeMap<u16, Slot>,
     memory: Arc<GuestSlot>,
+    shared: Shared,
 }
 
 impl Devices {
-    /// No devices yet.
+    /// No devices yet, and no threads.
+    #[cfg(feature = "fuzzing")]
     pub fn new(memory: Arc<GuestSlot>) -> Self {
+        Self::with_threads(memory, None)
+    }
+
+    /// No devices yet; `pool` does what takes long.
+    pub fn with_threads(memory: Arc<GuestSlot>, pool: Option<Arc<IoPool>>) -> Self {
+        let files = Files::default();
         Self {
             slots: BTreeMap::new(),
             memory,
+            shared: Shared { files, pool },
         }
     }
 
@@ -71,11 +83,7 @@ impl Devices {
             | flag(file.read_only, FLAG_READ_ONLY)
             | flag(file.block_device, FLAG_BLOCK_DEVICE);
         let [desc_table, avail_ring, used_ring] = parts;
-        let write = if file.read_only {
-            0
-        } else {
-            FEATURE_BYTE_WRITE
-        };
+        let write = if file.read_only { 0 } else { WRITE_FEATURES };
         let features = FEATURES | write;
         let entry = DeviceEntry {
             flags: flags.into(),
@@ -85,6 +93,7 @@ impl Devices {
             desc_table: desc_table.into(),
             avail_ring: avail_ring.into(),
             used_ring: used_ring.into(),
+            allocated_bytes: allocated_bytes(&file.file).into(),
             ..DeviceEntry::zeroed()
         };
         let config = BlkConfig {
@@ -98,7 +107,9 @@ impl Devices {
             block_device: file.block_device,
             max_len_bytes: file.max_len_bytes,
         };
-        let backend = FileBackend::new(file.file, Arc::clone(&self.memory), limits);
+        let memory = Arc::clone(&self.memory);
+        let shared = self.shared.clone();
+        let backend = FileBackend::new(slot, file.file, memory, limits, shared);
         self.slots.insert(
             slot,
             Slot {
@@ -107,6 +118,13 @@ impl Devices {
             },
         );
         self.memory.store(address, &entry)
+    }
+
+    /// Lets the file in `slot` be changed up to `max_len_bytes`; false if the slot is empty.
+    pub fn set_max_len(&mut self, slot: u16, max_len_bytes: u64) -> bool {
+        let slot = self.slots.get_mut(&slot);
+        slot.map(|slot| slot.backend.set_max_len(max_len_bytes))
+            .is_some()
     }
 
     /// Looks at the queue of `slot`; how many requests were completed at once.
@@ -139,11 +157,40 @@ impl Devices {
         completed.map(Some).map_err(|e| fault(*number, e))
     }
 
+    /// Publishes what threads have finished; how many requests that were.
+    ///
+    /// # Errors
+    /// What the guest did wrong.
+    pub fn finish(&mut self, finished: Vec<Finished>) -> Result<u32, String> {
+        let memory = Arc::clone(&self.memory);
+        let mut published = 0_u32;
+        for done in finished {
+            let Slot { device, backend } = self.get(done.slot)?;
+            backend.take_finished(done.token, done.completion);
+            let completed = device.complete(memory.dma(), backend);
+            let completed = completed.map_err(|e| fault(done.slot, e))?;
+            published = published.saturating_add(completed);
+        }
+        Ok(published)
+    }
+
+    /// Whether threads have requests.
+    pub fn is_in_flight(&self) -> bool {
+        let mut slots = self.slots.values();
+        slots.any(|slot| slot.backend.on_threads() > 0)
+    }
+
     fn get(&mut self, slot: u16) -> Result<&mut Slot, String> {
         self.slots
             .get_mut(&slot)
             .ok_or_else(|| format!("it rang for device {slot}, which is not there"))
     }
+}
+
+/// What the file system has allocated for `file`, in bytes; 0 if it does not say.
+fn allocated_bytes(file: &std::fs::File) -> u64 {
+    let blocks = rustix::fs::fstat(file).map_or(0, |stat| stat.st_blocks);
+    u64::try_from(blocks).unwrap_or(0).saturating_mul(512)
 }
 
 fn fault(slot: u16, fault: DeviceFault) -> String {

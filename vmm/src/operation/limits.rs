@@ -30,17 +30,22 @@ impl Watch {
         self.progressed = true;
     }
 
-    /// Whether a limit is passed; `position` says where the guest is, if asked.
+    /// Whether a limit is passed, where other threads have spent `beside` so far; `position` says where
+    /// the guest is, if asked.
     ///
     /// # Errors
     /// [`RunError::Stalled`] or [`RunError::TimedOut`].
-    pub fn check(&mut self, position: impl FnOnce() -> String) -> Result<(), RunError> {
+    pub fn check(
+        &mut self,
+        beside: Duration,
+        position: impl FnOnce() -> String,
+    ) -> Result<(), RunError> {
         if let Some(limit) = self.limits.timeout
             && self.started.elapsed() >= limit
         {
             return Err(RunError::TimedOut { limit });
         }
-        let cpu = thread_cpu_time();
+        let cpu = thread_cpu_time().saturating_add(beside);
         if std::mem::take(&mut self.progressed) {
             self.cpu_at_progress = cpu;
         } else if cpu.saturating_sub(self.cpu_at_progress) >= self.limits.stall {
@@ -71,6 +76,7 @@ mod tests {
             memory_bytes: 0,
             stall: Duration::from_millis(stall_ms),
             timeout: timeout_ms.map(Duration::from_millis),
+            threads: crate::operation::Threads::default(),
         }
     }
 
@@ -78,9 +84,9 @@ mod tests {
     fn no_progress_for_the_limit_is_a_stall() {
         let mut watch = Watch::start(limits(0, None));
         watch.progressed();
-        assert!(watch.check(String::new).is_ok());
+        assert!(watch.check(Duration::ZERO, String::new).is_ok());
         assert!(
-            matches!(watch.check(|| "here".into()), Err(RunError::Stalled { position, .. }) if position == "here")
+            matches!(watch.check(Duration::ZERO, || "here".into()), Err(RunError::Stalled { position, .. }) if position == "here")
         );
     }
 
@@ -89,7 +95,7 @@ mod tests {
         let mut watch = Watch::start(limits(1000, Some(0)));
         watch.progressed();
         assert!(matches!(
-            watch.check(String::new),
+            watch.check(Duration::ZERO, String::new),
             Err(RunError::TimedOut { .. })
         ));
     }

@@ -1,5 +1,6 @@
 //! The run of an operation: set-up, the exit loop, the end.
 
+use super::crew::{self, Beside};
 use super::devices::Devices;
 use super::limits::Watch;
 use super::records::RecordStream;
@@ -8,15 +9,18 @@ use super::{
     Completed, CrashReport, OperationHost, OperationSpec, RESULT_BYTES, RunError, RunStats, control,
 };
 use crate::arch::{self, Access, Mapping};
-use crate::hypervisor::{Exit, Hypervisor, Native, UserEntry, Vcpu, Vm};
+use crate::bell::Bell;
+use crate::block::Finished;
+use crate::hypervisor::{Exit, Hypervisor, Native, Vcpu, Vm};
 use crate::memory::GuestSlot;
+use crate::threads::Confine;
 use crate::{VmError, loader};
 use instar_shared::abi::ABI_VERSION;
 use instar_shared::boot::{BOOT_MAGIC, BootPage, CANCEL_REQUESTED};
 use instar_shared::doorbell::{Control, Kick};
 use instar_shared::layout::{
     BOOT, CONFIG, CONTROL, DEVICE_TABLE, HEAP_START, INITIAL_HEAP_SIZE, LARGE_PAGE_SIZE,
-    MAX_SLOT_SIZE, MIN_HEAP_SIZE, QUEUES, RECORDS, RESULT, Region, STACK,
+    MAX_SLOT_SIZE, MIN_HEAP_SIZE, QUEUES, RECORDS, RESULT, Region, STACK, stack_of,
 };
 use instar_shared::record::RecordKind;
 use std::mem::offset_of;
@@ -24,8 +28,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
-/// Room between the stack's top and the first frame.
-const STACK_HEADROOM: u64 = 64;
+/// Longest sleep of a wait: limits and cancellation are looked at in between.
+const LONGEST_SLEEP: Duration = Duration::from_millis(100);
+
+/// Why a wait ends the run.
+const NOTHING_IN_FLIGHT: &str = "it waits, but nothing is in flight";
 
 type NativeVm = <Native as Hypervisor>::Vm;
 type NativeVcpu = <NativeVm as Vm>::Vcpu;
@@ -39,7 +46,9 @@ pub struct Operation {
     watch: Watch,
     vcpu: NativeVcpu,
     // Dropped after the vCPU.
-    vm: NativeVm,
+    vm: Arc<NativeVm>,
+    entry_gva: u64,
+    beside: Option<Beside>,
     setup: Duration,
 }
 
@@ -54,8 +63,17 @@ impl Operation {
         let heap_bytes = heap_bytes(spec.limits.memory_bytes);
         let memory = GuestSlot::new(HEAP_START + heap_bytes)?;
         let image = loader::load(spec.elf, &memory)?;
-        arch::native::install(&memory, &mappings(&image.mappings, heap_bytes))?;
-        let mut devices = Devices::new(Arc::clone(&memory));
+        let beside = Beside::new(spec.limits.threads);
+        let vcpus = beside
+            .as_ref()
+            .map_or(1, |beside| 1 + beside.further_vcpus());
+        arch::native::install(
+            &memory,
+            &mappings(&image.mappings, heap_bytes, vcpus),
+            vcpus,
+        )?;
+        let pool = beside.as_ref().map(Beside::pool);
+        let mut devices = Devices::with_threads(Arc::clone(&memory), pool);
         for (slot, file) in (0_u16..).zip(spec.files.drain(..)) {
             devices.add(slot, file)?;
         }
@@ -64,14 +82,10 @@ impl Operation {
             end: HEAP_START + heap_bytes.min(INITIAL_HEAP_SIZE),
             limit: HEAP_START + heap_bytes,
         };
-        let mut vm = hypervisor.create_vm(Arc::clone(&memory))?;
+        let vm = hypervisor.create_vm(Arc::clone(&memory))?;
         vm.map_memory(0, heap.end)?;
-        let entry = UserEntry {
-            entry_gva: image.entry_gva,
-            stack_gva: STACK.end() - STACK_HEADROOM,
-        };
-        let vcpu = vm.create_vcpu(0, &entry)?;
-        memory.store(BOOT.start, &boot_page(&vcpu, heap.end))?;
+        let vcpu = vm.create_vcpu(0, &crew::entry(image.entry_gva, 0))?;
+        memory.store(BOOT.start, &boot_page(&vcpu, heap.end, vcpus))?;
         let watch = Watch::start(spec.limits);
         Ok(Self {
             spec,
@@ -80,7 +94,9 @@ impl Operation {
             devices,
             watch,
             vcpu,
-            vm,
+            vm: Arc::new(vm),
+            entry_gva: image.entry_gva,
+            beside,
             setup: started.elapsed(),
         })
     }
@@ -91,11 +107,32 @@ impl Operation {
         Arc::clone(&self.memory)
     }
 
+    /// Starts the threads that the operation asks for, if it does. Each calls `confine` before it does
+    /// anything, and this returns when all are confined. Without this call, [`Self::run`] starts them
+    /// unconfined.
+    ///
+    /// # Errors
+    /// [`VmError`]: a thread or its vCPU could not be made, or not be confined.
+    pub fn start_threads(&mut self, confine: &Confine) -> Result<(), VmError> {
+        let Some(beside) = &mut self.beside else {
+            return Ok(());
+        };
+        let machine = crew::Machine {
+            vm: Arc::clone(&self.vm),
+            memory: Arc::clone(&self.memory),
+            elf: self.spec.elf,
+            entry_gva: self.entry_gva,
+        };
+        beside.start(&machine, confine)
+    }
+
     /// Runs the guest to its end.
     ///
     /// # Errors
     /// [`RunError`]: everything but a result.
-    pub fn run(self, host: &mut dyn OperationHost) -> Result<Completed, RunError> {
+    pub fn run(mut self, host: &mut dyn OperationHost) -> Result<Completed, RunError> {
+        let unconfined: Confine = Arc::new(|_| Ok(()));
+        self.start_threads(&unconfined)?;
         let stats = RunStats {
             setup: self.setup,
             ..RunStats::default()
@@ -105,6 +142,7 @@ impl Operation {
             records: RecordStream::default(),
             panic_message: None,
             cancel_sent: false,
+            waits: false,
             stats,
             operation: self,
             host,
@@ -129,6 +167,8 @@ struct Run<'a> {
     records: RecordStream,
     panic_message: Option<String>,
     cancel_sent: bool,
+    /// The first vCPU waits for others.
+    waits: bool,
     stats: RunStats,
 }
 
@@ -169,17 +209,31 @@ impl Run<'_> {
         };
         match Kick::decode(value).ok_or_else(unknown)? {
             Kick::Queue { slot, queue: 0 } => {
-                let completed = self
-                    .operation
-                    .devices
-                    .kick(slot)
-                    .map_err(RunError::Protocol)?;
+                let kicked = self.operation.devices.kick(slot);
+                let completed = kicked.map_err(RunError::Protocol)?;
                 self.note_completed(completed);
+                if let Some(beside) = &self.operation.beside {
+                    let finished = beside.bell().take_finished();
+                    self.publish(finished)?;
+                }
             }
             Kick::Queue { .. } => return Err(unknown()),
+            Kick::Vcpu(index) => {
+                let bell = self.operation.beside.as_ref().map(Beside::bell);
+                if !bell.is_some_and(|bell| bell.kick_further(index)) {
+                    return Err(unknown());
+                }
+            }
             Kick::Control(Control::Drain) => self.drain()?,
             Kick::Control(Control::OpenFile) => {
                 control::open_file(
+                    &self.operation.memory,
+                    &mut self.operation.devices,
+                    self.host,
+                )?;
+            }
+            Kick::Control(Control::AnnounceSize) => {
+                control::announce_size(
                     &self.operation.memory,
                     &mut self.operation.devices,
                     self.host,
@@ -242,15 +296,44 @@ impl Run<'_> {
             .map_err(RunError::Protocol)
     }
 
+    /// Gives the guest what threads have finished; how many requests that were.
+    fn publish(&mut self, finished: Vec<Finished>) -> Result<u32, RunError> {
+        let published = self.operation.devices.finish(finished);
+        let published = published.map_err(RunError::Protocol)?;
+        self.note_completed(published);
+        Ok(published)
+    }
+
+    /// Blocks until a request is completed, or a further vCPU kicks this one.
+    fn wait_for_threads(&mut self, bell: &Bell) -> Result<(), RunError> {
+        self.waits = true;
+        loop {
+            self.look_at_limits()?;
+            let in_flight = self.operation.devices.is_in_flight();
+            let wake = bell.wait(LONGEST_SLEEP, in_flight);
+            if self.publish(wake.finished)? > 0 || wake.kicked {
+                self.waits = false;
+                return Ok(());
+            }
+            if !in_flight && !wake.running {
+                self.look_at_limits()?;
+                return Err(RunError::Protocol(NOTHING_IN_FLIGHT.into()));
+            }
+        }
+    }
+
     /// Blocks until a request is completed.
     fn wait(&mut self) -> Result<(), RunError> {
+        if let Some(beside) = &self.operation.beside {
+            let bell = beside.bell();
+            return self.wait_for_threads(&bell);
+        }
         loop {
             self.look_at_limits()?;
             let completed = self.operation.devices.complete_next();
             match completed.map_err(RunError::Protocol)? {
                 None => {
-                    let reason = "it waits, but nothing is in flight";
-                    return Err(RunError::Protocol(reason.into()));
+                    return Err(RunError::Protocol(NOTHING_IN_FLIGHT.into()));
                 }
                 Some(0) => {}
                 Some(completed) => {
@@ -276,8 +359,17 @@ impl Run<'_> {
                 .memory
                 .write(word, &CANCEL_REQUESTED.to_le_bytes())?;
         }
-        let operation = &self.operation;
-        self.watch.check(|| position(operation))
+        let (operation, waits) = (&self.operation, self.waits);
+        let Some(beside) = &operation.beside else {
+            return self.watch.check(Duration::ZERO, || position(operation));
+        };
+        if let Some(failure) = beside.bell().take_failure() {
+            return Err(failure);
+        }
+        self.watch.check(beside.cpu_time(), || {
+            let elsewhere = beside.position(operation.spec.elf).filter(|_| waits);
+            elsewhere.unwrap_or_else(|| position(operation))
+        })
     }
 
     fn crash(&self, vector: u8) -> RunError {
@@ -311,7 +403,7 @@ fn heap_bytes(cap: u64) -> u64 {
 }
 
 /// Everything ring 3 may reach.
-fn mappings(image: &[Mapping], heap_bytes: u64) -> Vec<Mapping> {
+fn mappings(image: &[Mapping], heap_bytes: u64, vcpus: u8) -> Vec<Mapping> {
     let map = |region: Region, access| Mapping {
         start: region.start,
         size: region.size,
@@ -324,10 +416,13 @@ fn mappings(image: &[Mapping], heap_bytes: u64) -> Vec<Mapping> {
     };
     let write = [RESULT, CONTROL, RECORDS, STACK, QUEUES, heap]
         .map(|region| map(region, Access::ReadWrite));
-    image.iter().copied().chain(read).chain(write).collect()
+    let stacks = (1..vcpus).filter_map(stack_of);
+    let stacks = stacks.map(|stack| map(stack, Access::ReadWrite));
+    let image = image.iter().copied();
+    image.chain(read).chain(write).chain(stacks).collect()
 }
 
-fn boot_page(vcpu: &NativeVcpu, heap_end: u64) -> BootPage {
+fn boot_page(vcpu: &NativeVcpu, heap_end: u64, vcpus: u8) -> BootPage {
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
@@ -336,6 +431,7 @@ fn boot_page(vcpu: &NativeVcpu, heap_end: u64) -> BootPage {
     BootPage {
         magic: BOOT_MAGIC.into(),
         abi_version: ABI_VERSION.into(),
+        vcpus: u32::from(vcpus).into(),
         heap_start: HEAP_START.into(),
         heap_end: heap_end.into(),
         cpu_features: vcpu.cpu_features().into(),

@@ -6,6 +6,7 @@
 //! guest runs, what it asks for goes to an [`OperationHost`].
 
 mod control;
+mod crew;
 mod devices;
 mod limits;
 mod machine;
@@ -16,15 +17,19 @@ mod report;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod seam {
-    pub use super::control::{Heap, answer_memory, memory_wanted, open_file, take_record_bytes};
+    pub use super::control::{
+        Heap, announce_size, answer_memory, memory_wanted, open_file, take_record_bytes,
+    };
     pub use super::devices::Devices;
     pub use super::records::RecordStream;
 }
 
+pub use crate::threads::{Confine, ThreadKind};
 pub use machine::Operation;
 pub use report::{CrashReport, RunError};
 
-use instar_shared::control::{FileRequest, FileResponse};
+use instar_shared::control::{FileRequest, FileResponse, SizeStatus};
+use instar_shared::layout::MAX_VCPUS;
 use instar_shared::record::RecordKind;
 use std::fs::File;
 use std::sync::atomic::AtomicBool;
@@ -58,6 +63,32 @@ pub struct Limits {
     pub stall: Duration,
     /// Longest wall time of the whole run.
     pub timeout: Option<Duration>,
+    /// Threads beside the one that every run has.
+    pub threads: Threads,
+}
+
+/// Threads that an operation asks for: none, unless it moves or computes a lot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Threads {
+    /// I/O threads: long requests overlap with what the guest computes.
+    pub io: u8,
+    /// Further vCPUs, as many as the host has cores for: at most [`MAX_VCPUS`] - 1.
+    pub vcpus: u8,
+}
+
+impl Threads {
+    /// What this host can make of it. Further vCPUs need an I/O thread beside them.
+    fn on_this_host(self) -> Self {
+        if self.vcpus == 0 {
+            return self;
+        }
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let spare = u8::try_from(cores).unwrap_or(u8::MAX).saturating_sub(1);
+        Self {
+            io: self.io.max(1),
+            vcpus: self.vcpus.min(spare).min(MAX_VCPUS.saturating_sub(1)),
+        }
+    }
 }
 
 /// What to run.
@@ -82,6 +113,16 @@ pub trait OperationHost {
     /// # Errors
     /// The answer that the guest gets instead.
     fn open_file(&mut self, request: &FileRequest) -> Result<OperationFile, FileResponse>;
+
+    /// The guest is about to write the file in `slot`, which will hold `bytes` of content: the length
+    /// past which the device now refuses a change ([`OperationFile::max_len_bytes`]).
+    ///
+    /// # Errors
+    /// The answer that the guest gets instead.
+    fn announce_size(&mut self, slot: u16, bytes: u64) -> Result<u64, (SizeStatus, u32)> {
+        let _ = (slot, bytes);
+        Err((SizeStatus::Invalid, 0))
+    }
 
     /// Takes one record; the payload is untrusted.
     ///

@@ -11,6 +11,7 @@
     deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
 
+extern crate alloc;
 #[cfg(feature = "std")]
 extern crate std;
 
@@ -24,6 +25,7 @@ mod fault;
 mod host;
 #[cfg(feature = "std")]
 mod mem;
+pub mod overlap;
 #[cfg(feature = "std")]
 pub use crash::CrashStorage;
 #[cfg(feature = "std")]

@@ -22,6 +22,8 @@ struct Held {
     /// Slot of the typed image that it hangs on: its own, if it is one.
     root: u16,
     writable: bool,
+    /// It is made, and has its slot for all else.
+    output: bool,
 }
 
 /// An image that the user typed, and what that lets it name.
@@ -32,12 +34,28 @@ struct Root {
     share: bool,
 }
 
+/// Why a file that an image names is not opened.
+enum Denied {
+    /// For its own sake.
+    Named(Refusal),
+    /// The job makes this file, so it must not be made.
+    Output(Refusal),
+}
+
+impl From<Refusal> for Denied {
+    fn from(refusal: Refusal) -> Self {
+        Self::Named(refusal)
+    }
+}
+
 /// The files of a job, and the policies that they were opened under.
 #[derive(Debug)]
 pub struct Files {
     /// By slot.
     roots: Vec<Root>,
     held: BTreeMap<u16, Held>,
+    /// The target of the job, as typed, if it makes one.
+    target: Vec<u8>,
 }
 
 impl Files {
@@ -55,12 +73,14 @@ impl Files {
                 parent: None,
                 root: slot,
                 writable: opened.writable,
+                output: opened.target.is_some(),
             };
             (slot, held)
         };
         Self {
             roots: job.inputs.iter().zip(inputs).map(root).collect(),
             held: (0..).zip(inputs).map(held).collect(),
+            target: open::name_of_target(&job.inputs).to_vec(),
         }
     }
 
@@ -70,7 +90,10 @@ impl Files {
             return (Reply::Invalid, None);
         };
         let root = parent.root;
-        if self.held.contains_key(&request.slot) || !self.may_write(request, root) {
+        // What is made names nothing: the user has typed all of it.
+        let names_nothing = parent.output;
+        if names_nothing || self.held.contains_key(&request.slot) || !self.may_write(request, root)
+        {
             return (Reply::Invalid, None);
         }
         let given = match request.role {
@@ -79,7 +102,15 @@ impl Files {
             // it as any other.
             FileRole::Data => request.name.clone(),
         };
-        match self.open_named(request, root, &given) {
+        let opened = match self.open_named(request, root, &given) {
+            Err(Denied::Output(refusal)) => {
+                let failed = refusal.of_typed(request.slot, &self.target, true);
+                return (Reply::Failed(failed), None);
+            }
+            Err(Denied::Named(refusal)) => Err(refusal),
+            Ok(opened) => Ok(opened),
+        };
+        match opened {
             Ok(opened) => {
                 let held = Held {
                     id: opened.id,
@@ -87,6 +118,7 @@ impl Files {
                     parent: Some(request.parent_slot),
                     root,
                     writable: opened.writable,
+                    output: false,
                 };
                 self.held.insert(request.slot, held);
                 let facts = FileFacts {
@@ -103,6 +135,7 @@ impl Files {
                     slot: request.slot,
                     parent_slot: Some(request.parent_slot),
                     role: Some(request.role),
+                    output: false,
                     kind: refusal.kind,
                     given_name: OsString::from_vec(given),
                     reason: OsString::from_vec(refusal.reason),
@@ -130,19 +163,14 @@ impl Files {
         self.roots.get(usize::from(slot))
     }
 
-    fn open_named(
-        &mut self,
-        request: &Request,
-        root: u16,
-        given: &[u8],
-    ) -> Result<Opened, Refusal> {
+    fn open_named(&mut self, request: &Request, root: u16, given: &[u8]) -> Result<Opened, Denied> {
         let name = names::parse(given).map_err(|e| Refusal {
             // QEMU would go there, if it is a protocol.
             kind: OpenFailure::Refused,
             reason: open::name_reason(&e),
         })?;
         let Some(root) = self.roots.get_mut(usize::from(root)) else {
-            return Err(Refusal::could_not_open(&name.path, rustix::io::Errno::BADF));
+            return Err(Refusal::could_not_open(&name.path, rustix::io::Errno::BADF).into());
         };
         let passed = root.rules.open(&name, request.writable)?;
         let reads = root.access.reads();
@@ -160,13 +188,14 @@ impl Files {
         match opened.format_conflict {
             // Nothing tells later whether it is raw.
             Some(conflict) if reads == Reads::Contents => {
-                Err(Refusal::in_use(conflict, &name.path))
+                Err(Refusal::in_use(conflict, &name.path).into())
             }
             _ => Ok(opened),
         }
     }
 
     /// Refuses a file that is written twice, or written and read, and a chain that comes back to itself.
+    /// What is made is written where it would be read; QEMU finds that out when it makes it.
     ///
     /// The locks refuse the former too, in the same words, where the file system has them.
     fn judge_identity(
@@ -175,21 +204,24 @@ impl Files {
         id: FileId,
         given: &[u8],
         name: &Name,
-    ) -> Result<(), Refusal> {
-        let written = |held: &Held| held.id == id && (held.writable || request.writable);
-        if self.held.values().any(written) {
+    ) -> Result<(), Denied> {
+        let written = |held: &&Held| held.id == id && (held.writable || request.writable);
+        if let Some(held) = self.held.values().find(written) {
+            if held.output {
+                return Err(Denied::Output(Refusal::in_use(Conflict::OPEN, &held.path)));
+            }
             let conflict = match request.role {
                 FileRole::Backing => Conflict::WRITTEN,
                 FileRole::Data => Conflict::RESIZED,
             };
-            return Err(Refusal::in_use(conflict, &name.path));
+            return Err(Refusal::in_use(conflict, &name.path).into());
         }
         if request.role == FileRole::Backing && self.in_chain(request.parent_slot, id) {
             let reason = [b"Backing file '", given, b"' creates an infinite loop."].concat();
-            return Err(Refusal {
+            return Err(Denied::Named(Refusal {
                 kind: OpenFailure::Loop,
                 reason,
-            });
+            }));
         }
         Ok(())
     }

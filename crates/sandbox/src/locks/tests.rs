@@ -492,3 +492,69 @@ fn image_that_is_changed_and_read_at_once_fails_as_with_qemu() {
         assert_eq!(format!("qemu-img: {}", failure(&failed)), said);
     }
 }
+
+const fn create(raw: bool) -> Access {
+    Access::Create {
+        raw,
+        durable: false,
+    }
+}
+
+#[test]
+fn every_lock_of_others_stops_a_new_image_as_it_stops_qemus() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("x");
+    let mut conflicts = 0;
+    for (kind, byte, raw) in [libc::F_RDLCK, libc::F_WRLCK]
+        .into_iter()
+        .flat_map(|kind| [100, 101, 102, 103, 200, 201, 202, 203].map(|byte| (kind, byte)))
+        .flat_map(|(kind, byte)| [false, true].map(|raw| (kind, byte, raw)))
+    {
+        std::fs::write(&path, [7; 4096]).unwrap();
+        let _held = lock_byte(&path, kind, byte);
+        let refused = open(&path, create(raw), false).err();
+        assert_eq!(std::fs::read(&path).unwrap(), [7; 4096]);
+        let ours = refused.map_or_else(String::new, |failed| {
+            format!(
+                "qemu-img: {}: {}\n",
+                path.display(),
+                failed.reason.display()
+            )
+        });
+        let format = if raw { "raw" } else { "qcow2" };
+        let said = Command::new("qemu-img")
+            .args(["create", "-q", "-f", format])
+            .arg(&path)
+            .arg("1M")
+            .output();
+        let said = String::from_utf8(said.unwrap().stderr).unwrap();
+        assert_eq!(ours, said, "lock {kind} on {byte}, {format}");
+        conflicts += i32::from(!said.is_empty());
+    }
+    assert_eq!(conflicts, 18);
+}
+
+#[test]
+fn source_of_a_copy_has_no_writer_even_if_it_is_raw() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("raw");
+    std::fs::write(&path, [0; 4096]).unwrap();
+    let holder = Holder::new(&path, &["-f", "raw"]);
+    let said = Command::new("qemu-img")
+        .args(["convert", "-f", "raw", "-O", "raw"])
+        .args([&path, &scratch.path().join("out")])
+        .output();
+    let said = String::from_utf8(said.unwrap().stderr).unwrap();
+    let source = Access::Read(Reads::Source);
+    let failed = open(&path, source, false).unwrap_err();
+    assert_eq!(format!("qemu-img: {}", failure(&failed)), said);
+    assert!(open(&path, source, true).is_ok());
+    let measured = qemu("qemu-img", &["map", "-f", "raw"], &path);
+    assert!(measured.status.success());
+    let opened = open(&path, Access::ReadRaw, false).unwrap();
+    assert_eq!(opened.format_conflict, None);
+    drop((holder, opened));
+    let _source = open(&path, source, false).unwrap();
+    let write = qemu("qemu-io", &["-f", "raw", "-c", "write 0 512"], &path);
+    assert!(!write.status.success());
+}

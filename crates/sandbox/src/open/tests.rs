@@ -291,7 +291,7 @@ fn file_that_is_written_is_open_once_without_any_lock() {
         (false, true, false),
         (true, true, false),
     ] {
-        let judged = not_alone(unlocked(second), &[unlocked(first)]);
+        let judged = not_alone(unlocked(second), &BTreeMap::from([(0, unlocked(first))]));
         assert_eq!(judged.is_ok(), ok, "{first} {second}");
         if let Err(refusal) = judged {
             assert_eq!(refusal.kind, OpenFailure::InUse);
@@ -386,6 +386,39 @@ fn block_device_that_takes_no_writes_is_refused_in_qemus_words() {
     assert!(ours.ends_with("not writable: Permission denied"), "{ours}");
     assert_eq!(ours, qemu_reason(path, Access::Change));
     assert!(open(path, CONTENTS).is_ok());
+}
+
+const CREATE: Access = Access::Create {
+    raw: true,
+    durable: false,
+};
+
+#[test]
+fn block_device_is_written_in_place_and_named_by_nobody() {
+    let scratch = tempfile::tempdir().unwrap();
+    let Some(device) = LoopDevice::new(&scratch, &[]) else {
+        return;
+    };
+    let opened = open(&device.0, CREATE).unwrap();
+    assert!(opened.writable && opened.facts.block_device);
+    assert_eq!(opened.facts.len_bytes, 1 << 20);
+    assert!(matches!(opened.target, Some(Target::Device)));
+}
+
+#[test]
+fn block_device_that_takes_no_writes_is_not_made_in_qemus_words() {
+    let scratch = tempfile::tempdir().unwrap();
+    let Some(device) = LoopDevice::new(&scratch, &["-r"]) else {
+        return;
+    };
+    let failed = open(&device.0, CREATE).unwrap_err();
+    assert!(failed.output);
+    let output = Command::new("qemu-img")
+        .args(["create", "-q", "-f", "raw", &device.0, "1M"])
+        .output()
+        .expect("qemu-img is installed");
+    let ours = format!("qemu-img: {}: {}\n", device.0, failed.reason.display());
+    assert_eq!(ours, String::from_utf8(output.stderr).unwrap());
 }
 
 #[test]

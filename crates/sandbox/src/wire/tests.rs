@@ -74,6 +74,21 @@ fn request_of_another_length_than_it_says_is_refused() {
     assert_eq!(decode_request(&vec![0xff; MAX_REQUEST]), None);
 }
 
+#[test]
+fn beginning_of_an_output_is_told_from_every_request() {
+    for slot in [0, 1, 0x1234, u16::MAX] {
+        let packet = encode_begin(slot);
+        assert_eq!(decode_message(&packet), Some(Message::Begin(slot)));
+        for len in 0..packet.len() {
+            assert_eq!(decode_message(&packet[..len]), None);
+        }
+        assert_eq!(decode_message(&[&packet[..], b"x"].concat()), None);
+    }
+    let raw = request(b"name");
+    let packet = encode_request(&raw).unwrap();
+    assert!(matches!(decode_message(packet), Some(Message::Open(_))));
+}
+
 fn replies() -> Vec<Reply> {
     let facts = FileFacts {
         name: os_string(b"a\xff\n"),
@@ -88,6 +103,7 @@ fn replies() -> Vec<Reply> {
         slot: 9,
         parent_slot: None,
         role: Some(FileRole::Backing),
+        output: true,
         kind: OpenFailure::Failed(libc::ENOENT),
         given_name: os_string(b"x"),
         reason: os_string(b"Could not open"),
@@ -110,6 +126,7 @@ fn replies() -> Vec<Reply> {
         .into_iter()
         .chain(failures)
         .chain([Reply::Failed(failed), Reply::Invalid])
+        .chain([Reply::Begun(Ok(())), Reply::Begun(Err(libc::EPERM))])
         .collect()
 }
 
@@ -131,6 +148,7 @@ fn largest_reply_fits() {
         slot: 1,
         parent_slot: Some(0),
         role: None,
+        output: false,
         kind: OpenFailure::Refused,
         given_name: long.clone(),
         // A refusal holds the place and its folder twice.

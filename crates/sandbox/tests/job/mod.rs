@@ -9,11 +9,16 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// The example of this crate that cargo builds along with its tests.
+/// The job that most tests run.
 pub fn program() -> PathBuf {
+    program_named("fake_job")
+}
+
+/// The example of this crate that cargo builds along with its tests.
+pub fn program_named(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let profile = test.parent().and_then(Path::parent).unwrap();
-    let program = profile.join("examples/fake_job");
+    let program = profile.join("examples").join(name);
     assert!(
         program.exists(),
         "{} is missing: cargo builds it with the tests",

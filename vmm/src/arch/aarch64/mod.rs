@@ -52,14 +52,15 @@ pub const fn end_gpa(slot_size: u64) -> u64 {
     trap_gpa(slot_size).saturating_add(PAGE_SIZE)
 }
 
-/// Writes translation tables for `user` and everything EL1 needs to report a trap.
+/// Writes translation tables for `user` and everything EL1 needs to report a trap: all vCPUs share it,
+/// as the store of a vector changes no memory.
 ///
 /// The code that `user` names must be in memory already.
 ///
 /// # Errors
 /// [`VmError`] if a mapping is malformed or leaves the slot, if the tables do not
 /// fit, or if the slot would reach the doorbell page.
-pub fn install(slot: &GuestSlot, user: &[Mapping]) -> Result<(), VmError> {
+pub fn install(slot: &GuestSlot, user: &[Mapping], _vcpus: u8) -> Result<(), VmError> {
     let size = slot.size();
     if size > ARM64_DOORBELL_PAGE {
         let most = format!(

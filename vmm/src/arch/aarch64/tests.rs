@@ -121,7 +121,7 @@ fn installed() -> std::sync::Arc<GuestSlot> {
         map(STACK.start, STACK.size, Access::ReadWrite),
         map(HEAP_START, SLOT - HEAP_START, Access::ReadWrite),
     ];
-    install(&slot, &user).unwrap();
+    install(&slot, &user, 1).unwrap();
     slot
 }
 
@@ -238,7 +238,7 @@ fn malformed_and_overlapping_mappings_are_refused() {
         vec![map(ARM64_DOORBELL_PAGE, PAGE_SIZE)],
     ] {
         assert!(
-            matches!(install(&slot, &user), Err(VmError::Image(_))),
+            matches!(install(&slot, &user, 1), Err(VmError::Image(_))),
             "{user:x?}"
         );
     }
@@ -266,7 +266,10 @@ fn the_largest_slot_fits_the_tables() {
 fn a_slot_that_reaches_the_doorbells_is_refused() {
     let too_large = (ARM64_DOORBELL_PAGE + 1).next_multiple_of(LARGE_PAGE_SIZE);
     let slot = GuestSlot::new(too_large).unwrap();
-    assert!(matches!(install(&slot, &[]), Err(VmError::Memory { .. })));
+    assert!(matches!(
+        install(&slot, &[], 1),
+        Err(VmError::Memory { .. })
+    ));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::{place, trap};
 use crate::VmError;
 use crate::memory::GuestSlot;
 use instar_shared::doorbell::{KICK_PORT, TRAP_VECTORS, WAIT_PORT};
-use instar_shared::layout::PAGE_SIZE;
+use instar_shared::layout::{MAX_VCPUS, PAGE_SIZE};
 
 /// A segment as a vCPU register wants it.
 #[derive(Clone, Copy, Debug)]
@@ -72,20 +72,22 @@ pub const USER_CODE: Segment = Segment {
     code_or_data: true,
     long: true,
 };
-/// The task register: the TSS with the I/O permission bitmap and its closing byte.
-pub const TASK: Segment = Segment {
-    selector: 0x28,
-    base: place::TSS,
-    limit: (TSS_BYTES + IO_BITMAP_BYTES) as u32,
-    kind: TSS_BUSY,
-    dpl: 0,
-    code_or_data: false,
-    long: false,
-};
+/// The task register of vCPU `index`: its TSS with the I/O permission bitmap and its closing byte.
+pub const fn task(index: u8) -> Segment {
+    Segment {
+        selector: 0x28 + 16 * index as u16,
+        base: place::tss(index),
+        limit: (TSS_BYTES + IO_BITMAP_BYTES) as u32,
+        kind: TSS_BUSY,
+        dpl: 0,
+        code_or_data: false,
+        long: false,
+    }
+}
 /// The GDT register.
 pub const GDT: Table = Table {
     base: place::GDT,
-    limit: 7 * 8 - 1,
+    limit: (5 + 2 * MAX_VCPUS as u16) * 8 - 1,
 };
 /// The IDT register.
 pub const IDT: Table = Table {
@@ -95,24 +97,31 @@ pub const IDT: Table = Table {
 
 const _: () = assert!(((TSS_BYTES + IO_BITMAP_BYTES) as u64) < PAGE_SIZE);
 
-/// Writes the three tables.
-pub fn install(slot: &GuestSlot) -> Result<(), VmError> {
-    let words = [
+/// Writes GDT and IDT, and a TSS for each of `vcpus`.
+pub fn install(slot: &GuestSlot, vcpus: u8) -> Result<(), VmError> {
+    let flat = [
         0,
         descriptor(KERNEL_CODE),
         0,
         descriptor(USER_DATA),
         descriptor(USER_CODE),
-        descriptor(TASK),
-        TASK.base >> 32,
     ];
-    let gdt: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let tasks = (0..vcpus).map(task);
+    let tasks = tasks.flat_map(|task| [descriptor(task), task.base >> 32]);
+    let gdt: Vec<u8> = flat
+        .into_iter()
+        .chain(tasks)
+        .flat_map(u64::to_le_bytes)
+        .collect();
     slot.write(place::GDT, &gdt)?;
     let idt: Vec<u8> = (0..TRAP_VECTORS)
         .flat_map(|vector| gate(trap::stub_address(vector)))
         .collect();
     slot.write(place::IDT, &idt)?;
-    slot.write(place::TSS, &task_state())
+    for vcpu in 0..vcpus {
+        slot.write(place::tss(vcpu), &task_state(vcpu))?;
+    }
+    Ok(())
 }
 
 /// An 8-byte descriptor (the low half of a 16-byte one). SDM vol. 3A, §3.4.5.
@@ -154,9 +163,9 @@ fn gate(handler: u64) -> [u8; 16] {
 
 /// The TSS: stacks for ring 0, and a bitmap that allows exactly the doorbell ports.
 /// SDM vol. 3A, §8.7 and vol. 1, §19.5.2.
-fn task_state() -> Vec<u8> {
+fn task_state(vcpu: u8) -> Vec<u8> {
     let mut tss = vec![0_u8; usize::from(TSS_BYTES)];
-    let stack = trap::TRAP_STACK_TOP.to_le_bytes();
+    let stack = trap::stack_top(vcpu).to_le_bytes();
     for offset in [4, 36] {
         // RSP0 and IST1.
         if let Some(field) = tss.get_mut(offset..offset + 8) {
@@ -196,7 +205,7 @@ mod tests {
 
     #[test]
     fn io_bitmap_allows_only_the_doorbells() {
-        let tss = task_state();
+        let tss = task_state(0);
         let open: Vec<usize> = (0..usize::from(IO_BITMAP_BYTES) * 8)
             .filter(|port| tss[usize::from(TSS_BYTES) + port / 8] & 1 << (port % 8) == 0)
             .collect();

@@ -11,8 +11,10 @@ use crate::memory::GuestSlot;
 use instar_shared::doorbell::{TRAP_PORT_BASE, TRAP_VECTORS};
 use instar_shared::layout::PAGE_SIZE;
 
-/// Initial stack pointer of a trap.
-pub const TRAP_STACK_TOP: u64 = place::TRAP_STACK + PAGE_SIZE;
+/// Initial stack pointer of a trap of vCPU `index`.
+pub const fn stack_top(index: u8) -> u64 {
+    place::trap_stack(index) + PAGE_SIZE
+}
 
 const STUB_BYTES: u64 = 8;
 const PAGE_FAULT: u8 = 14;

@@ -26,6 +26,7 @@ fn files(top: &Path, access: Access, writable: bool) -> Files {
             memory_bytes: 0,
             stall: Duration::from_secs(1),
             timeout: None,
+            threads: instar_vmm::operation::Threads::default(),
         },
         policy: Policy::default(),
     };
