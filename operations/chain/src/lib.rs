@@ -8,6 +8,12 @@
 
 extern crate alloc;
 
+mod layers;
+mod stopped;
+
+pub use layers::{Layers, SnapshotName, notice, open_layers, open_layers_of, snapshot_view};
+pub use stopped::{Stopped, stopped};
+
 use alloc::vec;
 use instar_guest_ops::{Context, Disk, OpenError};
 use instar_plan_check::{Cancelled, MessageKind, Reporter};

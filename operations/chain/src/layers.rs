@@ -1,0 +1,213 @@
+//! A whole backing chain, opened for its content.
+
+use crate::{NamedBy, Reported, fail, format_of, open_named, open_qcow2, stated_format};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use instar_guest_ops::{Context, Disk};
+use instar_layers::{Chain, DataError, Layer, View};
+use instar_qcow2::header::{CryptMethod, MAX_FILE_BYTES, MAX_L1_BYTES};
+use instar_qcow2::snapshot::{Snapshot, SnapshotTable};
+use instar_qcow2::{Header, OpenMode};
+use instar_shared::control::{FileAccess, FileRole};
+use instar_shared::op::ImageFormat;
+use instar_shared::record::FailureKind;
+
+/// Memory that a layer takes at most: its tables, and its requests.
+const LAYER_BYTES: u64 = 512 << 10;
+/// Layers that need no more memory than every operation has.
+const SHORT_CHAIN: u64 = 16;
+
+/// Which snapshot the user means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotName<'a> {
+    /// The first with this ID, else the first with this name.
+    IdOrName(&'a [u8]),
+    /// The first with this ID and this name, as far as they are given.
+    Both {
+        /// The ID.
+        id: Option<&'a [u8]>,
+        /// The name.
+        name: Option<&'a [u8]>,
+    },
+}
+
+/// An image with its whole backing chain.
+#[derive(Debug)]
+pub struct Layers {
+    /// The images, each with its files.
+    pub chain: Chain<Disk>,
+    /// The format of the top one.
+    pub format: ImageFormat,
+}
+
+/// Opens `disk`, which the user named as `told`, and everything below it for its content.
+///
+/// # Errors
+/// The record that says why has been sent.
+pub fn open_layers(ctx: &mut Context, disk: Disk, told: ImageFormat) -> Result<Layers, Reported> {
+    open_layers_of(ctx, disk, told, None)
+}
+
+/// As [`open_layers`], with the top image as it was at a snapshot. A raw image has none.
+///
+/// # Errors
+/// The record that says why has been sent.
+pub fn open_layers_of(
+    ctx: &mut Context,
+    disk: Disk,
+    told: ImageFormat,
+    snapshot: Option<SnapshotName<'_>>,
+) -> Result<Layers, Reported> {
+    let format = format_of(ctx, &disk, told, NamedBy::User)?;
+    let mut parts = Vec::new();
+    let mut next = Some((disk, format));
+    while let Some((disk, format)) = next.take() {
+        if format != ImageFormat::Qcow2 {
+            parts.push(Part::Raw(Box::new(disk)));
+            break;
+        }
+        let slot = disk.slot();
+        let (header, data) = open_qcow2(ctx, &disk, OpenMode::Change, FileAccess::Read)?;
+        if header.crypt_method != CryptMethod::None {
+            return Err(fail(ctx, slot, format_args!("{}", DataError::KeyRequired)));
+        }
+        let below = header.backing_file.clone();
+        let stated = header.extensions.backing_format.clone();
+        parts.push(Part::Qcow2(Box::new(Qcow2 { disk, data, header })));
+        if let Some(name) = below {
+            next = Some(open_below(ctx, slot, &name, stated.as_deref())?);
+        }
+    }
+    let more = (parts.len() as u64).saturating_sub(SHORT_CHAIN);
+    if more > 0 {
+        // What is not granted is missed where it is needed.
+        let _ = ctx.grant(more.saturating_mul(LAYER_BYTES));
+    }
+    let chain = build(ctx, parts, snapshot)?;
+    Ok(Layers { chain, format })
+}
+
+/// An image that is open.
+enum Part {
+    Raw(Box<Disk>),
+    Qcow2(Box<Qcow2>),
+}
+
+/// A qcow2 image that is open.
+struct Qcow2 {
+    disk: Disk,
+    data: Option<Disk>,
+    header: Header,
+}
+
+/// The chain of all that is open, the top as it was at `snapshot`.
+fn build(
+    ctx: &mut Context,
+    parts: Vec<Part>,
+    mut snapshot: Option<SnapshotName<'_>>,
+) -> Result<Chain<Disk>, Reported> {
+    let mut layers = Vec::with_capacity(parts.len());
+    for part in parts {
+        let wanted = snapshot.take();
+        layers.push(match part {
+            Part::Raw(_) if wanted.is_some() => return Err(no_snapshot(ctx, NO_SNAPSHOTS)),
+            Part::Raw(disk) => Layer::raw(*disk),
+            Part::Qcow2(image) => {
+                let Qcow2 { disk, data, header } = *image;
+                let view = match wanted {
+                    Some(name) => snapshot_view(ctx, &disk, &header, name)?,
+                    None => View::Active,
+                };
+                let slot = disk.slot();
+                Layer::qcow2(disk, data, header, view)
+                    .map_err(|e| fail(ctx, slot, format_args!("{e}")))?
+            }
+        });
+    }
+    Ok(Chain::new(layers))
+}
+
+fn open_below(
+    ctx: &mut Context,
+    parent: u16,
+    name: &[u8],
+    stated: Option<&[u8]>,
+) -> Result<(Disk, ImageFormat), Reported> {
+    let disk = open_named(ctx, parent, name, FileRole::Backing, FileAccess::Read)?;
+    let stated = stated_format(ctx, disk.slot(), stated)?;
+    let format = format_of(ctx, &disk, stated, NamedBy::Image)?;
+    Ok((disk, format))
+}
+
+/// The state of the image at a snapshot.
+///
+/// # Errors
+/// There is none of this name, or the table cannot be read: the record that says so has been sent.
+pub fn snapshot_view(
+    ctx: &mut Context,
+    disk: &Disk,
+    header: &Header,
+    name: SnapshotName<'_>,
+) -> Result<View, Reported> {
+    let mut named = None;
+    for entry in SnapshotTable::new(disk, header) {
+        let entry = entry.map_err(|e| fail(ctx, disk.slot(), format_args!("{e}")))?;
+        match name {
+            SnapshotName::IdOrName(text) if entry.id == text => {
+                return view_of(ctx, &entry, header);
+            }
+            SnapshotName::IdOrName(text) if named.is_none() && entry.name == text => {
+                named = Some(entry);
+            }
+            SnapshotName::Both { id, name }
+                if id.is_none_or(|id| entry.id == id)
+                    && name.is_none_or(|name| entry.name == name) =>
+            {
+                return view_of(ctx, &entry, header);
+            }
+            _ => {}
+        }
+    }
+    match named {
+        Some(entry) => view_of(ctx, &entry, header),
+        None => Err(no_snapshot(ctx, NOT_FOUND)),
+    }
+}
+
+/// The state at `snapshot`. Its virtual size is the image's, whatever it was then.
+fn view_of(ctx: &mut Context, snapshot: &Snapshot, header: &Header) -> Result<View, Reported> {
+    let offset = snapshot.l1_table_offset.get();
+    let bytes = u64::from(snapshot.l1_size).saturating_mul(8);
+    let end = offset.saturating_add(bytes);
+    let refusal = if bytes > MAX_L1_BYTES {
+        "Snapshot L1 table too large"
+    } else if !header.cluster_bits.is_aligned(offset) || end > i64::MAX.unsigned_abs() {
+        "Snapshot L1 table offset invalid"
+    } else if bytes > 0 && end > MAX_FILE_BYTES {
+        "Failed to read l1 table for snapshot"
+    } else {
+        return Ok(View::Snapshot {
+            l1_offset: offset,
+            l1_entries: snapshot.l1_size,
+            size: header.virtual_size,
+        });
+    };
+    Err(no_snapshot(ctx, refusal))
+}
+
+const NO_SNAPSHOTS: &str = "Block format 'raw' used by device '' does not support temporarily loading internal \
+                            snapshots";
+const NOT_FOUND: &str = "Can't find snapshot";
+
+fn no_snapshot(ctx: &mut Context, reason: &str) -> Reported {
+    let text = format_args!("Failed to load snapshot: {reason}");
+    ctx.records().failure(FailureKind::Operation, 0, text);
+    Reported
+}
+
+/// Prints what `qemu-img` prints on standard error as soon as it meets this damage, if it prints anything.
+pub fn notice(ctx: &mut Context, error: &DataError) {
+    if let Some(notice) = error.notice() {
+        ctx.records().diagnostic(format_args!("{notice}"));
+    }
+}
