@@ -13,7 +13,8 @@ DARWIN_CRATES := -p instar-shared -p instar-devices -p instar-guest-ops \
 	-p instar-storage -p instar-qcow2 -p instar-raw -p instar-luks \
 	-p instar-plan-check -p instar-plan-txn -p instar-plan-repair \
 	-p instar-plan-snapshot -p instar-plan-resize -p instar-plan-amend \
-	-p instar-plan-bitmap -p instar-vmm
+	-p instar-plan-bitmap -p instar-codec -p instar-layers -p instar-plan-create \
+	-p instar-plan-convert -p instar-plan-map -p instar-plan-compare -p instar-vmm
 OPERATIONS := $(CARGO) run --quiet --locked -p instar-operations-tool --
 
 .PHONY: setup tools fmt lint check-binary-sizes build test bench dist soak fuzz clean

@@ -4,11 +4,17 @@
 const OPERATIONS: &[&str] = &[
     "op-info",
     "op-check",
+    "op-compare",
+    "op-map",
     "op-repair",
     "op-snapshot",
     "op-resize",
     "op-amend",
     "op-bitmap",
+    "op-bench",
+    "op-convert",
+    "op-create",
+    "op-measure",
 ];
 
 fn main() {

@@ -6,10 +6,8 @@
 //! `INSTAR_BLESS=1` writes the table anew.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use instar_tests::compare::{differences, manners};
 use instar_tests::run::{Outcome as Ran, Run};
 use instar_tests::scratch::Scratch;
@@ -18,13 +16,16 @@ use instar_tests::twins::{Twins, without_node_numbers};
 
 use build::qemu_img;
 use rows::{Both, COLUMNS, Finish, Make, NAME, No, Prepared, ROWS, Row, Snapshot};
+use table::Table;
 
 use crate::Outcome;
 use crate::block_device::Loop;
 use crate::edit_devices;
 
 mod build;
+mod content;
 mod rows;
+mod table;
 
 /// What the oracle says when it wants the key of an encrypted image.
 const KEY_WANTED: &str = "Parameter 'encrypt.key-secret' is required for cipher";
@@ -322,25 +323,6 @@ fn run_row(row: &Row) -> Result<BTreeMap<usize, Result<Cell>>> {
     Ok(cells)
 }
 
-fn table_path() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operation-matrix.md")
-}
-
-fn heading() -> String {
-    let names = COLUMNS.map(|(name, ..)| name).join(" | ");
-    format!("| feature | {names} |")
-}
-
-/// Lines of the table by feature, in the file's order of rows.
-fn written_rows(text: &str) -> BTreeMap<String, String> {
-    text.lines()
-        .filter_map(|line| {
-            let (feature, _) = line.strip_prefix("| ")?.split_once(" | ")?;
-            Some((feature.to_owned(), line.to_owned()))
-        })
-        .collect()
-}
-
 const PREFACE: &str = "\
 # Every operation on every feature
 
@@ -359,36 +341,17 @@ An image of a column marked (b), or of one that needs a snapshot or bitmaps, has
 feature, where the feature allows that.
 ";
 
-/// Writes rows into the table, under a lock: tests run beside each other.
-fn bless(rows: &BTreeMap<String, String>) -> Result<()> {
-    let path = table_path();
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(&path)?;
-    file.lock()?;
-    let mut all = written_rows(&std::fs::read_to_string(&path)?);
-    all.extend(rows.clone());
-    let mut text = format!(
-        "{PREFACE}\n{}\n|{}\n",
-        heading(),
-        "---|".repeat(COLUMNS.len() + 1)
-    );
-    for row in &ROWS {
-        if let Some(line) = all.get(row.feature) {
-            text.push_str(line);
-            text.push('\n');
-        }
+fn table() -> Table {
+    Table {
+        file: "operation-matrix.md",
+        preface: PREFACE,
+        columns: COLUMNS.map(|(name, ..)| name).to_vec(),
     }
-    Ok(std::fs::write(&path, text)?)
 }
 
 /// Each test has every sixth row.
 fn part(number: usize) -> Outcome {
     let only = std::env::var("INSTAR_ROW").ok();
-    let blessing = std::env::var_os("INSTAR_BLESS").is_some();
     let mut failures = Vec::new();
     let mut rows = BTreeMap::new();
     let mine = ROWS.iter().skip(number).step_by(PARTS);
@@ -407,21 +370,14 @@ fn part(number: usize) -> Outcome {
             rows.insert(row.feature.to_owned(), line);
         }
     }
-    if blessing {
-        bless(&rows)?;
-    }
+    let settled = table().settle(&rows);
     ensure!(
         failures.is_empty(),
         "{} cells failed; the first:\n{}",
         failures.len(),
         failures.join("\n==========\n")
     );
-    let written = written_rows(&std::fs::read_to_string(table_path())?);
-    for (feature, line) in rows {
-        let old = written.get(&feature).map_or("", String::as_str);
-        ensure!(old == line, "the table says\n{old}\nbut it is\n{line}");
-    }
-    Ok(())
+    settled
 }
 
 const PARTS: usize = 6;
@@ -458,32 +414,5 @@ fn operations_on_features_sixth() -> Outcome {
 
 #[test]
 fn the_table_has_every_feature_and_no_empty_cell() -> Outcome {
-    let text = std::fs::read_to_string(table_path())?;
-    ensure!(
-        text.contains(&heading()),
-        "the columns are others: run with INSTAR_BLESS=1"
-    );
-    let written = written_rows(&text);
-    ensure!(
-        written.len() == ROWS.len() + 1,
-        "{} rows in the table",
-        written.len()
-    );
-    for row in &ROWS {
-        let line = written.get(row.feature).context(row.feature)?;
-        let cells: Vec<&str> = line
-            .trim_matches('|')
-            .split('|')
-            .skip(1)
-            .map(str::trim)
-            .collect();
-        ensure!(cells.len() == COLUMNS.len(), "{line}");
-        for cell in cells {
-            let number = cell.strip_prefix("difference ").map(str::parse::<u32>);
-            if !(matches!(cell, "same" | "refused") || matches!(number, Some(Ok(_)))) {
-                bail!("{}: the cell {cell:?}", row.feature);
-            }
-        }
-    }
-    Ok(())
+    table().is_complete()
 }

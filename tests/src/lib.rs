@@ -10,6 +10,7 @@
 //! * `INSTAR_SEED` repeats a run of the seeded tests; a failure prints its seed.
 
 pub mod compare;
+pub mod corpus;
 pub mod crafted;
 pub mod faults;
 pub mod hidden;

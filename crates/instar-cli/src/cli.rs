@@ -5,8 +5,8 @@ mod values;
 mod words;
 
 pub use options::{
-    Action, AmendOptions, BitmapOptions, CheckOptions, FormatOptions, InfoOptions, ResizeOptions,
-    SnapshotOptions,
+    Action, AmendOptions, BitmapOptions, CheckOptions, CompareOptions, CreateOptions,
+    FormatOptions, InfoOptions, MapOptions, MeasureOptions, ResizeOptions, SnapshotOptions,
 };
 pub use values::{
     SIZE_LINES, allowed_folders, cache_mode, default_memory, output_format, repair_mode,
@@ -62,6 +62,24 @@ Examples:
   instar snapshot -a before-upgrade disk.qcow2
   instar snapshot -d 3 disk.qcow2";
 
+const COMPARE_HELP: &str = "\
+What the guest would read counts, through both backing chains; beyond the end of
+the shorter image the longer one must read as zeros. Exit codes: 0 the same,
+1 different or wrong use, 2 an image could not be opened, 3 its tables or 4 its
+data could not be read.
+
+Examples:
+  instar compare disk.qcow2 copy.raw
+  instar compare -s -f qcow2 -F qcow2 disk.qcow2 copy.qcow2";
+
+const MAP_HELP: &str = "\
+The text form lists data that lies uncompressed at a place of a file; JSON lists
+everything. Exit codes: 0 done, 1 it did not work.
+
+Examples:
+  instar map --output json disk.qcow2
+  instar map --start-offset 1G --max-length 64M disk.qcow2";
+
 const RESIZE_HELP: &str = "\
 SIZE is in bytes unless K, M, G, T, P or E follows, each 1024 times the one
 before. Exit codes: 0 done, 1 it did not work.
@@ -79,6 +97,54 @@ Examples:
   instar amend -f qcow2 -o help
   instar amend -o compat=0.10 disk.qcow2
   instar amend -p -o refcount_bits=64 disk.qcow2";
+
+const DD_HELP: &str = "\
+As in qemu-img, what is skipped counts as copied: count=4 skip=1 copies three
+blocks. Exit codes: 0 done, 1 it did not work.
+
+Examples:
+  instar dd if=disk.qcow2 of=disk.img
+  instar dd -O qcow2 bs=1M count=16 if=disk.img of=start.qcow2";
+
+const CONVERT_HELP: &str = "\
+A target that is made has its name when it is complete, and not before. Several
+sources become one disk, one after the other. Exit codes: 0 done, 1 it did not work.
+
+Examples:
+  instar convert disk.qcow2 disk.img
+  instar convert -p -c -O qcow2 -o compression_type=zstd disk.img disk.qcow2
+  instar convert -O qcow2 -B base.qcow2 -F qcow2 overlay.qcow2 copy.qcow2
+  instar convert -l before-upgrade -O qcow2 disk.qcow2 old.qcow2
+  instar convert -n -O raw disk.qcow2 /dev/sdb";
+
+const CREATE_HELP: &str = "\
+SIZE is in bytes unless K, M, G, T, P or E follows; it may be left out if there is
+a backing file. A file that exists is replaced by one that is complete. Exit codes:
+0 done, 1 it did not work.
+
+Examples:
+  instar create -f qcow2 disk.qcow2 40G
+  instar create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2
+  instar create -f qcow2 -o cluster_size=2M,preallocation=metadata disk.qcow2 1T
+  instar create -f qcow2 -o help";
+
+const MEASURE_HELP: &str = "\
+Gives the length of the file with the content that there is, and with content
+everywhere. Exit codes: 0 done, 1 it did not work.
+
+Examples:
+  instar measure -O qcow2 --size 40G
+  instar measure -O qcow2 -o cluster_size=2M disk.img";
+
+const BENCH_HELP: &str = "\
+Each request starts one step after the one before, and at the end of the disk they
+start over. With -w the image's content is overwritten. Exit codes: 0 done, 1 it did
+not work.
+
+Examples:
+  instar bench disk.qcow2
+  instar bench -c 1000 -d 1 -s 1M disk.qcow2
+  instar bench -w -d 8 --pattern 0x55 --flush-interval 64 -f raw scratch.img";
 
 const BITMAP_HELP: &str = "\
 All actions are on the bitmap BITMAP. Exit codes: 0 done, 1 it did not work.
@@ -111,6 +177,12 @@ pub enum Command {
     /// Look for damage in an image's tables, and repair it if asked to
     #[command(after_help = EXIT_CODES, args_override_self = true, override_usage = "instar check [OPTIONS] [--repair [leaks|all]] FILE")]
     Check(CheckOptions),
+    /// Compare the content of two images
+    #[command(after_help = COMPARE_HELP, args_override_self = true, override_usage = "instar compare [OPTIONS] FILE1 FILE2")]
+    Compare(CompareOptions),
+    /// Show where the parts of a disk lie, through its backing chain
+    #[command(after_help = MAP_HELP, args_override_self = true, override_usage = "instar map [OPTIONS] FILE")]
+    Map(MapOptions),
     /// List, make, apply and delete the snapshots inside an image
     #[command(after_help = SNAPSHOT_HELP, args_override_self = true, override_usage = "instar snapshot [OPTIONS] [-l | -c NAME | -a NAME | -d NAME] FILE")]
     Snapshot(SnapshotOptions),
@@ -123,6 +195,21 @@ pub enum Command {
     /// Make, remove, merge and switch the bitmaps that record changes
     #[command(after_help = BITMAP_HELP, args_override_self = true, override_usage = "instar bitmap [OPTIONS] ACTION... FILE BITMAP")]
     Bitmap(BitmapOptions),
+    /// Copy images into another one, of another format if you like
+    #[command(after_help = CONVERT_HELP, args_override_self = true, override_usage = "instar convert [OPTIONS] SOURCE... TARGET")]
+    Convert(Box<crate::convert::ConvertOptions>),
+    /// Copy a part of an image, or all of it, into another one, with its zeros
+    #[command(after_help = DD_HELP, args_override_self = true, override_usage = "instar dd [OPTIONS] if=INPUT of=OUTPUT [bs=SIZE] [count=BLOCKS] [skip=BLOCKS]")]
+    Dd(crate::dd::DdOptions),
+    /// Measure how fast an image takes requests
+    #[command(after_help = BENCH_HELP, args_override_self = true, override_usage = "instar bench [OPTIONS] FILE")]
+    Bench(Box<crate::bench::BenchOptions>),
+    /// Make an empty image
+    #[command(after_help = CREATE_HELP, args_override_self = true, override_usage = "instar create [OPTIONS] FILE [SIZE]")]
+    Create(Box<CreateOptions>),
+    /// Say how much space an image would take
+    #[command(after_help = MEASURE_HELP, args_override_self = true, override_usage = "instar measure [OPTIONS] --size SIZE | FILE")]
+    Measure(Box<MeasureOptions>),
 }
 
 /// Limits and permissions of the virtual machine.

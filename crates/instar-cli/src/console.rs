@@ -68,6 +68,13 @@ impl Console {
         self.percent = Some(Percent::default());
     }
 
+    /// Shows that `done` of `total` is done, if percentages are shown.
+    pub fn mark_percent(&mut self, done: u64, total: u64) {
+        if let Some(percent) = &mut self.percent {
+            percent.update(done, total, &mut self.stdout);
+        }
+    }
+
     /// Says that all is done, if percentages are shown.
     pub fn end_percent(&mut self) {
         if let Some(mut percent) = self.percent.take() {

@@ -14,15 +14,19 @@ pub enum JobKind {
     Info,
     /// The chain is opened as one, so errors nest from the top image down.
     Check,
+    /// As `Check`; and a file is made: what stands between its name and the reason why it cannot be,
+    /// such as `error while converting raw: `.
+    Make(&'static str),
 }
 
 /// What `qemu-img` adds on a line of its own when an image is in use.
 const IN_USE_LINE: &[u8] = b"\nIs another process using the image [";
 /// Lines that end a sentence of more than one.
-const MORE_LINES: [&[u8]; 3] = [
+const MORE_LINES: [&[u8]; 4] = [
     crate::amend::CREATION_ONLY_LINE.as_bytes(),
     crate::cli::SIZE_LINES.as_bytes(),
     b"\nYou can use 'qemu-img rebase' instead.",
+    b"\nTry --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it",
 ];
 
 /// The sentence of a failure record.
@@ -62,6 +66,9 @@ pub fn open(job: JobKind, failed: &FailedOpen, files: &FileTable) -> Vec<u8> {
         let name = failed.given_name.as_bytes();
         return [b"Backing file '", name, b"' creates an infinite loop."].concat();
     }
+    if failed.output {
+        return output(job, failed);
+    }
     let above = failed.parent_slot.and_then(|parent| files.depth(parent));
     let place = Place {
         top: typed_name(files, failed.parent_slot),
@@ -69,6 +76,21 @@ pub fn open(job: JobKind, failed: &FailedOpen, files: &FileTable) -> Vec<u8> {
         levels: above.unwrap_or(0) + usize::from(failed.role == Some(FileRole::Backing)),
     };
     place.sentence(job, failed.reason.as_bytes())
+}
+
+/// Why a file is not made.
+fn output(job: JobKind, failed: &FailedOpen) -> Vec<u8> {
+    let doing = match job {
+        JobKind::Make(doing) => doing,
+        JobKind::Info | JobKind::Check => "",
+    };
+    [
+        failed.given_name.as_bytes(),
+        b": ",
+        doing.as_bytes(),
+        failed.reason.as_bytes(),
+    ]
+    .concat()
 }
 
 /// The name that the user typed, of the chain that the file in `slot` belongs to.
@@ -96,7 +118,7 @@ struct Place<'a> {
 impl Place<'_> {
     fn sentence(&self, job: JobKind, reason: &[u8]) -> Vec<u8> {
         let (name, levels) = match (job, self.top) {
-            (JobKind::Check, Some(top)) => (Some(top), self.levels),
+            (JobKind::Check | JobKind::Make(_), Some(top)) => (Some(top), self.levels),
             _ => (self.named.or(self.top), 0),
         };
         let mut sentence = b"Could not open '".to_vec();
@@ -186,10 +208,10 @@ pub fn system_text(error: &std::io::Error) -> String {
 ///
 /// Sentences end with the reason, and names stand in quotes before it, so a name
 /// can at worst earn the wrong hint.
-const HINTS: [(&str, &str); 22] = [
+const HINTS: [(&str, &str); 24] = [
     (
         "Failed to get \"write\"",
-        "another program uses this image; close it there first",
+        "another program uses this image, or this command itself reads it; close it there first",
     ),
     (
         "Failed to get",
@@ -204,7 +226,7 @@ const HINTS: [(&str, &str); 22] = [
         "leave -U out: an image that is changed cannot be shared",
     ),
     (
-        "Failed to grow the L1 table",
+        "Failed to grow the L1 table: File too large",
         "images with larger clusters can be larger",
     ),
     (
@@ -223,6 +245,14 @@ const HINTS: [(&str, &str); 22] = [
         "Unknown compatibility level",
         "compat is 0.10 (version 2) or 1.1 (version 3)",
     ),
+    (
+        "': File exists",
+        "something else made a file of this name meanwhile; it was left as it is",
+    ),
+    (
+        "Cannot grow device files",
+        "the device is smaller than the image",
+    ),
     ("Is a directory", "name a disk image or a block device"),
     (
         "to be a regular file",
@@ -238,7 +268,7 @@ const HINTS: [(&str, &str); 22] = [
     ),
     (
         "Permission denied",
-        "your user may not read this file; 'ls -l' shows who may",
+        "your user may not read this file, or write here; 'ls -l' shows who may",
     ),
     (
         "not in qcow2 format",
@@ -262,7 +292,10 @@ const HINTS: [(&str, &str); 22] = [
         "--memory SIZE raises the limit, for example --memory 4G",
     ),
     ("--timeout", "a larger --timeout SECS lets it run longer"),
-    ("No space left on device", "make room where the output goes"),
+    (
+        "No space left on device",
+        "make room on the file system or device that the file is on",
+    ),
 ];
 
 /// The hint for a sentence.

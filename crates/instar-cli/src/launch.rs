@@ -5,13 +5,15 @@ use crate::cli::{self, CheckOptions, Cli, Command, InfoOptions, LimitOptions, Us
 use crate::files::{self, Access, Growth, InputFile, Job, Limits, Output, Policy, Reads};
 use crate::image::Image;
 use crate::info::InfoOutput;
-use crate::{amend, bitmap, resize, snapshot};
+use crate::{amend, bench, bitmap, compare, convert, create, map, measure, resize, snapshot};
 use instar_shared::check::CheckConfig;
 use instar_shared::info::{INFO_BACKING_CHAIN, InfoConfig};
 use instar_shared::op::ImageFormat;
 use instar_shared::zerocopy::IntoBytes;
+use instar_vmm::operation::Threads;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Guest run time without a completed request or progress after which a run is stopped.
@@ -25,10 +27,17 @@ pub fn run(cli: &Cli) -> Result<u8, UsageError> {
     match &cli.command {
         Command::Info(options) => info(options, &cli.limits),
         Command::Check(options) => check(options, &cli.limits),
+        Command::Compare(options) => compare::run(options, &cli.limits),
+        Command::Map(options) => map::run(options, &cli.limits),
         Command::Snapshot(options) => snapshot::run(options, &cli.limits),
         Command::Resize(options) => resize::run(options, &cli.limits),
         Command::Amend(options) => amend::run(options, &cli.limits),
         Command::Bitmap(options) => bitmap::run(options, &cli.limits),
+        Command::Convert(options) => convert::run(options, &cli.limits),
+        Command::Dd(options) => crate::dd::run(options, &cli.limits),
+        Command::Bench(options) => bench::run(options, &cli.limits),
+        Command::Create(options) => create::run(options, &cli.limits),
+        Command::Measure(options) => measure::run(options, &cli.limits),
     }
 }
 
@@ -75,8 +84,48 @@ pub fn to_read(image: Image, reads: Reads, share: bool) -> InputFile {
     InputFile {
         path: image.path,
         share,
-        access: Access::Read(reads),
+        // Like QEMU, an image that is raw by name may change meanwhile, unless it is a source.
+        access: if reads == Reads::Contents && image.format == ImageFormat::Raw {
+            Access::ReadRaw
+        } else {
+            Access::Read(reads)
+        },
         growth: Growth::default(),
+    }
+}
+
+/// A file without content, for a job that needs none.
+#[must_use]
+pub fn nothing() -> InputFile {
+    let path = PathBuf::from("/dev/null");
+    let format = ImageFormat::Raw;
+    to_read(Image { path, format }, Reads::Metadata, true)
+}
+
+/// A file that is made: the user names it, so that every path is trusted, and reads relative to it.
+#[derive(Clone, Debug)]
+pub struct NewFile {
+    /// The name as typed, with a protocol if it has one.
+    pub path: PathBuf,
+    /// It is a raw image, or an external data file.
+    pub raw: bool,
+    /// What was written is flushed before the file gets its name.
+    pub durable: bool,
+}
+
+/// A file that is made. The guest announces its size before it writes (`Context::announce_size`), and may
+/// then write a tenth and 64 MiB more, or what the user says more.
+#[must_use]
+pub fn to_create(file: NewFile, limits: &LimitOptions) -> InputFile {
+    let NewFile { path, raw, durable } = file;
+    let typed = limits.max_growth;
+    InputFile {
+        path,
+        share: false,
+        access: Access::Create { raw, durable },
+        growth: typed.map_or(Growth::default(), |extra_bytes| Growth::AtMost {
+            extra_bytes,
+        }),
     }
 }
 
@@ -118,6 +167,21 @@ pub fn start(
     limits: &LimitOptions,
     output: impl Output + 'static,
 ) -> Result<u8, UsageError> {
+    start_on(Threads::default(), elf, config, inputs, limits, output)
+}
+
+/// As [`start`], with more threads than one.
+///
+/// # Errors
+/// As there.
+pub fn start_on(
+    threads: Threads,
+    elf: &'static [u8],
+    config: &[u8],
+    inputs: Vec<InputFile>,
+    limits: &LimitOptions,
+    output: impl Output + 'static,
+) -> Result<u8, UsageError> {
     let memory_bytes = match limits.memory {
         Some(bytes) => bytes,
         None => cli::default_memory()?,
@@ -131,6 +195,7 @@ pub fn start(
             memory_bytes,
             stall: STALL_LIMIT,
             timeout: limits.timeout,
+            threads,
         },
         policy: Policy {
             allowed: cli::allowed_folders(&limits.allow_path, variable),

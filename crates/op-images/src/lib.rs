@@ -22,6 +22,10 @@ macro_rules! embedded {
 pub const INFO: &[u8] = embedded!("op-info.elf");
 /// The ELF file of the `check` operation; 8-byte aligned.
 pub const CHECK: &[u8] = embedded!("op-check.elf");
+/// The ELF file of the `compare` operation; 8-byte aligned.
+pub const COMPARE: &[u8] = embedded!("op-compare.elf");
+/// The ELF file of the `map` operation; 8-byte aligned.
+pub const MAP: &[u8] = embedded!("op-map.elf");
 /// The ELF file of the `repair` operation; 8-byte aligned.
 pub const REPAIR: &[u8] = embedded!("op-repair.elf");
 /// The ELF file of the `snapshot` operation; 8-byte aligned.
@@ -32,6 +36,14 @@ pub const RESIZE: &[u8] = embedded!("op-resize.elf");
 pub const AMEND: &[u8] = embedded!("op-amend.elf");
 /// The ELF file of the `bitmap` operation; 8-byte aligned.
 pub const BITMAP: &[u8] = embedded!("op-bitmap.elf");
+/// The ELF file of the `bench` operation; 8-byte aligned.
+pub const BENCH: &[u8] = embedded!("op-bench.elf");
+/// The ELF file of the `convert` operation; 8-byte aligned.
+pub const CONVERT: &[u8] = embedded!("op-convert.elf");
+/// The ELF file of the `create` operation; 8-byte aligned.
+pub const CREATE: &[u8] = embedded!("op-create.elf");
+/// The ELF file of the `measure` operation; 8-byte aligned.
+pub const MEASURE: &[u8] = embedded!("op-measure.elf");
 
 #[cfg(test)]
 mod tests {
@@ -42,11 +54,17 @@ mod tests {
         for (name, elf) in [
             ("info", INFO),
             ("check", CHECK),
+            ("compare", COMPARE),
+            ("map", MAP),
             ("repair", REPAIR),
             ("snapshot", SNAPSHOT),
             ("resize", RESIZE),
             ("amend", AMEND),
             ("bitmap", BITMAP),
+            ("bench", BENCH),
+            ("convert", CONVERT),
+            ("create", CREATE),
+            ("measure", MEASURE),
         ] {
             assert_eq!(elf.as_ptr().addr() % 8, 0, "{name}");
             assert_eq!(&elf[..4], b"\x7fELF", "{name}");

@@ -12,14 +12,19 @@ pub struct Case {
     pub args: &'static [&'static str],
     /// What `SPECIFICATION.md` promises.
     pub promise: Promise,
+    /// A run takes `qemu-img` many seconds: there are [`SLOW_RUNS`] of them, whatever the command line says.
+    pub slow: bool,
 }
+
+/// Runs of a slow case.
+pub const SLOW_RUNS: usize = 3;
 
 impl Case {
     /// The file that the command changes: every run gets it as it was made.
     pub fn changes(&self) -> Option<&'static str> {
         let repairs = self.args.contains(&"-r");
         match self.args.first() {
-            Some(&("info" | "check")) if !repairs => None,
+            Some(&("info" | "check" | "map" | "compare")) if !repairs => None,
             _ => self
                 .args
                 .iter()
@@ -60,12 +65,19 @@ const CHECK: Promise = Promise {
     ..NONE
 };
 
-fn case(name: &'static str, image: Image, args: &'static [&'static str], promise: Promise) -> Case {
+/// A case of which nothing else is to be said.
+pub fn case(
+    name: &'static str,
+    image: Image,
+    args: &'static [&'static str],
+    promise: Promise,
+) -> Case {
     Case {
         name,
         image,
         args,
         promise,
+        slow: false,
     }
 }
 
@@ -76,6 +88,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(repair());
     cases.extend(snapshot());
     cases.extend(quick());
+    cases.extend(crate::cases_content::all());
     cases
 }
 
@@ -177,12 +190,15 @@ fn repair() -> Vec<Case> {
         ..CHECK
     };
     vec![
-        case(
-            "check -r all, 1 M leaked clusters",
-            Image::Leaked,
-            &["check", "-r", "all", "leaked.qcow2"],
-            leaked,
-        ),
+        Case {
+            slow: true,
+            ..case(
+                "check -r all, 1 M leaked clusters",
+                Image::Leaked,
+                &["check", "-r", "all", "leaked.qcow2"],
+                leaked,
+            )
+        },
         case(
             "check -r leaks, small qcow2",
             Image::Small,
@@ -244,12 +260,15 @@ fn quick() -> Vec<Case> {
             &["resize", "small.qcow2", "+1G"],
             quick,
         ),
-        case(
-            "resize --shrink, 256 GiB to 1 GiB",
-            Image::Full,
-            &["resize", "--shrink", "full.qcow2", "1G"],
-            quick,
-        ),
+        Case {
+            slow: true,
+            ..case(
+                "resize --shrink, 256 GiB to 1 GiB",
+                Image::Full,
+                &["resize", "--shrink", "full.qcow2", "1G"],
+                quick,
+            )
+        },
         case(
             "resize --preallocation=metadata +64G, small qcow2",
             Image::Small,

@@ -33,6 +33,10 @@ pub enum Image {
     Leaked,
     /// 64 GiB with two bitmaps, one of them with bits all over it.
     Bitmaps,
+    /// 64 GiB, 64 KiB clusters, metadata preallocated, none behind its neighbour of the disk.
+    Scattered,
+    /// 4 GiB of bytes without a pattern, raw and as qcow2.
+    Twins,
 }
 
 /// Makes an image in the folder of `qemu_img`.
@@ -80,6 +84,8 @@ pub fn make(image: Image, qemu_img: &Program) -> Result<()> {
             writes(qemu_img, "bitmaps.qcow2", 2000)?;
             add("two")
         }
+        Image::Scattered => crate::cases_content::make_scattered(qemu_img),
+        Image::Twins => crate::cases_content::make_twins(qemu_img),
         Image::Fragmented => {
             create("fragmented.qcow2", "cluster_size=4k", "8G")?;
             writes(qemu_img, "fragmented.qcow2", 20_000)

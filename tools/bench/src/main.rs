@@ -6,10 +6,12 @@
 //!
 //! Each case is one command line for both programs. Both must first give the
 //! same output; then they run in turn, `N` times each (15 unless told), every
-//! run a new process on files that are in the page cache. `--check` ends with
+//! run a new process on files that are in the page cache. A case whose runs take
+//! `qemu-img` many seconds runs three times. `--check` ends with
 //! exit code 1 if a promise is missed. `INSTAR_BIN` names another program.
 
 mod cases;
+mod cases_content;
 mod host;
 mod images;
 mod measure;
@@ -111,6 +113,7 @@ fn measure_case(
     qemu_img: &Program,
     runs: usize,
 ) -> Result<report::Row> {
+    let runs = if case.slow { cases::SLOW_RUNS } else { runs };
     images::make(case.image, qemu_img)?;
     instar.keep(case.changes())?;
     qemu_img.keep(case.changes())?;
@@ -132,11 +135,13 @@ fn measure_case(
             ours.push(instar.run(case.args)?);
         }
     }
+    let watched = if case.slow { 0 } else { memory::RUNS };
     let row = report::Row {
         instar: stats::Summary::of(&ours),
         qemu_img: stats::Summary::of(&theirs),
-        instar_memory: memory::peak(instar, case.args, &ours)?,
-        qemu_img_memory: memory::peak(qemu_img, case.args, &theirs)?,
+        instar_memory: memory::peak(instar, case.args, &ours, memory::RUNS.min(runs))?,
+        // `qemu-img` is one process, of which the timed runs say enough where each takes long.
+        qemu_img_memory: memory::peak(qemu_img, case.args, &theirs, watched)?,
         own: instar.own_statistics(case.args, runs)?,
     };
     instar.keep(None)?;

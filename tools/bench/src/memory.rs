@@ -12,19 +12,19 @@ use anyhow::Result;
 
 use crate::measure::{Program, Sample, wait};
 
-/// Runs per case.
-const RUNS: usize = 5;
+/// Runs per case that are watched.
+pub const RUNS: usize = 5;
 /// Time between two looks.
 const PAUSE: Duration = Duration::from_micros(200);
 
-/// The highest sum of all runs, in bytes; at least the highest of `samples`.
-pub fn peak(program: &Program, args: &[&str], samples: &[Sample]) -> Result<u64> {
+/// The highest sum of `runs` watched runs, in bytes; at least the highest of `samples`.
+pub fn peak(program: &Program, args: &[&str], samples: &[Sample], runs: usize) -> Result<u64> {
     let mut highest = samples
         .iter()
         .map(|sample| sample.max_rss_bytes)
         .max()
         .unwrap_or(0);
-    for _ in 0..RUNS {
+    for _ in 0..runs {
         highest = highest.max(watch(program, args)?);
     }
     Ok(highest)
@@ -72,8 +72,8 @@ mod tests {
     #[test]
     fn peak_adds_a_child_to_its_parent() {
         let program = Program::new("sh".into(), "/".as_ref());
-        let alone = peak(&program, &["-c", "exec sleep 0.05"], &[]).unwrap();
-        let both = peak(&program, &["-c", "sleep 0.05; true"], &[]).unwrap();
+        let alone = peak(&program, &["-c", "exec sleep 0.05"], &[], RUNS).unwrap();
+        let both = peak(&program, &["-c", "sleep 0.05; true"], &[], RUNS).unwrap();
         assert!(alone > 0);
         assert!(both > alone, "{both} {alone}");
     }

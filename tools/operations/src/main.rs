@@ -22,11 +22,17 @@ use instar_guest_build::{GuestArch, GuestBuild, Verb, workspace_root};
 pub const OPERATIONS: &[&str] = &[
     "op-info",
     "op-check",
+    "op-compare",
+    "op-map",
     "op-repair",
     "op-snapshot",
     "op-resize",
     "op-amend",
     "op-bitmap",
+    "op-bench",
+    "op-convert",
+    "op-create",
+    "op-measure",
 ];
 
 fn main() -> ExitCode {

@@ -5,7 +5,7 @@
 
 mod options;
 
-pub use options::CREATION_ONLY_LINE;
+pub use options::{CREATION_ONLY_LINE, Kind, OptionList, Value};
 
 use crate::cli::{self, AmendOptions, LimitOptions, UsageError};
 use crate::edit::{EditOutput, Ending, Shown};
@@ -15,7 +15,7 @@ use crate::launch;
 use instar_shared::edit::AmendConfig;
 use instar_shared::op::ImageFormat;
 use instar_shared::zerocopy::IntoBytes;
-use options::{Amendment, OptionList};
+use options::Amendment;
 use std::ffi::OsStr;
 
 /// What `-o help` prints.

@@ -17,10 +17,14 @@ pub const CREATION_ONLY_LINE: &str = "\nThis option is only supported for image 
 
 /// What a value has to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub enum Kind {
+    /// Any text.
     Text,
+    /// On or off.
     Switch,
+    /// A number.
     Number,
+    /// A size, with or without a unit.
     Size,
 }
 
@@ -66,8 +70,10 @@ struct Word {
 
 /// A value that reads as it should.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Value {
+pub enum Value {
+    /// A text.
     Text(Vec<u8>),
+    /// A number or size; 1 for on, 0 for off.
     Number(u64),
 }
 
@@ -101,6 +107,11 @@ impl OptionList {
     pub fn wants_help(&self) -> bool {
         let mut names = self.words.iter().filter(|word| word.value.is_none());
         names.any(|word| word.name == b"help" || word.name == b"?")
+    }
+
+    /// Names and values in order; a name alone is a switch.
+    pub fn meanings(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.words.iter().map(Word::meaning)
     }
 
     /// Reads the values.
@@ -206,7 +217,11 @@ impl Word {
 }
 
 impl Kind {
-    fn read(self, name: &str, text: &[u8]) -> Result<Value, String> {
+    /// Reads the value of the option `name`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn read(self, name: &str, text: &[u8]) -> Result<Value, String> {
         match self {
             Self::Text => Ok(Value::Text(text.to_vec())),
             Self::Switch => match text {

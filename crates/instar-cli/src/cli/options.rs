@@ -68,6 +68,147 @@ pub struct CheckOptions {
     pub image: ImageOptions,
 }
 
+/// Options of `compare`.
+#[derive(Args, Debug)]
+pub struct CompareOptions {
+    /// Also compare the sizes, and where there is data
+    #[arg(short, long)]
+    pub strict: bool,
+    /// Show how far it is
+    #[arg(short, long)]
+    pub progress: bool,
+    /// Print errors only
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// human or json
+    #[arg(long, value_name = "FORM", default_value = "human")]
+    pub output: OsString,
+    /// Cache mode as in qemu-img: none, writeback, writethrough, directsync or unsafe
+    #[arg(short = 'T', long, value_name = "MODE", allow_hyphen_values = true)]
+    pub cache: Option<OsString>,
+    /// Format of FILE1: raw or qcow2 (default: look at its first bytes)
+    #[arg(
+        short = 'f',
+        long = "a-format",
+        value_name = "FMT",
+        help_heading = "Image"
+    )]
+    pub a_format: Option<OsString>,
+    /// Format of FILE2
+    #[arg(
+        short = 'F',
+        long = "b-format",
+        value_name = "FMT",
+        help_heading = "Image"
+    )]
+    pub b_format: Option<OsString>,
+    /// FILE1 and FILE2 are lists of image options rather than names
+    #[arg(long, help_heading = "Image")]
+    pub image_opts: bool,
+    /// An object such as a secret, as TYPE,id=NAME,...
+    #[arg(long, value_name = "OBJECT", help_heading = "Image")]
+    pub object: Vec<OsString>,
+    /// Open the images even while another program writes to them
+    #[arg(short = 'U', long, help_heading = "Image")]
+    pub force_share: bool,
+    /// The images, files or block devices
+    #[arg(value_name = "FILE1 FILE2", help_heading = "Image")]
+    pub files: Vec<OsString>,
+}
+
+/// Options of `map`.
+#[derive(Args, Debug)]
+pub struct MapOptions {
+    /// First byte of the disk to look at (default: 0)
+    #[arg(short, long, value_name = "OFFSET", allow_hyphen_values = true)]
+    pub start_offset: Option<OsString>,
+    /// Bytes of the disk to look at (default: all)
+    #[arg(short = 'l', long, value_name = "LENGTH", allow_hyphen_values = true)]
+    pub max_length: Option<OsString>,
+    /// human or json
+    #[arg(long, value_name = "FORM", default_value = "human")]
+    pub output: OsString,
+    /// The image.
+    #[command(flatten)]
+    pub image: ImageOptions,
+}
+
+/// Options of `create`.
+#[derive(Args, Debug)]
+pub struct CreateOptions {
+    /// Format of the new image: raw or qcow2 (default: raw)
+    #[arg(short, long, value_name = "FMT")]
+    pub format: Option<OsString>,
+    /// How it is made, as NAME=VALUE,...; '-o help' lists the names
+    #[arg(
+        short,
+        long = "options",
+        value_name = "OPTIONS",
+        allow_hyphen_values = true
+    )]
+    pub options: Vec<OsString>,
+    /// Put it on top of this image, whose content it shows until it is written to
+    #[arg(short, long, value_name = "FILE")]
+    pub backing: Option<OsString>,
+    /// Format of that image: raw or qcow2
+    #[arg(short = 'F', long, value_name = "FMT")]
+    pub backing_format: Option<OsString>,
+    /// Do not open the image below
+    #[arg(short = 'u', long)]
+    pub backing_unsafe: bool,
+    /// Print errors only
+    #[arg(short, long, action = ArgAction::Count)]
+    pub quiet: u8,
+    /// human or json
+    #[arg(long, value_name = "FORM", default_value = "human")]
+    pub output: OsString,
+    /// An object such as a secret, as TYPE,id=NAME,...
+    #[arg(long, value_name = "OBJECT")]
+    pub object: Vec<OsString>,
+    /// The new image, and its size
+    #[arg(value_name = "FILE SIZE")]
+    pub words: Vec<OsString>,
+}
+
+/// Options of `measure`.
+#[derive(Args, Debug)]
+pub struct MeasureOptions {
+    /// Format of the new image: raw or qcow2 (default: raw)
+    #[arg(
+        short = 'O',
+        long = "target-format",
+        value_name = "FMT",
+        default_value = "raw"
+    )]
+    pub target_format: OsString,
+    /// How it would be made, as NAME=VALUE,...
+    #[arg(
+        short,
+        long = "options",
+        value_name = "OPTIONS",
+        allow_hyphen_values = true
+    )]
+    pub options: Vec<OsString>,
+    /// Size of the disk, instead of an image
+    #[arg(short, long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub size: Option<OsString>,
+    /// Snapshot of the image, by its ID or name
+    #[arg(short = 'l', long, value_name = "SNAPSHOT")]
+    pub snapshot: Option<OsString>,
+    /// human or json
+    #[arg(long, value_name = "FORM", default_value = "human")]
+    pub output: OsString,
+    /// Open the image even while another program writes to it
+    #[arg(short = 'U', long)]
+    pub force_share: bool,
+    /// How the image is opened.
+    #[command(flatten)]
+    pub how: FormatOptions,
+    /// The image whose content the new one would have
+    #[arg(value_name = "FILE", help_heading = "Image")]
+    pub files: Vec<OsString>,
+}
+
 /// Options of `snapshot`.
 #[derive(Args, Debug)]
 pub struct SnapshotOptions {

@@ -33,6 +33,7 @@ fn open_of_the_typed_file_names_it_once() {
         slot: 0,
         parent_slot: None,
         role: None,
+        output: false,
         kind: OpenFailure::Failed(2),
         given_name: "x".into(),
         reason: "Could not open 'x': No such file or directory".into(),
@@ -50,6 +51,28 @@ fn open_of_the_typed_file_names_it_once() {
     };
     let sentence = open(JobKind::Info, &ring, &FileTable::default());
     assert_eq!(sentence, b"Backing file 'x' creates an infinite loop.");
+}
+
+#[test]
+fn file_that_cannot_be_made_is_named_with_what_was_done() {
+    let failed = FailedOpen {
+        slot: 1,
+        parent_slot: None,
+        role: None,
+        output: true,
+        kind: OpenFailure::Failed(2),
+        given_name: "d/x".into(),
+        reason: "Could not create 'd/x': No such file or directory".into(),
+    };
+    let said = |job| String::from_utf8(open(job, &failed, &FileTable::default())).unwrap();
+    assert_eq!(
+        said(JobKind::Make("")),
+        "d/x: Could not create 'd/x': No such file or directory"
+    );
+    assert_eq!(
+        said(JobKind::Make("error while converting qcow2: ")),
+        "d/x: error while converting qcow2: Could not create 'd/x': No such file or directory"
+    );
 }
 
 fn written(sentence: &[u8], terminal: bool) -> String {
@@ -167,6 +190,10 @@ fn hints_fit_changes() {
         (
             "Failed to grow the L1 table: File too large",
             "larger clusters",
+        ),
+        (
+            "Failed to grow the L1 table: No space left on device",
+            "make room",
         ),
         (
             "Could not open 'a': force-share=on can only be used with read-only images",

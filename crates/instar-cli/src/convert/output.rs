@@ -1,0 +1,189 @@
+//! The output of `convert` and `dd`: nothing, percentages, or JSON on what was made.
+
+use crate::console::{Console, JobKind};
+use crate::files::{FileTable, JobError, Output, RESULT_BYTES};
+use crate::info::Format;
+use crate::json::Json;
+use instar_shared::convert::ConvertResult;
+use instar_shared::op::{ImageFormat, Outcome};
+use instar_shared::record::{Failure, FailureKind, Progress, RecordKind};
+use instar_shared::zerocopy::{FromBytes, IntoBytes};
+use instar_vmm::operation::RunStats;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::{Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+/// Longest time that is slept at once.
+const LONGEST_SLEEP: Duration = Duration::from_millis(500);
+
+/// Largest size of an image: sizes are signed 64-bit numbers to other programs.
+const MAX_SIZE: u64 = i64::MAX.unsigned_abs();
+
+/// How the run is shown.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    /// For people or for programs.
+    pub format: Format,
+    /// Errors only.
+    pub quiet: bool,
+    /// Percentages on standard output, as `qemu-img -p` has them.
+    pub percent: bool,
+    /// The target, as typed.
+    pub target: Vec<u8>,
+    /// The target's format.
+    pub target_format: &'static str,
+    /// What stands between the target's name and why it cannot be made.
+    pub doing: &'static str,
+    /// Bytes that may be copied in a second; 0: as many as can be.
+    pub rate: u64,
+    /// Slot of the target's backing file, if it has one.
+    pub backing_slot: Option<u32>,
+    /// Why nothing is done after the sources were opened.
+    pub refusal: Option<String>,
+}
+
+/// Passes messages on while a copy runs, and says how it ended.
+pub struct ConvertOutput {
+    console: Console,
+    shown: Shown,
+    start: Instant,
+}
+
+impl ConvertOutput {
+    /// Asks about the terminal: call it before confinement.
+    #[must_use]
+    pub fn new(shown: Shown) -> Self {
+        let json = shown.format == Format::Json;
+        let mut console = Console::new(JobKind::Make(shown.doing), json, shown.quiet);
+        if shown.percent && !shown.quiet && !json && shown.refusal.is_none() {
+            console.show_percent();
+        }
+        Self {
+            console,
+            shown,
+            start: Instant::now(),
+        }
+    }
+
+    /// Waits, if more has been copied than the rate allows by now: the guest does not go on meanwhile.
+    fn keep_rate(&self, payload: &[u8]) {
+        let Ok(progress) = Progress::read_from_bytes(payload) else {
+            return;
+        };
+        if self.shown.rate == 0 {
+            return;
+        }
+        let micros = u128::from(progress.done.get()) * 1_000_000 / u128::from(self.shown.rate);
+        let due = Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX));
+        let never = Mutex::new(());
+        while let Some(left) = due
+            .checked_sub(self.start.elapsed())
+            .filter(|d| !d.is_zero())
+        {
+            // A confined process has no other way to sleep.
+            let Ok(guard) = never.lock() else { return };
+            let _ = Condvar::new().wait_timeout(guard, left.min(LONGEST_SLEEP));
+        }
+    }
+
+    /// The failure record of the target, if `payload` is that of its backing file.
+    fn backing_failed(&self, payload: &[u8]) -> Option<Vec<u8>> {
+        let (head, text) = Failure::read_from_prefix(payload).ok()?;
+        let opening = head.kind.get() == FailureKind::OpenImage.raw();
+        if !opening || self.shown.backing_slot != Some(head.slot.get()) {
+            return None;
+        }
+        let mut head = head;
+        head.kind.set(FailureKind::Operation.raw());
+        Some([head.as_bytes(), &self.backing_sentence(text)].concat())
+    }
+
+    /// What is said of the target whose backing file does not open.
+    fn backing_sentence(&self, reason: &[u8]) -> Vec<u8> {
+        let name = self.shown.target.as_slice();
+        let between = b"': Could not open backing file: ".as_slice();
+        [b"Could not open '".as_slice(), name, between, reason].concat()
+    }
+
+    fn done(mut self, result: &ConvertResult) -> u8 {
+        if let Some(sentence) = self.shown.refusal.take() {
+            return self.console.end_wrong(sentence.as_bytes());
+        }
+        if result.size.get() > MAX_SIZE || result.reserved.iter().any(|byte| *byte != 0) {
+            return self.console.end_malformed("its numbers cannot be");
+        }
+        self.console.end_percent();
+        if self.shown.format == Format::Json && !self.shown.quiet {
+            self.json(result);
+        }
+        self.console.end(0)
+    }
+
+    fn json(&mut self, result: &ConvertResult) {
+        let mut json = Json::new(self.console.stdout());
+        json.begin_object();
+        json.field_string("filename", &self.shown.target);
+        json.field_string("format", self.shown.target_format.as_bytes());
+        json.field_number("virtual-size", result.size.get());
+        let source = match ImageFormat::try_from(result.source_format.get()) {
+            Ok(ImageFormat::Qcow2) => "qcow2",
+            _ => "raw",
+        };
+        json.field_string("source-format", source.as_bytes());
+        json.end_object();
+        json.finish();
+    }
+}
+
+impl Output for ConvertOutput {
+    fn record(
+        &mut self,
+        kind: RecordKind,
+        payload: &[u8],
+        files: &FileTable,
+    ) -> Result<(), String> {
+        if kind == RecordKind::Failure
+            && let Some(sentence) = self.backing_failed(payload)
+        {
+            let known = self.console.record(kind, &sentence, files)?;
+            debug_assert!(known, "a failure is a record of every operation");
+            return Ok(());
+        }
+        if self.console.record(kind, payload, files)? {
+            if kind == RecordKind::Progress {
+                self.keep_rate(payload);
+            }
+            Ok(())
+        } else {
+            Err(format!(
+                "records of the kind {kind:?} do not belong to this operation"
+            ))
+        }
+    }
+
+    fn ran(&mut self, stats: &RunStats) {
+        self.console.ran(stats);
+    }
+
+    fn finish(self: Box<Self>, result: &[u8; RESULT_BYTES], _files: &FileTable) -> u8 {
+        let Ok((result, _)) = ConvertResult::read_from_prefix(result.as_slice()) else {
+            return self.console.end_malformed("the result is too short");
+        };
+        match Outcome::try_from(result.outcome.get()) {
+            Ok(Outcome::Done) => self.done(&result),
+            Ok(outcome) => self.console.end_without_result(outcome),
+            Err(raw) => self.console.end_malformed(&format!("its outcome is {raw}")),
+        }
+    }
+
+    fn failed(self: Box<Self>, error: &JobError, files: &FileTable) -> u8 {
+        if let JobError::Open(failed) = error
+            && Some(u32::from(failed.slot)) == self.shown.backing_slot
+            && !failed.output
+        {
+            let sentence = self.backing_sentence(failed.reason.as_bytes());
+            return self.console.end_wrong(&sentence);
+        }
+        self.console.end_failed(error, files)
+    }
+}

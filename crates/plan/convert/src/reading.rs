@@ -1,0 +1,180 @@
+//! Windows: what they consist of, and how their bytes come.
+
+use crate::engine::{PIECE_BITS, size};
+use crate::error::Salvaged;
+use crate::source::What;
+use crate::squeeze::Job;
+use crate::window::{Part, PartKind, Piece, WINDOW_BYTES, Window};
+use crate::{ConvertError, Engine, Monitor, Source, Target};
+use alloc::vec::Vec;
+use instar_storage::overlap::{Crew, Overlap, Transfer, Work};
+
+/// A stretch without data ends a window if it is this long, in bytes.
+const BREAK_BYTES: u64 = 64 << 10;
+/// Reads of a window that are done by requests of their own; more go in one batch.
+const MAX_PIECES: usize = 128;
+/// Bytes of a sector, the least that is salvaged.
+const SECTOR: usize = 512;
+
+impl<I, S, T, M, C> Engine<'_, I, S, T, M, C>
+where
+    I: Overlap,
+    S: Source,
+    T: Target + ?Sized,
+    M: Monitor,
+    C: Crew<Job>,
+{
+    /// Begins to read the window at `at`.
+    pub(crate) fn open_window(&mut self, at: u64) -> Result<(), ConvertError> {
+        let mut window = self.plan_window(at)?;
+        self.next = at.saturating_add(window.len as u64);
+        self.pace(window.len as u64);
+        let mut buf = match self.free.pop() {
+            Some(buf) => buf,
+            None => self.new_buffer()?,
+        };
+        match window.pieces.as_slice() {
+            pieces if window.packed || pieces.len() > MAX_PIECES => {
+                window.pieces.clear();
+                let bytes = buf.get_mut(..window.len).unwrap_or_default();
+                if let Err(reason) = self.source.read_at(at, bytes) {
+                    if !self.settings.salvage {
+                        return Err(ConvertError::Read { offset: at, reason });
+                    }
+                    window.failed = Some((at, reason.errno));
+                }
+            }
+            [only] if only.at == 0 => {
+                clear(&mut buf, &window.parts);
+                self.read(&window, 0, *only, core::mem::take(&mut buf));
+                window.reading = 1;
+            }
+            pieces => {
+                clear(&mut buf, &window.parts);
+                for (index, piece) in pieces.iter().enumerate() {
+                    self.read(&window, index, *piece, alloc::vec![0; piece.len]);
+                }
+                window.reading = window.pieces.len();
+            }
+        }
+        window.buf = buf;
+        self.windows.push_back(window);
+        Ok(())
+    }
+
+    /// What the window at `at` consists of.
+    fn plan_window(&mut self, at: u64) -> Result<Window, ConvertError> {
+        self.serial = self.serial.wrapping_add(1) & (u64::MAX >> (PIECE_BITS.saturating_add(2)));
+        let mut window = Window {
+            serial: self.serial,
+            offset: at,
+            len: 0,
+            parts: Vec::new(),
+            pieces: Vec::new(),
+            packed: false,
+            reading: 0,
+            failed: None,
+            buf: Vec::new(),
+        };
+        let mut end = at.saturating_add(WINDOW_BYTES).min(self.total);
+        let mut here = at;
+        while here < end {
+            let span = self.span(here)?;
+            let no_data = match span.what {
+                What::Zero => !self.settings.fill,
+                What::Below => true,
+                What::Data { .. } | What::Packed => false,
+            };
+            if no_data && here > at && span.len >= BREAK_BYTES.max(self.block) {
+                let block_end = here.checked_next_multiple_of(self.block);
+                end = end.min(block_end.unwrap_or(end));
+            }
+            let len = span.len.min(end.saturating_sub(here));
+            if len > 0 {
+                add_part(
+                    &mut window,
+                    size(here.saturating_sub(at)),
+                    size(len),
+                    span.what,
+                );
+            }
+            here = here.saturating_add(len);
+        }
+        window.len = size(end.saturating_sub(at));
+        Ok(window)
+    }
+
+    fn read(&mut self, window: &Window, index: usize, piece: Piece, buf: Vec<u8>) {
+        self.backlog.push_back(Transfer {
+            file: piece.file,
+            token: (window.serial << PIECE_BITS) | index as u64,
+            work: Work::Read {
+                offset: piece.offset,
+                len: piece.len,
+            },
+            buf,
+        });
+    }
+
+    fn new_buffer(&mut self) -> Result<Vec<u8>, ConvertError> {
+        let total = self.total.checked_next_multiple_of(self.block);
+        let len = size(WINDOW_BYTES.min(total.unwrap_or(WINDOW_BYTES)));
+        let mut buf = Vec::new();
+        buf.try_reserve_exact(len)
+            .map_err(|_| ConvertError::OutOfMemory)?;
+        buf.resize(len, 0);
+        self.buffers = self.buffers.saturating_add(1);
+        Ok(buf)
+    }
+
+    /// Reads a window again sector by sector; what cannot be read becomes zeros.
+    pub(crate) fn salvage(&mut self, window: &mut Window) -> Result<(), ConvertError> {
+        let bytes = window.buf.get_mut(..window.len).unwrap_or_default();
+        for (index, sector) in bytes.chunks_mut(SECTOR).enumerate() {
+            let skip = (index as u64).saturating_mul(SECTOR as u64);
+            let offset = window.offset.saturating_add(skip);
+            if let Err(error) = self.source.read_at(offset, sector) {
+                sector.fill(0);
+                let errno = error.errno;
+                self.monitor.salvaged(Salvaged { offset, errno });
+            }
+        }
+        self.monitor.progress(self.next, self.total)?;
+        Ok(())
+    }
+}
+
+/// Adds a span to a window.
+fn add_part(window: &mut Window, at: usize, len: usize, what: What) {
+    let kind = match what {
+        What::Zero => PartKind::Zero,
+        What::Below => PartKind::Below,
+        What::Packed => {
+            window.packed = true;
+            PartKind::Data
+        }
+        What::Data { file, offset } => {
+            window.pieces.push(Piece {
+                at,
+                len,
+                file,
+                offset,
+            });
+            PartKind::Data
+        }
+    };
+    match window.parts.last_mut() {
+        Some(last) if last.kind == kind => last.len = last.len.saturating_add(len),
+        _ => window.parts.push(Part { at, len, kind }),
+    }
+}
+
+/// Clears the parts that no read fills.
+fn clear(buf: &mut [u8], parts: &[Part]) {
+    for part in parts.iter().filter(|part| part.kind != PartKind::Data) {
+        let end = part.at.saturating_add(part.len);
+        if let Some(bytes) = buf.get_mut(part.at..end) {
+            bytes.fill(0);
+        }
+    }
+}

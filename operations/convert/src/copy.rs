@@ -1,0 +1,228 @@
+//! The copy itself: what is written, and in which order it is begun and ended.
+
+use crate::bitmaps;
+use crate::files::{self, Made};
+use crate::request::Request;
+use crate::say::{self, Watch};
+use alloc::boxed::Box;
+use instar_codec::Decoder;
+use instar_guest_ops::{Context, Crew, Disk};
+use instar_layers::CompressionType;
+use instar_plan_convert::{
+    Below, Chains, Engine, Job as Squeezing, NewTarget, Onto, Part, RawTarget, Source, Squeezer,
+    Target,
+};
+use instar_plan_create::{NewImage, Spec, create_raw};
+use instar_qcow2::OpenMode;
+use instar_qcow2::bitmaps::Bitmap;
+use instar_shared::control::FileAccess;
+use instar_shared::convert::{
+    CONVERT_COMPRESS, CONVERT_DD, CONVERT_DURABLE, CONVERT_NO_CREATE, CONVERT_TARGET_IS_ZERO,
+};
+use instar_shared::op::ImageFormat;
+use instar_storage::{Storage, StorageMut};
+use op_chain::{Layers, Reported, open_layers, open_qcow2};
+
+/// Memory for buffers, in bytes: twice what the windows take, and room for compression. What is not used costs nothing.
+const BUFFER_BYTES: u64 = 72 << 20;
+/// QEMU: what of a new raw file has blocks from the start, in bytes.
+const FIRST_BLOCK_BYTES: usize = 4096;
+
+/// The files that are written and what they lie on.
+struct Files {
+    target: Disk,
+    data: Option<Disk>,
+    below: Option<Layers>,
+}
+
+impl Files {
+    fn open(ctx: &mut Context, request: &Request<'_>) -> Result<Self, Reported> {
+        let config = request.config;
+        let below = match disk(ctx, config.backing_slot.get())? {
+            Some(disk) => Some(open_layers(ctx, disk, request.backing_format)?),
+            None => None,
+        };
+        Ok(Self {
+            target: disk(ctx, config.target_slot.get())?.ok_or(Reported)?,
+            data: disk(ctx, config.data_slot.get())?,
+            below,
+        })
+    }
+}
+
+/// The disk in a slot; slot 0 is none.
+fn disk(ctx: &mut Context, slot: u32) -> Result<Option<Disk>, Reported> {
+    let slot = u16::try_from(slot).map_err(|_| Reported)?;
+    if slot == 0 {
+        return Ok(None);
+    }
+    ctx.disk(slot).map(Some).map_err(|_| Reported)
+}
+
+/// Copies the sources; gives the target's virtual size.
+///
+/// # Errors
+/// The record that says why has been sent.
+pub fn copy(
+    ctx: &mut Context,
+    request: &Request<'_>,
+    sources: &[Layers],
+    bitmaps: &[Bitmap],
+) -> Result<u64, Reported> {
+    let files = Files::open(ctx, request)?;
+    let onto = files.below.as_ref().map(|below| Onto {
+        len_bytes: below.chain.len_bytes(),
+    });
+    let chains = sources.iter().map(|source| &source.chain);
+    let source = Chains::new(chains, onto, Disk::slot, Decoder::new());
+    // What is not granted is missed where it is needed.
+    let _ = ctx.grant(BUFFER_BYTES);
+    let config = request.config;
+    let (skip, end) = (config.skip_bytes.get(), config.max_bytes.get());
+    let part = Part::new(&source, skip, end);
+    if request.has(CONVERT_DD) && skip > end.min(source.len_bytes()) {
+        say::cannot_skip(ctx, request);
+    }
+    let source = part;
+    let job = Job {
+        request,
+        sources,
+        source: &source,
+        files: &files,
+        bitmaps,
+    };
+    match (request.target_format, request.has(CONVERT_NO_CREATE)) {
+        (ImageFormat::Raw, true) => job.fill_raw(ctx)?,
+        (ImageFormat::Raw, false) => job.to_raw(ctx)?,
+        (_, false) => job.to_qcow2(ctx)?,
+        (_, true) => return Err(not_into_qcow2(ctx, &files.target)),
+    }
+    Ok(source.len_bytes())
+}
+
+/// Refuses a target that is there and is to be qcow2.
+fn not_into_qcow2(ctx: &mut Context, disk: &Disk) -> Reported {
+    match open_qcow2(ctx, disk, OpenMode::Change, FileAccess::ReadWrite) {
+        Ok(_) => {
+            let sentence = format_args!(
+                "instar does not write into qcow2 images that exist yet; leave -n out to make a new one"
+            );
+            say::sentence(ctx, sentence)
+        }
+        Err(reported) => reported,
+    }
+}
+
+/// A copy with all files open.
+struct Job<'a, S> {
+    request: &'a Request<'a>,
+    sources: &'a [Layers],
+    source: &'a S,
+    files: &'a Files,
+    bitmaps: &'a [Bitmap],
+}
+
+impl<S: Source> Job<'_, S> {
+    /// Into a raw target that is there.
+    fn fill_raw(&self, ctx: &mut Context) -> Result<(), Reported> {
+        let disk = &self.files.target;
+        let total = self.source.len_bytes();
+        if disk.len_bytes().next_multiple_of(512) < total {
+            let sentence = format_args!("output file is smaller than input file");
+            return Err(say::sentence(ctx, sentence));
+        }
+        let mut target = RawTarget {
+            file: disk.slot(),
+            zeroed: self.request.has(CONVERT_TARGET_IS_ZERO),
+        };
+        self.run(ctx, &mut target, CompressionType::Zlib)?;
+        disk.flush().map_err(|e| say::not_begun(ctx, e.errno))
+    }
+
+    /// To a raw target that is made.
+    fn to_raw(&self, ctx: &mut Context) -> Result<(), Reported> {
+        let disk = &self.files.target;
+        let total = self.source.len_bytes();
+        let options = &self.request.config.options;
+        let preallocation = op_target::preallocation(options).ok_or(Reported)?;
+        say::announce(ctx, disk.slot(), total)?;
+        let made = self.made(disk);
+        let created = create_raw(
+            &made,
+            total,
+            preallocation,
+            &mut Watch::new(ctx, self.request),
+        );
+        created.map_err(|error| say::not_created(ctx, self.request, &error))?;
+        if disk.can_grow() && total > 0 {
+            let zeros = [0; FIRST_BLOCK_BYTES];
+            let len = usize::try_from(total).map_or(zeros.len(), |n| n.min(zeros.len()));
+            let first = disk.write_at(0, zeros.get(..len).unwrap_or_default());
+            first.map_err(|e| say::not_begun(ctx, e.errno))?;
+        }
+        let mut target = RawTarget {
+            file: disk.slot(),
+            zeroed: disk.can_grow(),
+        };
+        self.run(ctx, &mut target, CompressionType::Zlib)?;
+        made.flush().map_err(|e| say::not_begun(ctx, e.errno))
+    }
+
+    /// To a qcow2 target that is made.
+    fn to_qcow2(&self, ctx: &mut Context) -> Result<(), Reported> {
+        let (disk, request) = (&self.files.target, self.request);
+        let total = self.source.len_bytes();
+        let options = op_target::options(&request.config.options, total).ok_or(Reported)?;
+        let spec = Spec::new(&options);
+        let spec = spec.map_err(|error| say::not_created(ctx, request, &error))?;
+        say::announce(ctx, disk.slot(), total)?;
+        if let Some(data) = &self.files.data {
+            say::announce(ctx, data.slot(), total)?;
+        }
+        let image = self.made(disk);
+        let data = self.files.data.as_ref().map(|data| self.made(data));
+        let begun = NewImage::begin(&image, data.as_ref(), &spec, &mut Watch::new(ctx, request));
+        let begun = begun.map_err(|error| say::not_created(ctx, request, &error))?;
+        let numbers = (disk.slot(), self.files.data.as_ref().map_or(0, Disk::slot));
+        let clean = disk.can_grow() && self.files.data.as_ref().is_none_or(Disk::can_grow);
+        let below = self.files.below.as_ref();
+        let below = below.map(|below| Below::new(&below.chain, Box::new(Decoder::new())));
+        let mut target = NewTarget::new(begun, &spec, numbers, clean, below);
+        self.run(ctx, &mut target, spec.compression())?;
+        let mut filled = target.into_image();
+        let cluster = spec.cluster_bits().size_bytes();
+        let top = self.sources.first().and_then(|s| s.chain.layers().first());
+        if let Some(top) = top {
+            bitmaps::copy(ctx, top, self.bitmaps, &mut filled, cluster)?;
+        }
+        let finished = filled.finish();
+        finished.map_err(|error| say::not_finished(ctx, &error))
+    }
+
+    fn made<'d>(&self, disk: &'d Disk) -> Made<'d> {
+        Made::new(disk, self.request.has(CONVERT_DURABLE))
+    }
+
+    /// Copies everything into `target`, whose compressed clusters are of this kind.
+    fn run(
+        &self,
+        ctx: &mut Context,
+        target: &mut dyn Target,
+        kind: CompressionType,
+    ) -> Result<(), Reported> {
+        let written = [Some(&self.files.target), self.files.data.as_ref()];
+        let set = files::set(self.sources, written.into_iter().flatten()).ok_or(Reported)?;
+        let settings = self.request.settings();
+        let crew = Crew::start(ctx, Squeezing::run);
+        let squeezer = if self.request.has(CONVERT_COMPRESS) {
+            let cluster = usize::try_from(target.cluster()).map_err(|_| Reported)?;
+            Some(Squeezer::new(&crew, kind, cluster))
+        } else {
+            None
+        };
+        let mut watch = Watch::new(ctx, self.request);
+        let mut engine = Engine::new(&set, self.source, target, &mut watch, settings, squeezer);
+        let result = engine.run();
+        result.map_err(|error| say::copy_failed(ctx, self.request, &error))
+    }
+}
