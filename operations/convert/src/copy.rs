@@ -144,7 +144,7 @@ impl<S: Source> Job<'_, S> {
         let disk = &self.files.target;
         let total = self.source.len_bytes();
         let options = &self.request.config.options;
-        let preallocation = op_target::preallocation(options).ok_or(Reported)?;
+        let preallocation = op_output::preallocation(options).ok_or(Reported)?;
         say::announce(ctx, disk.slot(), total)?;
         let made = self.made(disk);
         let created = create_raw(
@@ -172,7 +172,7 @@ impl<S: Source> Job<'_, S> {
     fn to_qcow2(&self, ctx: &mut Context) -> Result<(), Reported> {
         let (disk, request) = (&self.files.target, self.request);
         let total = self.source.len_bytes();
-        let options = op_target::options(&request.config.options, total).ok_or(Reported)?;
+        let options = op_output::options(&request.config.options, total).ok_or(Reported)?;
         let spec = Spec::new(&options);
         let spec = spec.map_err(|error| say::not_created(ctx, request, &error))?;
         say::announce(ctx, disk.slot(), total)?;

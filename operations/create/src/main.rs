@@ -15,7 +15,7 @@ use instar_shared::op::{ImageFormat, Outcome};
 use instar_shared::record::FailureKind;
 use instar_storage::Errno;
 use op_chain::Reported;
-use op_target::{Watch, options, preallocation};
+use op_output::{Watch, options, preallocation};
 
 instar_guest_ops::entry!(run);
 

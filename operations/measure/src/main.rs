@@ -91,7 +91,7 @@ fn qcow2(
     size: u64,
     result: &mut MeasureResult,
 ) -> Result<Option<Measured>, Reported> {
-    let options = op_target::options(&config.options, size).ok_or(Reported)?;
+    let options = op_output::options(&config.options, size).ok_or(Reported)?;
     let empty = measure(&options, None).map_err(|e| refused(ctx, &e))?;
     let Some(source) = source else {
         return Ok(Some(empty));

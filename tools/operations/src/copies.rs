@@ -145,10 +145,12 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
         let entry = entry?;
         let name = entry.file_name();
         let text = name.to_string_lossy();
-        if LEFT_OUT.contains(&text.as_ref()) || text.starts_with("target") {
+        let kind = entry.file_type()?;
+        // Sources may be called `target.rs`; folders of builds are `target`, `target-…`.
+        let built = kind.is_dir() && text.starts_with("target");
+        if LEFT_OUT.contains(&text.as_ref()) || built {
             continue;
         }
-        let kind = entry.file_type()?;
         if kind.is_dir() {
             copy_tree(&entry.path(), &to.join(&name))?;
         } else if kind.is_file() {
@@ -198,9 +200,11 @@ mod tests {
             std::fs::create_dir_all(from.join(name)).unwrap();
             std::fs::write(from.join(name).join("file"), name).unwrap();
         }
+        std::fs::write(from.join("src/target.rs"), "").unwrap();
         let to = dir.path().join("to");
         copy_tree(&from, &to).unwrap();
         assert!(to.join("src/file").is_file());
+        assert!(to.join("src/target.rs").is_file());
         for name in [".git", "target", "target-x"] {
             assert!(!to.join(name).exists(), "{name}");
         }
