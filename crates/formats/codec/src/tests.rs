@@ -30,13 +30,10 @@ fn mixed() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(piece, 0..60).prop_map(|pieces| {
         let mut all: Vec<u8> = Vec::new();
         for piece in pieces {
-            let copy = <[u8; 9]>::try_from(piece.as_slice()).ok();
-            let Some(copy) = copy.filter(|copy| copy[8] == 255) else {
+            let Some((back, len)) = a_copy(&piece) else {
                 all.extend(piece);
                 continue;
             };
-            let back = u32::from_le_bytes(copy[..4].try_into().unwrap()) as usize;
-            let len = u32::from_le_bytes(copy[4..8].try_into().unwrap()) as usize;
             for _ in 0..len {
                 let byte = all.len().checked_sub(back).map_or(7, |at| all[at]);
                 all.push(byte);
@@ -44,6 +41,16 @@ fn mixed() -> impl Strategy<Value = Vec<u8>> {
         }
         all
     })
+}
+
+/// How far back and how long; random bytes that look like a copy are none.
+fn a_copy(piece: &[u8]) -> Option<(usize, usize)> {
+    let [b0, b1, b2, b3, l0, l1, l2, l3, 255] = *piece else {
+        return None;
+    };
+    let back = u32::from_le_bytes([b0, b1, b2, b3]) as usize;
+    let len = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+    (back < 9000 && len < 700).then_some((back, len))
 }
 
 fn round_trip(encoder: &mut Encoder, kind: CompressionType, input: &[u8]) -> usize {
