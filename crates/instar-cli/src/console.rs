@@ -102,6 +102,24 @@ impl Console {
         &mut self.stdout
     }
 
+    /// Handles a record of an operation that sends only those that every operation may send.
+    ///
+    /// # Errors
+    /// What is wrong with the record: it may be of another kind.
+    pub fn record_only(
+        &mut self,
+        kind: RecordKind,
+        payload: &[u8],
+        files: &FileTable,
+    ) -> Result<(), String> {
+        if self.record(kind, payload, files)? {
+            return Ok(());
+        }
+        Err(format!(
+            "records of the kind {kind:?} do not belong to this operation"
+        ))
+    }
+
     /// Handles a record that every operation may send; false if it is of another kind.
     ///
     /// # Errors

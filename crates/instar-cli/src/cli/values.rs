@@ -31,7 +31,8 @@ pub fn output_format(value: &OsString) -> Result<Format, UsageError> {
 }
 
 /// Checks a cache mode; `what` is what it is a mode of, with a space behind it. Everything goes
-/// through the page cache in any case, and is durable when an operation ends.
+/// through the page cache in any case. A change is durable when its operation ends; what `convert` makes
+/// is where a mode other than `unsafe` is given, what `dd` makes is not.
 ///
 /// # Errors
 /// There is no such mode.

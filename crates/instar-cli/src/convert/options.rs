@@ -81,7 +81,7 @@ pub struct ConvertOptions {
     /// Compress the target
     #[arg(short, long, help_heading = "Target")]
     pub compress: bool,
-    /// Cache mode as in qemu-img; whatever it is, the target is durable at the end
+    /// Cache mode as in qemu-img; the target is durable at the end, unless it is unsafe, the default
     #[arg(
         short = 't',
         long,

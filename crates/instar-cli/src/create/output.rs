@@ -166,13 +166,7 @@ impl Output for CreateOutput {
             }
             _ => {}
         }
-        if self.console.record(kind, payload, files)? {
-            Ok(())
-        } else {
-            Err(format!(
-                "records of the kind {kind:?} do not belong to this operation"
-            ))
-        }
+        self.console.record_only(kind, payload, files)
     }
 
     fn ran(&mut self, stats: &RunStats) {

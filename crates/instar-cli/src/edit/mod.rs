@@ -181,13 +181,7 @@ impl Output for EditOutput {
         payload: &[u8],
         files: &FileTable,
     ) -> Result<(), String> {
-        if self.console.record(kind, payload, files)? {
-            Ok(())
-        } else {
-            Err(format!(
-                "records of the kind {kind:?} do not belong to this operation"
-            ))
-        }
+        self.console.record_only(kind, payload, files)
     }
 
     fn ran(&mut self, stats: &RunStats) {
