@@ -1,9 +1,11 @@
 //! Why a LUKS header is refused, in `qemu-img`'s words.
 
 use crate::header::STRIPES;
+use crate::volume::MAX_ITERATIONS;
 use alloc::vec::Vec;
 use core::fmt;
-use instar_storage::StorageError;
+use instar_crypt::CryptError;
+use instar_storage::{Errno, StorageError};
 
 /// Why a LUKS header is refused.
 ///
@@ -118,6 +120,120 @@ pub enum LuksError {
         /// The cipher as `qemu-img` names it.
         cipher: &'static str,
     },
+}
+
+/// Why a volume cannot be opened, made or changed.
+///
+/// `Display` is `qemu-img` 10.0's text where it has one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// No active key slot opens with the password.
+    #[error("Invalid password, cannot unlock any keyslot")]
+    InvalidPassword,
+    /// Key material outside the room that the image sets aside.
+    #[error("Request for data outside of extension header")]
+    OutsideArea,
+    /// A slot that would take too long to try; no other one opened.
+    #[error(
+        "Keyslot {slot} asks for {iterations} PBKDF2 iterations, and instar does {} at most",
+        MAX_ITERATIONS
+    )]
+    Iterations {
+        /// 0..8.
+        slot: usize,
+        /// As in the header.
+        iterations: u32,
+    },
+    /// A master key digest that would take too long to compare.
+    #[error(
+        "The master key's digest asks for {iterations} PBKDF2 iterations, and instar does {} at most",
+        MAX_ITERATIONS
+    )]
+    DigestIterations {
+        /// As in the header.
+        iterations: u32,
+    },
+    /// A time that is worth more iterations than are ever done.
+    #[error("{}", TooLong(*iterations))]
+    TooLong {
+        /// What the time is worth.
+        iterations: u128,
+    },
+    /// No such key slot.
+    #[error("Invalid keyslot {slot} specified, must be between 0 and 7")]
+    SlotNumber {
+        /// As given.
+        slot: usize,
+    },
+    /// A slot that holds a key is to get another one.
+    #[error("Refusing to overwrite active keyslot {slot} - please erase it first")]
+    SlotActive {
+        /// 0..8.
+        slot: usize,
+    },
+    /// A slot to be erased holds no key.
+    #[error("Given keyslot {slot} is already erased (inactive) ")]
+    SlotErased {
+        /// 0..8.
+        slot: usize,
+    },
+    /// The last key is to be erased, by its slot.
+    #[error(
+        "Attempt to erase the only active keyslot {slot} which will erase all the data in the image irreversibly - refusing operation"
+    )]
+    LastSlot {
+        /// 0..8.
+        slot: usize,
+    },
+    /// All keys are to be erased, by their password.
+    #[error(
+        "All the active keyslots match the (old) password that was given and erasing them will erase all the data in the image irreversibly - refusing operation"
+    )]
+    LastPassword,
+    /// A slot to be erased by number opens with another password than the one given.
+    #[error("Given keyslot {slot} doesn't contain the given old password for erase operation")]
+    OtherPassword {
+        /// 0..8.
+        slot: usize,
+    },
+    /// No slot opens with the password whose slots are to be erased.
+    #[error("No keyslots match given (old) password for erase operation")]
+    NoSlotMatches,
+    /// Every slot holds a key.
+    #[error("Can't add a keyslot - all keyslots are in use")]
+    SlotsInUse,
+    /// The header.
+    #[error(transparent)]
+    Header(#[from] LuksError),
+    /// The cipher.
+    #[error(transparent)]
+    Cipher(#[from] CryptError),
+    /// The store failed.
+    #[error("{}", Errno(.0.errno))]
+    Storage(#[from] StorageError),
+    /// No memory for key material.
+    #[error("Cannot allocate memory")]
+    OutOfMemory,
+}
+
+/// Iterations past QEMU's limit, or past ours.
+struct TooLong(u128);
+
+impl fmt::Display for TooLong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(iterations) = self;
+        if *iterations > u128::from(u32::MAX) {
+            let limit = u32::MAX;
+            return write!(
+                f,
+                "PBKDF iterations {iterations} larger than {limit}: Numerical result out of range"
+            );
+        }
+        write!(
+            f,
+            "That time is worth {iterations} PBKDF2 iterations, and instar does {MAX_ITERATIONS} at most"
+        )
+    }
 }
 
 const fn errno_text(errno: u32) -> &'static str {

@@ -1,11 +1,13 @@
 //! The header's wire layout, its checks, and what is shown of it.
 
-use crate::cipher::{CipherAlgorithm, CipherMode, HashAlgorithm, IvGenerator};
+use crate::cipher::{check_essiv, parse_cipher, parse_hash, parse_iv_generator, parse_mode};
 use crate::error::LuksError;
+use crate::volume::LuksVolume;
 use core::mem::{offset_of, size_of};
-use instar_storage::{Storage, StorageError};
+use instar_crypt::{CipherAlgorithm, CipherMode, HashAlgorithm, IvGenerator};
+use instar_storage::Storage;
 use zerocopy::big_endian::{U16, U32};
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 592;
@@ -14,14 +16,14 @@ pub const KEY_SLOTS: usize = 8;
 /// Anti-forensic stripes of a key slot: the only number that QEMU takes.
 pub const STRIPES: u32 = 4000;
 
-const MAGIC: [u8; 6] = *b"LUKS\xba\xbe";
-const SLOT_ACTIVE: u32 = 0x00ac_71f3;
-const SLOT_DISABLED: u32 = 0x0000_dead;
-const SECTOR_BYTES: u64 = 512;
+pub(crate) const MAGIC: [u8; 6] = *b"LUKS\xba\xbe";
+pub(crate) const SLOT_ACTIVE: u32 = 0x00ac_71f3;
+pub(crate) const SLOT_DISABLED: u32 = 0x0000_dead;
+pub(crate) const SECTOR_BYTES: u64 = 512;
 /// Key material is aligned to 4 KiB; the first 4 KiB are the header's.
-const ALIGN_SECTORS: u32 = 8;
+pub(crate) const ALIGN_SECTORS: u32 = 8;
 /// QEMU: no file it reads ends past this offset.
-const MAX_FILE_BYTES: u64 = 0x7fff_ffff_c000_0000;
+pub(crate) const MAX_FILE_BYTES: u64 = 0x7fff_ffff_c000_0000;
 
 /// A key slot as it lies in the header.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -127,18 +129,7 @@ impl LuksInfo {
     /// # Errors
     /// [`LuksError`]: the first thing wrong, in QEMU's order.
     pub fn read<S: Storage>(storage: &S, offset: u64, room: u64) -> Result<Self, LuksError> {
-        let bytes = HEADER_BYTES as u64;
-        if room < bytes {
-            return Err(LuksError::AreaTooSmall);
-        }
-        if offset.saturating_add(bytes) > MAX_FILE_BYTES {
-            return Err(LuksError::Storage(StorageError { errno: 5, offset }));
-        }
-        let mut raw = RawLuksHeader::new_zeroed();
-        storage
-            .read_at(offset, raw.as_mut_bytes())
-            .map_err(LuksError::Storage)?;
-        Self::parse(&raw)
+        LuksVolume::read(storage, offset, room).map(|volume| volume.info)
     }
 
     /// Checks a header.
@@ -154,21 +145,21 @@ impl LuksInfo {
         };
         let mut iv_parts = iv.splitn(2, |b| *b == b':');
         let iv_name = iv_parts.next().unwrap_or_default();
-        let iv_hash = iv_parts.next().map(HashAlgorithm::parse).transpose()?;
-        let mode = CipherMode::parse(mode_name)?;
+        let iv_hash = iv_parts.next().map(parse_hash).transpose()?;
+        let mode = parse_mode(mode_name)?;
         let key_bytes = match mode {
             CipherMode::Xts => raw.key_bytes.get() >> 1,
             _ => raw.key_bytes.get(),
         };
-        let cipher = CipherAlgorithm::parse(c_string(&raw.cipher_name), key_bytes)?;
-        let hash = HashAlgorithm::parse(c_string(&raw.hash_spec))?;
-        let iv_generator = IvGenerator::parse(iv_name)?;
+        let cipher = parse_cipher(c_string(&raw.cipher_name), key_bytes)?;
+        let hash = parse_hash(c_string(&raw.hash_spec))?;
+        let iv_generator = parse_iv_generator(iv_name)?;
         let iv_generator_hash = match iv_generator {
             IvGenerator::Essiv => Some(iv_hash.ok_or(LuksError::EssivHashMissing)?),
             _ => None,
         };
         if let Some(iv_hash) = iv_generator_hash {
-            cipher.check_essiv(iv_hash)?;
+            check_essiv(cipher, iv_hash)?;
         }
         Ok(Self {
             cipher,
@@ -269,7 +260,7 @@ fn check_slot(raw: &RawLuksHeader, slot: usize) -> Result<(), LuksError> {
 
 /// Sectors of a slot's key material, rounded up to 4 KiB. QEMU counts the bytes
 /// in 32 bits, so that a master key of 2 GiB takes no room at all.
-const fn material_sectors(key_bytes: u32) -> u32 {
+pub(crate) const fn material_sectors(key_bytes: u32) -> u32 {
     let bytes = key_bytes.wrapping_mul(STRIPES) as u64;
     let aligned = bytes
         .div_ceil(SECTOR_BYTES)

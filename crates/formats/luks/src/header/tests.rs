@@ -2,6 +2,7 @@ use super::*;
 use instar_storage::{FaultyStorage, MemStorage};
 use proptest::prelude::*;
 use std::string::ToString;
+use zerocopy::FromZeros;
 
 extern crate std;
 
