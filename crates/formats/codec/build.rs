@@ -1,17 +1,15 @@
-//! Compiles zstd for x86-64: level 3 and decompression, without a C library and without a heap.
+//! Compiles C for x86-64, without a C library and without a heap: zstd's level 3 and decompression, and
+//! libdeflate's level 6 and decompression.
 //!
-//! The sources are those of the zstd-sys crate, unchanged; `Cargo.lock` names their checksum. That crate's own
-//! build wants a C library for the target and compiles everything, so it is not used. See
-//! `docs/decisions/0014-c-zstd-own-deflate.md`.
+//! The sources are those of the crates zstd-sys and libdeflate-sys, unchanged; `Cargo.lock` names their checksums.
+//! Those crates' own builds want a C library for the target and compile everything, so they are not used. See
+//! `docs/decisions/0014-c-zstd-and-libdeflate.md`.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The crate that carries the sources.
-const CARRIER: &str = "zstd-sys";
-
-/// Sources for which small counts: what they do costs little, or gains little by more code.
+/// Sources of zstd for which small counts: what they do costs little, or gains little by more code.
 const SMALL: &[&str] = &[
     "common/entropy_common.c",
     "common/error_private.c",
@@ -26,17 +24,26 @@ const SMALL: &[&str] = &[
     "decompress/huf_decompress.c",
     "decompress/zstd_ddict.c",
     "decompress/zstd_decompress.c",
-];
-
-/// Sources for which fast counts.
-const FAST: &[&str] = &[
-    "compress/huf_compress.c",
-    "compress/zstd_compress_sequences.c",
     "decompress/zstd_decompress_block.c",
 ];
 
-/// Our own sources.
-const OWN: &[&str] = &["absent.c", "codec.c", "search.c"];
+/// Sources of zstd for which fast counts.
+const FAST: &[&str] = &[
+    "compress/huf_compress.c",
+    "compress/zstd_compress_sequences.c",
+];
+
+/// What those are compiled with besides: padding between their loops makes them no faster.
+const FAST_FLAGS: &[&str] = &[
+    "-O2",
+    "-fno-align-functions",
+    "-fno-align-jumps",
+    "-fno-align-labels",
+    "-fno-align-loops",
+];
+
+/// Our own sources; some include a library's.
+const OWN: &[&str] = &["absent.c", "codec.c", "deflate.c", "inflate.c", "search.c"];
 
 /// What every source is compiled with. Nothing that a distribution sets as a default of its compiler may change
 /// the code.
@@ -89,18 +96,20 @@ fn main() -> Result<(), Box<dyn Error>> {
     if std::env::var("CARGO_CFG_TARGET_ARCH")? != "x86_64" {
         return Ok(());
     }
+    let carriers = Carriers::find()?;
     let compiler = Compiler {
-        zstd: sources()?,
+        zstd: carriers.folder("zstd-sys")?.join("zstd/lib"),
+        libdeflate: carriers.folder("libdeflate-sys")?.join("libdeflate/lib"),
         own: PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("c"),
         out: PathBuf::from(variable("OUT_DIR")?),
     };
     let mut objects = Vec::new();
     for source in OWN {
-        objects.push(compiler.compile(&compiler.own.join(source), "-Os")?);
+        objects.push(compiler.compile(&compiler.own.join(source), &["-Os"])?);
     }
-    for (sources, level) in [(SMALL, "-Os"), (FAST, "-O2")] {
+    for (sources, flags) in [(SMALL, &["-Os"][..]), (FAST, FAST_FLAGS)] {
         for source in sources {
-            objects.push(compiler.compile(&compiler.zstd.join(source), level)?);
+            objects.push(compiler.compile(&compiler.zstd.join(source), flags)?);
         }
     }
     compiler.archive(&objects)
@@ -110,52 +119,66 @@ fn variable(name: &str) -> Result<String, Box<dyn Error>> {
     std::env::var(name).map_err(|error| format!("{name}: {error}").into())
 }
 
-/// The folder of zstd's sources, where cargo unpacked the crate that carries them.
-fn sources() -> Result<PathBuf, Box<dyn Error>> {
-    let output = Command::new(variable("CARGO")?)
-        .args(["metadata", "--format-version=1", "--locked"])
-        .args(["--filter-platform", &variable("TARGET")?])
-        .current_dir(variable("CARGO_MANIFEST_DIR")?)
-        .env("CARGO_ENCODED_RUSTFLAGS", "--cfg=instar_zstd_sources")
-        .output()?;
-    if !output.status.success() {
-        return Err(String::from_utf8_lossy(&output.stderr).into());
+/// What `cargo metadata` says of the crates that carry the sources.
+struct Carriers(serde_json::Value);
+
+impl Carriers {
+    fn find() -> Result<Self, Box<dyn Error>> {
+        let output = Command::new(variable("CARGO")?)
+            .args(["metadata", "--format-version=1", "--locked"])
+            .args(["--filter-platform", &variable("TARGET")?])
+            .current_dir(variable("CARGO_MANIFEST_DIR")?)
+            .env("CARGO_ENCODED_RUSTFLAGS", "--cfg=instar_c_sources")
+            .output()?;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into());
+        }
+        Ok(Self(serde_json::from_slice(&output.stdout)?))
     }
-    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-    let packages = metadata["packages"].as_array().ok_or("no packages")?;
-    let carrier = packages
-        .iter()
-        .find(|package| package["name"] == CARRIER)
-        .and_then(|package| package["manifest_path"].as_str())
-        .ok_or_else(|| format!("cargo metadata does not name {CARRIER}"))?;
-    Ok(Path::new(carrier).with_file_name("zstd").join("lib"))
+
+    /// Where cargo unpacked the crate.
+    fn folder(&self, name: &str) -> Result<PathBuf, Box<dyn Error>> {
+        let packages = self.0["packages"].as_array().ok_or("no packages")?;
+        let manifest = packages
+            .iter()
+            .find(|package| package["name"] == name)
+            .and_then(|package| package["manifest_path"].as_str())
+            .ok_or_else(|| format!("cargo metadata does not name {name}"))?;
+        Ok(Path::new(manifest).with_file_name(""))
+    }
 }
 
 /// A C compiler, and the folders it works with.
 struct Compiler {
     zstd: PathBuf,
+    libdeflate: PathBuf,
     own: PathBuf,
     out: PathBuf,
 }
 
 impl Compiler {
     /// Compiles one source; gives the object file.
-    fn compile(&self, source: &Path, level: &str) -> Result<PathBuf, Box<dyn Error>> {
+    fn compile(&self, source: &Path, flags: &[&str]) -> Result<PathBuf, Box<dyn Error>> {
         let program = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
         let name = source.file_name().ok_or("a source without a name")?;
         let object = self.out.join(name).with_extension("o");
         let mut command = Command::new(program);
-        command.args(FLAGS).arg(level).arg("-c");
+        command.args(FLAGS).args(flags).arg("-c");
         if !source.ends_with("search.c") {
             let ours = |search: &&str| format!("-D{search}=instar_zstd_search");
             command.args(SEARCHES.iter().map(ours));
         }
-        for (folder, stands_for) in [(&self.zstd, "zstd"), (&self.own, "c")] {
+        // Ours first: its headers take the places of a C library's.
+        let folders = [
+            (&self.own, "c"),
+            (&self.zstd, "zstd"),
+            (&self.libdeflate, "libdeflate"),
+        ];
+        for (folder, stands_for) in folders {
+            command.arg("-I").arg(folder);
             let folder = folder.display();
             command.arg(format!("-ffile-prefix-map={folder}={stands_for}"));
         }
-        // Ours first: its headers take the places of a C library's.
-        command.arg("-I").arg(&self.own).arg("-I").arg(&self.zstd);
         command.arg(source).arg("-o").arg(&object);
         run(&mut command)?;
         Ok(object)
@@ -163,14 +186,14 @@ impl Compiler {
 
     /// Puts the objects into a library and tells cargo to link it.
     fn archive(&self, objects: &[PathBuf]) -> Result<(), Box<dyn Error>> {
-        let archive = self.out.join("libinstar_zstd.a");
+        let archive = self.out.join("libinstar_codecs.a");
         if archive.exists() {
             std::fs::remove_file(&archive)?;
         }
         // Without dates and owners.
         run(Command::new("ar").arg("crsD").arg(&archive).args(objects))?;
         println!("cargo::rustc-link-search=native={}", self.out.display());
-        println!("cargo::rustc-link-lib=static=instar_zstd");
+        println!("cargo::rustc-link-lib=static=instar_codecs");
         Ok(())
     }
 }

@@ -1,71 +1,66 @@
 //! Decompression of one cluster.
 
-use alloc::boxed::Box;
-
 use instar_layers::{CompressionType, Corrupt, Decompress};
-use miniz_oxide::inflate::TINFLStatus;
-use miniz_oxide::inflate::core::inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
-use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
 
-use crate::zstd;
+use crate::{deflate, zstd};
 
 /// Decompresses clusters of both types.
 ///
-/// Takes 11 KiB when it is made, and 0.1 MiB more with the first zstd cluster.
+/// Takes memory with the first cluster of each type: 12 KiB for zlib, 0.1 MiB for zstd.
+#[derive(Debug, Default)]
 pub struct Decoder {
-    inflate: Box<DecompressorOxide>,
+    zlib: Option<deflate::Decoder>,
     zstd: Option<zstd::Decoder>,
-}
-
-impl core::fmt::Debug for Decoder {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Decoder").finish_non_exhaustive()
-    }
-}
-
-impl Default for Decoder {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl Decoder {
     /// A decoder that has decompressed nothing yet.
     #[must_use]
-    pub fn new() -> Self {
+    pub const fn new() -> Self {
         Self {
-            inflate: Box::default(),
+            zlib: None,
             zstd: None,
         }
     }
 
-    /// Gets the memory that clusters of a type take, so that [`Decompress::decompress`] allocates nothing on
-    /// x86-64. False without memory.
+    /// Takes the memory for clusters of a type. False without memory, or if that type takes more with each cluster.
     #[must_use]
     pub fn prepare(&mut self, kind: CompressionType) -> bool {
-        if kind == CompressionType::Zstd && self.zstd.is_none() {
-            self.zstd = zstd::Decoder::new();
-            return self.zstd.is_some();
+        match kind {
+            CompressionType::Zlib => {
+                self.zlib = self.zlib.take().or_else(deflate::Decoder::new);
+                self.zlib.is_some()
+            }
+            CompressionType::Zstd => {
+                self.zstd = self.zstd.take().or_else(zstd::Decoder::new);
+                self.zstd.is_some() && !zstd::ALLOCATES
+            }
         }
-        true
     }
 
-    /// Whether the deflate stream at the front of `input` fills `out`. It may go on or lack its end, but not be
-    /// damaged before it would give more; QEMU was seen to hold it so, and not to mind distances beyond 4 KiB.
-    fn inflate(&mut self, input: &[u8], out: &mut [u8]) -> bool {
-        self.inflate.init();
-        let flags = TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
-        let (status, _, len) = decompress(&mut self.inflate, input, out, 0, flags);
-        let sound = matches!(
-            status,
-            TINFLStatus::Done | TINFLStatus::HasMoreOutput | TINFLStatus::FailedCannotMakeProgress
-        );
-        sound && len == out.len()
+    /// As [`Decompress::decompress`] for a type that was prepared, without taking memory.
+    ///
+    /// # Errors
+    /// As there, and for a few sound streams: [`Decompress::decompress`] knows.
+    pub fn fill(
+        &mut self,
+        kind: CompressionType,
+        input: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), Corrupt> {
+        let filled = match kind {
+            CompressionType::Zlib => self.zlib.as_mut().is_some_and(|d| d.fill(input, out)),
+            CompressionType::Zstd => self.zstd.as_mut().is_some_and(|d| d.decompress(input, out)),
+        };
+        if filled { Ok(()) } else { Err(Corrupt) }
     }
 }
 
 impl Decompress for Decoder {
-    /// As the trait says; [`Corrupt`] also without memory for the first zstd cluster.
+    /// As the trait says; [`Corrupt`] also without memory for the first cluster.
+    ///
+    /// A deflate stream may go on behind the cluster, and matches may reach back beyond 4 KiB; zstd frames may
+    /// follow each other and be skippable, but must end at the cluster's end. QEMU was seen to hold it so.
     fn decompress(
         &mut self,
         kind: CompressionType,
@@ -73,9 +68,13 @@ impl Decompress for Decoder {
         out: &mut [u8],
     ) -> Result<(), Corrupt> {
         let filled = match kind {
-            CompressionType::Zlib => self.inflate(input, out),
+            CompressionType::Zlib => {
+                self.zlib = self.zlib.take().or_else(deflate::Decoder::new);
+                let decoder = self.zlib.as_mut();
+                decoder.is_some_and(|decoder| decoder.decompress(input, out))
+            }
             CompressionType::Zstd => {
-                let _ = self.prepare(kind);
+                self.zstd = self.zstd.take().or_else(zstd::Decoder::new);
                 let decoder = self.zstd.as_mut();
                 decoder.is_some_and(|decoder| decoder.decompress(input, out))
             }

@@ -1,205 +1,87 @@
-//! Compression to a raw deflate stream. RFC 1951.
-//!
-//! Matches are looked up in hash chains over a window of 4 KiB, and put off by a byte where
-//! that gives a better one. The tokens of a stretch of input are cut into blocks where the statistics
-//! change. Nothing is allocated after [`Deflate::new`].
-#![allow(
-    clippy::arithmetic_side_effects,
-    clippy::cast_possible_truncation,
-    reason = "all numbers are positions in one cluster and counts of its bytes; nothing is read from the input but bytes"
-)]
-
-mod bits;
-mod block;
-mod huffman;
-mod matches;
+//! Deflate by the C library that `build.rs` compiles. RFC 1951.
 
 use alloc::vec::Vec;
+use core::ffi::c_void;
 
-use bits::BitWriter;
-use block::{Block, Counts, Token, match_token, token_len};
-use matches::{Effort, Match, Matches};
+use crate::context::Context;
 
-/// Tokens that are held before blocks are made of them.
-const HELD: usize = 1 << 16;
-/// Tokens between two places where a block may end.
-const PIECE: usize = 1 << 11;
-/// What a block's header costs besides its symbols' lengths, in 1/256 bits.
-const HEADER_COST: u64 = 60 << 8;
-/// The search at a new position.
-const FIRST: Effort = Effort {
-    depth: 16,
-    enough: 48,
-};
-/// The search one byte later, where a match is known.
-const SECOND: Effort = Effort {
-    depth: 8,
-    enough: 48,
-};
+// c/deflate.c, c/inflate.c
+unsafe extern "C" {
+    safe fn instar_deflate_encoder_bytes() -> usize;
+    fn instar_deflate_encoder(memory: *mut c_void, bytes: usize) -> *mut c_void;
+    fn instar_deflate_compress(
+        context: *mut c_void,
+        out: *mut c_void,
+        out_bytes: usize,
+        input: *const c_void,
+        input_bytes: usize,
+    ) -> usize;
+    safe fn instar_inflate_decoder_bytes() -> usize;
+    fn instar_inflate_decoder(memory: *mut c_void, bytes: usize) -> *mut c_void;
+    fn instar_inflate(
+        context: *mut c_void,
+        out: *mut c_void,
+        out_bytes: usize,
+        input: *const c_void,
+        input_bytes: usize,
+    ) -> usize;
+}
 
-/// Compresses one buffer after the other.
+/// Most bytes that one symbol or one stored block of a stream stands for.
+const LONGEST_ITEM: usize = 65_535;
+
+/// Makes streams whose matches reach back at most 4 KiB.
 #[derive(Debug)]
-pub(crate) struct Deflate {
-    matches: Matches,
-    tokens: Vec<Token>,
-    previous_len: usize,
-}
+pub(crate) struct Encoder(Context);
 
-impl Deflate {
-    /// Everything that compressing needs, 0.4 MiB; `None` without memory.
+impl Encoder {
+    /// `None` without memory.
     pub(crate) fn new() -> Option<Self> {
-        let mut tokens = Vec::new();
-        // The parser may go on for a few tokens after the last whole piece.
-        tokens.try_reserve_exact(HELD + 8).ok()?;
-        Some(Self {
-            matches: Matches::new()?,
-            tokens,
-            previous_len: 0,
-        })
+        let bytes = instar_deflate_encoder_bytes();
+        Context::new(bytes, instar_deflate_encoder).map(Self)
     }
 
-    /// Compresses `input`, at most 4 MiB, to the front of `out`; `None` if it does not fit.
+    /// One stream at the front of `out`; `None` if it does not fit.
     pub(crate) fn compress(&mut self, input: &[u8], out: &mut [u8]) -> Option<usize> {
-        self.matches.start(self.previous_len, input.len());
-        self.previous_len = input.len();
-        let mut out = BitWriter::new(out);
-        let mut at = 0;
-        loop {
-            self.tokens.clear();
-            let end = self.parse(input, at);
-            let last = end >= input.len();
-            let held = input.get(at..end).unwrap_or_default();
-            write_blocks(&self.tokens, held, last, &mut out);
-            if out.is_full() {
-                return None;
-            }
-            if last {
-                return out.finish();
-            }
-            at = end;
-        }
-    }
-
-    /// Turns input from `at` on into tokens until enough are held; gives where they end.
-    fn parse(&mut self, input: &[u8], mut at: usize) -> usize {
-        while at < input.len() && self.tokens.len() < HELD {
-            let found = self.matches.find(input, at, 0, FIRST);
-            if found.len == 0 {
-                self.literal(input, at);
-                at += 1;
-            } else {
-                at = self.settle(input, at, found);
-            }
-        }
-        at
-    }
-
-    /// Takes a match at `at`, or a better one that begins soon after; gives where it ends.
-    #[inline(always)]
-    fn settle(&mut self, input: &[u8], mut at: usize, mut found: Match) -> usize {
-        loop {
-            // Positions noted from `at` on.
-            let mut noted = 1;
-            if found.len < FIRST.enough {
-                let next = self.matches.find(input, at + 1, found.len - 1, SECOND);
-                noted = 2;
-                if worth(next, found) > 2 {
-                    self.literal(input, at);
-                    (at, found) = (at + 1, next);
-                    continue;
-                }
-            }
-            self.tokens.push(match_token(found));
-            let end = at + found.len as usize;
-            self.matches.skip(
-                input,
-                at + noted,
-                (found.len as usize).saturating_sub(noted),
-            );
-            return end;
-        }
-    }
-
-    fn literal(&mut self, input: &[u8], at: usize) {
-        if let Some(byte) = input.get(at) {
-            self.tokens.push((*byte).into());
-        }
+        let len = self.0.turn(instar_deflate_compress, input, out);
+        (len != 0).then_some(len)
     }
 }
 
-/// About how many quarters of a byte `next` saves more than `found`.
-#[inline(always)]
-fn worth(next: Match, found: Match) -> i32 {
-    if next.len == 0 {
-        return i32::MIN;
-    }
-    let nearer = found.distance.ilog2().cast_signed() - next.distance.ilog2().cast_signed();
-    4 * (next.len.cast_signed() - found.len.cast_signed()) + nearer
-}
+/// Takes streams apart.
+#[derive(Debug)]
+pub(crate) struct Decoder(Context);
 
-/// Writes tokens as blocks that end where the statistics change. `bytes` is what the tokens stand for.
-fn write_blocks(tokens: &[Token], bytes: &[u8], last: bool, out: &mut BitWriter<'_>) {
-    let mut start = 0;
-    let mut bytes = bytes;
-    let mut counts = Counts::new();
-    let mut estimate = 0;
-    let mut end = 0;
-    for piece in tokens.chunks(PIECE) {
-        let mut more = Counts::new();
-        piece.iter().for_each(|token| more.add(*token));
-        let alone = more.estimate();
-        let mut both = counts.clone();
-        both.merge(&more);
-        let together = both.estimate();
-        if end > start && together > estimate + alone + HEADER_COST {
-            let block = tokens.get(start..end).unwrap_or_default();
-            bytes = write_block(block, bytes, counts, false, out);
-            start = end;
-            (counts, estimate) = (more, alone);
-        } else {
-            (counts, estimate) = (both, together);
+impl Decoder {
+    /// `None` without memory.
+    pub(crate) fn new() -> Option<Self> {
+        let bytes = instar_inflate_decoder_bytes();
+        Context::new(bytes, instar_inflate_decoder).map(Self)
+    }
+
+    /// As [`Self::decompress`], without memory: false also if a symbol goes on behind `out`.
+    pub(crate) fn fill(&mut self, input: &[u8], out: &mut [u8]) -> bool {
+        self.0.turn(instar_inflate, input, out) == out.len()
+    }
+
+    /// Whether the stream at the front of `input` fills `out`. It may go on behind it.
+    pub(crate) fn decompress(&mut self, input: &[u8], out: &mut [u8]) -> bool {
+        let len = self.0.turn(instar_inflate, input, out);
+        if len <= out.len() {
+            return len == out.len();
         }
-        end += piece.len();
-    }
-    let block = tokens.get(start..).unwrap_or_default();
-    write_block(block, bytes, counts, last, out);
-}
-
-/// Writes one block; gives the bytes after it.
-fn write_block<'a>(
-    tokens: &[Token],
-    bytes: &'a [u8],
-    counts: Counts,
-    last: bool,
-    out: &mut BitWriter<'_>,
-) -> &'a [u8] {
-    let len = tokens.iter().map(|token| token_len(*token)).sum();
-    let (bytes, rest) = bytes.split_at_checked(len).unwrap_or((bytes, &[]));
-    Block {
-        tokens,
-        bytes,
-        last,
-    }
-    .write(counts, out);
-    rest
-}
-
-#[cfg(test)]
-mod tests {
-    use std::vec;
-    use std::vec::Vec;
-
-    use super::*;
-
-    #[test]
-    fn compress_starts_over_before_positions_overflow() {
-        let input: Vec<u8> = (0..20_000_u32).map(|at| (at % 251) as u8).collect();
-        let mut out = vec![0; 20_000];
-        let wanted = Deflate::new().unwrap().compress(&input, &mut out);
-        let mut late = Deflate::new().unwrap();
-        late.matches.set_base(u32::MAX - 100_000);
-        for _ in 0..20 {
-            assert_eq!(late.compress(&input, &mut out), wanted);
+        // No sound image has this: the last symbol gives bytes on both sides of the end.
+        let mut more = Vec::new();
+        let room = out.len().saturating_add(LONGEST_ITEM);
+        if more.try_reserve_exact(room).is_err() {
+            return false;
         }
+        more.resize(room, 0);
+        let len = self.0.turn(instar_inflate, input, &mut more);
+        let Some(filled) = more.get(..out.len()).filter(|all| len >= all.len()) else {
+            return false;
+        };
+        out.copy_from_slice(filled);
+        true
     }
 }

@@ -2,8 +2,7 @@
 
 use instar_layers::CompressionType;
 
-use crate::deflate::Deflate;
-use crate::{MAX_CLUSTER_BYTES, zstd};
+use crate::{MAX_CLUSTER_BYTES, deflate, zstd};
 
 /// Compresses clusters of one image.
 #[derive(Debug)]
@@ -14,15 +13,15 @@ pub struct Encoder {
 
 #[derive(Debug)]
 enum Kind {
-    Zlib(Deflate),
+    Zlib(deflate::Encoder),
     Zstd(zstd::Encoder),
 }
 
 impl Encoder {
     /// Whether [`Self::compress`] allocates; then it can run only where the heap is.
-    pub const ALLOCATES: bool = zstd::ENCODER_ALLOCATES;
+    pub const ALLOCATES: bool = zstd::ALLOCATES;
 
-    /// An encoder for clusters of `cluster_bytes`, with all the memory it takes: 0.4 MiB for zlib; for zstd 0.6 MiB with
+    /// An encoder for clusters of `cluster_bytes`, with all the memory it takes: 0.6 MiB for zlib; for zstd 0.6 MiB with
     /// clusters of 64 KiB and 2 MiB with the largest. `None` without memory, or if no cluster is that large.
     #[must_use]
     pub fn new(kind: CompressionType, cluster_bytes: usize) -> Option<Self> {
@@ -30,7 +29,7 @@ impl Encoder {
             return None;
         }
         let kind = match kind {
-            CompressionType::Zlib => Kind::Zlib(Deflate::new()?),
+            CompressionType::Zlib => Kind::Zlib(deflate::Encoder::new()?),
             CompressionType::Zstd => Kind::Zstd(zstd::Encoder::new(cluster_bytes)?),
         };
         Some(Self {

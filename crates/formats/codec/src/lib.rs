@@ -4,9 +4,8 @@
 //! [`Decoder`] takes them apart, [`Encoder`] makes them; each works in memory that it got beforehand, bounded
 //! by the cluster size and not by what a stream claims.
 //!
-//! Deflate is compressed by our own code (`deflate`) and decompressed by miniz_oxide. Zstd is C on x86-64, in
-//! the version of the zstd-sys crate: `build.rs`, `c/`. Elsewhere it is ruzstd, which allocates while it works
-//! ([`Encoder::ALLOCATES`]).
+//! On x86-64 both are C, in the versions of the crates libdeflate-sys and zstd-sys: `build.rs`, `c/`. Elsewhere they
+//! are miniz_oxide and ruzstd, which allocates while it works ([`Encoder::ALLOCATES`]).
 #![no_std]
 #![cfg_attr(
     not(test),
@@ -17,7 +16,13 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+#[cfg(target_arch = "x86_64")]
+mod context;
 mod decoder;
+#[cfg(target_arch = "x86_64")]
+mod deflate;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "deflate_portable.rs"]
 mod deflate;
 mod encoder;
 #[cfg(test)]

@@ -200,3 +200,39 @@ fn a_bomb_ends_at_the_cluster() {
     );
     assert!(out.iter().all(|byte| *byte == 0));
 }
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn matches_reach_back_at_most_4_kib() {
+    use miniz_oxide::inflate::TINFLStatus;
+    use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
+    // Each stretch of 4095, 4096 or 5000 bytes is there twice, one after the other.
+    let mut state = 7_u32;
+    let mut input = Vec::new();
+    for len in [4095, 4096, 5000].into_iter().cycle().take(12) {
+        let start = input.len();
+        for _ in 0..len {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            input.push((state >> 27) as u8);
+        }
+        input.extend_from_within(start..);
+    }
+    let mut encoder = Encoder::new(CompressionType::Zlib, input.len()).unwrap();
+    let mut packed = vec![0; input.len()];
+    let len = encoder.compress(&input, &mut packed).unwrap();
+    packed.truncate(len);
+    // A ring of 4 KiB holds no more than that of what was.
+    let (mut ring, mut out, mut at) = (vec![0; 4096], Vec::new(), 0);
+    let mut inflate = DecompressorOxide::new();
+    loop {
+        let place = out.len() % ring.len();
+        let (status, read, written) = decompress(&mut inflate, &packed[at..], &mut ring, place, 0);
+        at += read;
+        out.extend_from_slice(&ring[place..place + written]);
+        if status != TINFLStatus::HasMoreOutput {
+            assert_eq!(status, TINFLStatus::Done);
+            break;
+        }
+    }
+    assert!(out == input);
+}

@@ -4,8 +4,8 @@ use ruzstd::decoding::StreamingDecoder;
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use ruzstd::io::Read;
 
-/// See [`crate::Encoder::ALLOCATES`].
-pub(crate) const ENCODER_ALLOCATES: bool = true;
+/// See [`crate::Encoder::ALLOCATES`]; the decoder does as the encoder.
+pub(crate) const ALLOCATES: bool = true;
 
 /// Largest window that QEMU accepts of a frame.
 const MAX_WINDOW_BYTES: u64 = (1 << 27) + 1;

@@ -34,6 +34,16 @@ impl State {
         }
     }
 
+    /// Whether it names a place in a file, which moves on with the disk.
+    pub(crate) const fn has_place(&self) -> bool {
+        let of_kind = match self.kind {
+            RunKind::Unallocated => false,
+            RunKind::Zero { host_offset } => host_offset.is_some(),
+            RunKind::Data { .. } | RunKind::Compressed { .. } => true,
+        };
+        of_kind || self.reserved.is_some()
+    }
+
     /// The state `by` bytes further on.
     pub(crate) const fn advanced(self, by: u64) -> Self {
         Self {

@@ -4,7 +4,7 @@ use crate::RunKind;
 use crate::entry::{Place, Rules, State};
 use crate::error::{Corruption, DataError};
 use crate::tables::{Found, Tables};
-use instar_qcow2::entries::{L2Entry, SubclusterBitmap};
+use instar_qcow2::entries::{L2Entry, OFFSET_MASK, SubclusterBitmap};
 
 /// A run of one layer, whatever lies below.
 #[derive(Clone, Copy, Debug)]
@@ -121,8 +121,50 @@ impl Scan<'_> {
                 return Ok(false);
             }
             cluster = cluster.saturating_add(1);
+            cluster = cluster.saturating_add(self.repeated(bytes, cluster, (entry, bitmap)));
         }
         Ok(true)
+    }
+
+    /// Adds the clusters from `cluster` on whose entries say the same as the good one `before` them, of the
+    /// place right behind its cluster if it has one; gives their number. It compares what [`Scan::cluster`]
+    /// would decode, so an entry that differs may yet belong to the run.
+    fn repeated(
+        &mut self,
+        bytes: &[u8],
+        cluster: u64,
+        (entry, bitmap): (L2Entry, SubclusterBitmap),
+    ) -> u64 {
+        if entry.is_compressed() || !is_uniform(bitmap) {
+            return 0;
+        }
+        let bits = self.rules.cluster_bits.get();
+        let (step, most) = if self.run.state.has_place() {
+            let left = OFFSET_MASK.saturating_sub(entry.host_offset().get());
+            (self.rules.cluster_bits.size_bytes(), left >> bits)
+        } else {
+            (0, u64::MAX)
+        };
+        let at = usize::try_from(cluster).unwrap_or(usize::MAX);
+        let mut expected = entry.0;
+        let mut is_next = |raw: &[u8; 8]| {
+            expected = expected.wrapping_add(step);
+            u64::from_be_bytes(*raw) == expected
+        };
+        let same = if self.rules.extended {
+            let bitmap = bitmap.0.to_be_bytes();
+            let entries = bytes.as_chunks::<8>().0.as_chunks::<2>().0;
+            let rest = entries.get(at..).unwrap_or_default().iter();
+            rest.take_while(|[raw, map]| *map == bitmap && is_next(raw))
+                .count()
+        } else {
+            let entries = bytes.as_chunks::<8>().0;
+            let rest = entries.get(at..).unwrap_or_default().iter();
+            rest.take_while(|raw| is_next(raw)).count()
+        };
+        let same = (same as u64).min(most);
+        self.run.len = self.run.len.saturating_add(same << bits);
+        same
     }
 
     fn entry(&self, bytes: &[u8], cluster: u64) -> Option<(L2Entry, SubclusterBitmap)> {
@@ -164,4 +206,12 @@ impl Scan<'_> {
         }
         Ok(true)
     }
+}
+
+/// Whether all subclusters are in one state.
+const fn is_uniform(bitmap: SubclusterBitmap) -> bool {
+    matches!(
+        (bitmap.allocated(), bitmap.zeros()),
+        (0, 0 | 0xffff_ffff) | (0xffff_ffff, 0)
+    )
 }

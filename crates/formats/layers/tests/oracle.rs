@@ -468,3 +468,73 @@ fn places_of_data_are_in_the_data_file_where_there_is_one() {
     assert_eq!(run.kind, RunKind::Data { file, host_offset });
     assert_eq!(run.len, 65536 - 1000);
 }
+
+#[test]
+fn long_runs_say_of_each_unit_what_its_entry_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let create = "create -q -f qcow2 -o preallocation=metadata,cluster_size=4k";
+    let mut rng = Rng(setting("LAYERS_SEED", 4));
+    let cases = ["", ",extended_l2=on,cluster_size=16k", ",data_file=i0.dat"];
+    for options in cases.repeat(4) {
+        run(dir, "qemu-img", &words(&format!("{create}{options} i0 4M")));
+        let extended = options.contains("extended");
+        let (cluster, step) = if extended { (16384, 16) } else { (4096, 8) };
+        let unit = if extended { cluster / 32 } else { cluster };
+        let path = dir.join("i0");
+        let l1 = patch(&path, 40, |at| at);
+        for _ in 0..rng.below(40) {
+            // A table of 4 KiB maps 2 MiB; one of 16 KiB maps all.
+            let table = rng.below(if extended { 1 } else { 2 });
+            let l2 = patch(&path, l1 + table * 8, |entry| entry) & 0x00ff_ffff_ffff_fe00;
+            let at = l2 + step * rng.below(if extended { 256 } else { 512 });
+            let which = rng.below(9);
+            patch(&path, at, |e| match which {
+                0 => 0,
+                1 => e | 1,
+                2 => e ^ 1 << 63,
+                3 => e + cluster,
+                4 => e | 0x200,
+                5 => 1 << 63 | 0x00ff_ffff_ffff_f000,
+                _ => e,
+            });
+            if extended && which > 5 {
+                let maps = [0, 0xffff, 0xffff_ffff, 0xffff_ffff << 32];
+                let map = maps[usize::try_from(rng.below(4)).unwrap()];
+                patch(&path, at + 8, |_| map);
+            }
+        }
+        let made = Made {
+            name: "i0".into(),
+            raw: false,
+            v2: false,
+            compresses: false,
+            data_file: options.contains("data_file"),
+            size: 4 << 20,
+        };
+        let fresh = || Chain::new(vec![open(dir, &made, View::Active)]);
+        let chain = fresh();
+        let mut at = 0;
+        let mut longest = 0;
+        while at < made.size {
+            // Of an invalid entry further on, whoever asks for less is not told.
+            let found = chain
+                .run_at(at, u64::MAX)
+                .or_else(|_| chain.run_at(at, unit));
+            let Ok(run) = found else {
+                assert!(fresh().run_at(at, 1).is_err());
+                at += unit;
+                continue;
+            };
+            longest = longest.max(run.len);
+            for by in (0..run.len).step_by(usize::try_from(unit).unwrap()) {
+                let alone = fresh().run_at(at + by, unit).unwrap();
+                assert_eq!(run.kind.advanced(by), alone.kind, "{at} + {by}: {options}");
+                let reserved = run.reserved.map(|reserved| reserved + by);
+                assert_eq!(reserved, alone.reserved, "{at} + {by}: {options}");
+            }
+            at += run.len;
+        }
+        assert!(longest >= 4 * cluster, "no run goes on: {options}");
+    }
+}
