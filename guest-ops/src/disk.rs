@@ -31,6 +31,8 @@ pub use overlap::DiskSet;
 pub const MAX_PIECE_BYTES: usize = 4 << 20;
 /// Extents asked for at once.
 const EXTENTS_PER_REQUEST: usize = 64;
+/// How many of a disk's first bytes are kept.
+const HEAD_BYTES: usize = 4 << 10;
 /// Largest buffer through which bytes go that devices cannot reach where they are.
 const BOUNCE_BYTES: usize = 64 << 10;
 
@@ -65,6 +67,8 @@ pub struct Disk<P: Platform = Machine> {
     len_bytes: Cell<u64>,
     requests: RefCell<Requests<P>>,
     extents: RefCell<ExtentCache>,
+    /// The first bytes, once they were read: programs look at them again and again.
+    head: RefCell<Vec<u8>>,
 }
 
 impl<P: Platform> Disk<P> {
@@ -85,6 +89,7 @@ impl<P: Platform> Disk<P> {
             entry,
             requests,
             extents: RefCell::default(),
+            head: RefCell::default(),
         })
     }
 
@@ -110,6 +115,39 @@ impl<P: Platform> Disk<P> {
     #[must_use]
     pub const fn is_read_only(&self) -> bool {
         self.entry.flags.get() & FLAG_READ_ONLY != 0
+    }
+
+    /// Forgets what was read before: the disk changes.
+    fn forget(&self) {
+        self.extents.borrow_mut().clear();
+        self.head.borrow_mut().clear();
+    }
+
+    /// Fills `buf` from the first bytes of the disk, if it lies in them; false if it does not, or they cannot
+    /// be read as a whole.
+    fn read_head(&self, offset: u64, buf: &mut [u8]) -> bool {
+        let Some(start) = usize::try_from(offset).ok().filter(|at| *at < HEAD_BYTES) else {
+            return false;
+        };
+        let Some(end) = start
+            .checked_add(buf.len())
+            .filter(|end| *end <= HEAD_BYTES)
+        else {
+            return false;
+        };
+        if buf.is_empty() || offset >= self.len_bytes() {
+            return false;
+        }
+        let mut head = self.head.borrow_mut();
+        if head.is_empty() {
+            head.resize(HEAD_BYTES, 0);
+            let buf = head.as_mut_slice();
+            if self.read_batch(&mut [Read { offset: 0, buf }]).is_err() {
+                head.clear();
+            }
+        }
+        let found = head.get(start..end);
+        found.map(|found| buf.copy_from_slice(found)).is_some()
     }
 
     /// Cuts one read into requests; what lies past the end becomes zeros here.
@@ -208,6 +246,9 @@ impl<P: Platform> Storage for Disk<P> {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StorageError> {
+        if self.read_head(offset, buf) {
+            return Ok(());
+        }
         self.read_batch(&mut [Read { offset, buf }])
     }
 

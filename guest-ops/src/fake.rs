@@ -13,8 +13,8 @@ use instar_shared::control::{
 };
 use instar_shared::device::{
     AVAIL_OFFSET, DeviceEntry, FEATURE_BLOCK_STATUS, FEATURE_BYTE_IO, FEATURE_BYTE_WRITE,
-    FEATURE_COPY, FLAG_PRESENT, FLAG_READ_ONLY, QUEUE_SIZE, USED_OFFSET, entry_address,
-    queue_region,
+    FEATURE_COPY, FEATURE_ORDERED, FLAG_PRESENT, FLAG_READ_ONLY, QUEUE_SIZE, USED_OFFSET,
+    entry_address, queue_region,
 };
 use instar_shared::doorbell::{Control, Kick};
 use instar_shared::layout::{BOOT, CONTROL, DMA_START, HEAP_START, RECORDS};
@@ -122,6 +122,11 @@ impl FakeMachine {
             (FLAG_READ_ONLY, 0)
         } else {
             (0, FEATURE_BYTE_WRITE | FEATURE_COPY)
+        };
+        let feature = if order == CompletionOrder::AtOnce && !read_only {
+            feature | FEATURE_ORDERED
+        } else {
+            feature
         };
         let features = FEATURE_BYTE_IO | FEATURE_BLOCK_STATUS | feature;
         let entry = DeviceEntry {

@@ -83,8 +83,9 @@ impl Bell {
     pub fn fail(&self, error: RunError) {
         self.for_first(|state| {
             state.failure.get_or_insert(error);
+            // Under the lock: the first vCPU, once woken, must find it.
+            self.failed.store(true, Ordering::Release);
         });
-        self.failed.store(true, Ordering::Release);
     }
 
     /// The first failure, once.

@@ -43,6 +43,7 @@ pub fn load(elf: &[u8], slot: &GuestSlot) -> Result<LoadedImage, VmError> {
         let data = header
             .data(endian, elf)
             .map_err(|()| VmError::Image("segment data is missing".into()))?;
+        slot.populate(start, data.len() as u64);
         slot.write(start, data)?;
         let page = start - start % PAGE_SIZE;
         let size = (end - page).next_multiple_of(PAGE_SIZE);

@@ -123,6 +123,33 @@ impl GuestSlot {
             .map_err(|_| outside)
     }
 
+    /// Has the host provide the memory of `len` bytes at `gpa` at once, which is cheaper than a fault for each
+    /// page. Only a hint: what is not provided comes with the first access.
+    pub fn populate(&self, gpa: u64, len: u64) {
+        let end = gpa.saturating_add(len).min(self.size);
+        let start = gpa - gpa % layout::PAGE_SIZE;
+        let (Ok(skip), Ok(len)) = (
+            usize::try_from(start),
+            usize::try_from(end.saturating_sub(start)),
+        ) else {
+            return;
+        };
+        if len == 0 {
+            return;
+        }
+        #[cfg(target_os = "linux")]
+        // SAFETY: a range inside our own mapping; contents stay as they are. Kernels before 5.14 refuse.
+        let _ = unsafe {
+            rustix::mm::madvise(
+                self.host_address().wrapping_add(skip).cast(),
+                len,
+                rustix::mm::Advice::LinuxPopulateWrite,
+            )
+        };
+        #[cfg(not(target_os = "linux"))]
+        let _ = (skip, len);
+    }
+
     /// Writes a wire struct at `gpa`.
     ///
     /// # Errors
@@ -220,6 +247,18 @@ mod tests {
         let mut seen = [0; 1];
         slot.read(layout::DMA_START, &mut seen).unwrap();
         assert_eq!(&seen, b"x");
+    }
+
+    #[test]
+    fn populating_changes_nothing_and_goes_nowhere_else() {
+        let slot = GuestSlot::new(64 << 20).unwrap();
+        slot.write(0x5123, b"kept").unwrap();
+        slot.populate(0x5123, 9000);
+        slot.populate((64 << 20) - 1, 1 << 20);
+        slot.populate(u64::MAX, u64::MAX);
+        let mut seen = [0; 4];
+        slot.read(0x5123, &mut seen).unwrap();
+        assert_eq!(&seen, b"kept");
     }
 
     #[test]

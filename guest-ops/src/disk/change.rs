@@ -6,7 +6,7 @@ use crate::Platform;
 use crate::dma::DmaBuffer;
 use alloc::vec::Vec;
 use instar_shared::blk::{RANGE_WRITE_ZEROS, RequestType};
-use instar_shared::device::FEATURE_BYTE_WRITE;
+use instar_shared::device::{FEATURE_BYTE_WRITE, FEATURE_ORDERED};
 use instar_shared::zerocopy::IntoBytes;
 use instar_shared::zerocopy::little_endian::U64;
 use instar_storage::{Reserve, StorageError, StorageMut, Write};
@@ -23,7 +23,7 @@ impl<P: Platform> Disk<P> {
         change: impl FnOnce() -> Result<(), StorageError>,
     ) -> Result<(), StorageError> {
         self.may_change(offset)?;
-        self.extents.borrow_mut().clear();
+        self.forget();
         let result = change();
         match result {
             Ok(()) => self.len_bytes.set(self.len_bytes.get().max(end)),
@@ -123,8 +123,20 @@ impl<P: Platform> Disk<P> {
         Ok(())
     }
 
-    fn write_all(&self, writes: &[Write<'_>]) -> Result<(), StorageError> {
-        let mut pieces = Vec::with_capacity(writes.len());
+    /// Does all `writes` after the request `first` and before the request `last`: in one kick if the host keeps
+    /// their order.
+    fn write_all(
+        &self,
+        first: Option<Piece>,
+        writes: &[Write<'_>],
+        last: Option<Piece>,
+    ) -> Result<(), StorageError> {
+        let ordered = self.entry.features.get() & FEATURE_ORDERED != 0;
+        let mut pieces = Vec::with_capacity(writes.len().saturating_add(2));
+        pieces.extend(first);
+        if !ordered {
+            self.run_all(&mut pieces)?;
+        }
         for write in writes.iter().filter(|write| !write.buf.is_empty()) {
             match self
                 .platform
@@ -134,11 +146,42 @@ impl<P: Platform> Disk<P> {
                     let kind = RequestType::WriteBytes;
                     pieces.extend(cut(kind, write.offset, addr, write.buf.len()));
                 }
-                None => self.write_bounced(write)?,
+                None => {
+                    // Not before the length is what it is to be.
+                    self.run_all(&mut pieces)?;
+                    self.write_bounced(write)?;
+                }
             }
         }
-        self.requests.borrow_mut().run(&pieces)
+        if !ordered {
+            self.run_all(&mut pieces)?;
+        }
+        pieces.extend(last);
+        self.run_all(&mut pieces)
     }
+
+    /// Does the requests and forgets them.
+    fn run_all(&self, pieces: &mut Vec<Piece>) -> Result<(), StorageError> {
+        let result = self.requests.borrow_mut().run(pieces);
+        pieces.clear();
+        result
+    }
+}
+
+/// The request that makes everything durable.
+const SYNC: Piece = bare(RequestType::Sync, 0);
+
+/// A request without data.
+const fn bare(kind: RequestType, start: u64) -> Piece {
+    let data = Data::None;
+    Piece { kind, start, data }
+}
+
+/// The first byte after all that is written.
+fn end_of(writes: &[Write<'_>]) -> u64 {
+    let filled = writes.iter().filter(|write| !write.buf.is_empty());
+    let ends = filled.map(|write| write.offset.saturating_add(write.buf.len() as u64));
+    ends.max().unwrap_or(0)
 }
 
 impl<P: Platform> StorageMut for Disk<P> {
@@ -154,10 +197,18 @@ impl<P: Platform> StorageMut for Disk<P> {
         let Some(first) = writes.iter().find(|write| !write.buf.is_empty()) else {
             return Ok(());
         };
-        let filled = writes.iter().filter(|write| !write.buf.is_empty());
-        let ends = filled.map(|write| write.offset.saturating_add(write.buf.len() as u64));
-        let end = ends.max().unwrap_or(0);
-        self.change(first.offset, end, || self.write_all(writes))
+        self.change(first.offset, end_of(writes), || {
+            self.write_all(None, writes, None)
+        })
+    }
+
+    fn write_through(&self, writes: &[Write<'_>], min_len: u64) -> Result<(), StorageError> {
+        let longer = bare(RequestType::SetLength, min_len);
+        let longer = Some(longer).filter(|_| self.len_bytes.get() < min_len);
+        let first = writes.first().map_or(min_len, |write| write.offset);
+        self.change(first, end_of(writes).max(min_len), || {
+            self.write_all(longer, writes, Some(SYNC))
+        })
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), StorageError> {
@@ -180,11 +231,7 @@ impl<P: Platform> StorageMut for Disk<P> {
 
     fn set_len(&self, len: u64) -> Result<(), StorageError> {
         self.change(len, 0, || {
-            let piece = Piece {
-                kind: RequestType::SetLength,
-                start: len,
-                data: Data::None,
-            };
+            let piece = bare(RequestType::SetLength, len);
             self.requests.borrow_mut().run(&[piece])?;
             self.len_bytes.set(len);
             Ok(())
@@ -196,11 +243,6 @@ impl<P: Platform> StorageMut for Disk<P> {
             return Ok(());
         }
         self.may_change(0)?;
-        let piece = Piece {
-            kind: RequestType::Sync,
-            start: 0,
-            data: Data::None,
-        };
-        self.requests.borrow_mut().run(&[piece])
+        self.requests.borrow_mut().run(&[SYNC])
     }
 }

@@ -38,7 +38,7 @@ impl<P: Platform> Disk<P> {
             }
         };
         if is_change(transfer.work) {
-            self.extents.borrow_mut().clear();
+            self.forget();
         }
         let work = transfer.work;
         let mut requests = self.requests.borrow_mut();
@@ -71,7 +71,7 @@ impl<P: Platform> Disk<P> {
     pub fn poll(&self) -> Option<Done> {
         let (work, done) = self.requests.borrow_mut().take_ended()?;
         if let Some(work) = work.filter(|work| is_change(*work)) {
-            self.extents.borrow_mut().clear();
+            self.forget();
             match done.result {
                 Ok(()) => self.len_bytes.set(self.len_bytes.get().max(end_of(work))),
                 // A part of it may have been done.

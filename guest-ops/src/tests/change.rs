@@ -61,6 +61,53 @@ fn a_batch_of_writes_costs_one_exit_and_no_copy() {
     assert_eq!(log(&machine).last(), Some(&IoKind::Flush));
 }
 
+#[test]
+fn a_write_through_is_one_exit_where_the_host_keeps_the_order() {
+    for order in ORDERS {
+        let (machine, _ctx, disk) = writable(1000, order);
+        let buf: &[u8] = machine.heap_slice(600);
+        let writes = [Write { offset: 900, buf }, Write { offset: 0, buf }];
+        disk.write_through(&writes, 4096).unwrap();
+        if order == CompletionOrder::AtOnce {
+            assert_eq!(machine.queue_kicks(), 1);
+        }
+        assert_eq!((disk.len_bytes(), stored(&machine).len()), (4096, 4096));
+        assert_eq!(&stored(&machine)[900..1500], buf);
+        let log = log(&machine);
+        assert_eq!(log.first(), Some(&IoKind::SetLength { len: 4096 }));
+        assert_eq!(log.last(), Some(&IoKind::Flush));
+        assert_eq!(log.len(), 4, "{order:?}: {log:?}");
+        // It is long enough, and there is nothing to write.
+        disk.write_through(&[], 10).unwrap();
+        assert_eq!(disk.len_bytes(), 4096);
+    }
+}
+
+#[test]
+fn a_write_through_that_fails_says_so() {
+    let (machine, _ctx, disk) = writable(1000, CompletionOrder::AtOnce);
+    fail_next(&machine, 28);
+    let buf: &[u8] = machine.heap_slice(100);
+    let error = disk.write_through(&[Write { offset: 512, buf }], 0);
+    assert_eq!(error.unwrap_err().errno, 28);
+}
+
+#[test]
+fn first_bytes_are_read_once_until_the_disk_changes() {
+    let (machine, _ctx, disk) = writable(10_000, CompletionOrder::AtOnce);
+    let mut seen = [0; 200];
+    for at in [0, 100, 3896] {
+        disk.read_at(at, &mut seen).unwrap();
+        assert_eq!(seen, content(10_000)[at as usize..][..200]);
+    }
+    assert_eq!(machine.queue_kicks(), 1);
+    let buf: &[u8] = machine.heap_slice(50);
+    disk.write_at(120, buf).unwrap();
+    disk.read_at(100, &mut seen).unwrap();
+    assert_eq!(&seen[20..70], buf);
+    assert_eq!(machine.queue_kicks(), 3);
+}
+
 /// Every change against a plain vector, in every order of completion.
 #[test]
 fn random_changes_are_seen_by_reads() {

@@ -338,6 +338,11 @@ impl BlockBackend for FileBackend {
             }
             IoKind::BlockStatus { offset } => self.block_status(offset, &request),
             IoKind::Flush if self.limits.read_only => done(0),
+            // It covers the writes before it, also one that was interrupted.
+            IoKind::Flush if !self.pending.is_empty() => {
+                self.pending.push_back((token, Work::Sync));
+                Submission::Pending
+            }
             IoKind::Flush => self.start(token, Work::Sync),
             // The device refuses these before they come here.
             _ if self.limits.read_only => failed(Errno::EROFS),

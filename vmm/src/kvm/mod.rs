@@ -41,6 +41,18 @@ pub struct KvmVm {
     regions: AtomicU32,
 }
 
+/// Makes a call again that a signal has ended. What the signal asks for is seen when the guest starts.
+fn uninterrupted<T>(
+    mut call: impl FnMut() -> Result<T, kvm_ioctls::Error>,
+) -> Result<T, kvm_ioctls::Error> {
+    loop {
+        match call() {
+            Err(error) if error.errno() == libc::EINTR => {}
+            outcome => return outcome,
+        }
+    }
+}
+
 impl Hypervisor for Kvm {
     type Vm = KvmVm;
 
@@ -54,7 +66,7 @@ impl Hypervisor for Kvm {
     }
 
     fn create_vm(&self, slot: Arc<GuestSlot>) -> Result<KvmVm, VmError> {
-        let vm = self.kvm.create_vm().map_err(call("KVM_CREATE_VM"))?;
+        let vm = uninterrupted(|| self.kvm.create_vm()).map_err(call("KVM_CREATE_VM"))?;
         #[cfg(target_arch = "x86_64")]
         native::prepare_vm(&vm)?;
         Ok(KvmVm {
@@ -89,9 +101,7 @@ impl Vm for KvmVm {
     }
 
     fn create_vcpu(&self, index: u8, entry: &UserEntry) -> Result<Self::Vcpu, VmError> {
-        let vcpu = self
-            .vm
-            .create_vcpu(u64::from(index))
+        let vcpu = uninterrupted(|| self.vm.create_vcpu(u64::from(index)))
             .map_err(call("KVM_CREATE_VCPU"))?;
         let vcpu = native::KvmVcpu::new(self, vcpu, index, entry)?;
         if index == 0 {

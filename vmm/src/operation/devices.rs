@@ -7,8 +7,8 @@ use crate::memory::GuestSlot;
 use instar_devices::blk::{BlkConfig, BlkDevice, DeviceFault};
 use instar_shared::device::{
     AVAIL_OFFSET, DeviceEntry, FEATURE_BLOCK_STATUS, FEATURE_BYTE_IO, FEATURE_BYTE_WRITE,
-    FEATURE_COPY, FLAG_BLOCK_DEVICE, FLAG_PRESENT, FLAG_READ_ONLY, MAX_DEVICES, QUEUE_SIZE,
-    USED_OFFSET, entry_address, queue_region,
+    FEATURE_COPY, FEATURE_ORDERED, FLAG_BLOCK_DEVICE, FLAG_PRESENT, FLAG_READ_ONLY, MAX_DEVICES,
+    QUEUE_SIZE, USED_OFFSET, entry_address, queue_region,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -83,7 +83,17 @@ impl Devices {
             | flag(file.read_only, FLAG_READ_ONLY)
             | flag(file.block_device, FLAG_BLOCK_DEVICE);
         let [desc_table, avail_ring, used_ring] = parts;
-        let write = if file.read_only { 0 } else { WRITE_FEATURES };
+        // Threads do requests in any order.
+        let ordered = if self.shared.pool.is_none() {
+            FEATURE_ORDERED
+        } else {
+            0
+        };
+        let write = if file.read_only {
+            0
+        } else {
+            WRITE_FEATURES | ordered
+        };
         let features = FEATURES | write;
         let entry = DeviceEntry {
             flags: flags.into(),

@@ -34,6 +34,11 @@ const LONGEST_SLEEP: Duration = Duration::from_millis(100);
 /// Why a wait ends the run.
 const NOTHING_IN_FLIGHT: &str = "it waits, but nothing is in flight";
 
+/// Heap that even a small operation uses which changes an image: some tables of 64 KiB.
+const CHANGE_BYTES: u64 = 320 << 10;
+/// Heap that even a small operation uses which only reads.
+const READ_BYTES: u64 = 32 << 10;
+
 type NativeVm = <Native as Hypervisor>::Vm;
 type NativeVcpu = <NativeVm as Vm>::Vcpu;
 
@@ -63,6 +68,8 @@ impl Operation {
         let heap_bytes = heap_bytes(spec.limits.memory_bytes);
         let memory = GuestSlot::new(HEAP_START + heap_bytes)?;
         let image = loader::load(spec.elf, &memory)?;
+        let changes = spec.files.iter().any(|file| !file.read_only);
+        memory.populate(HEAP_START, if changes { CHANGE_BYTES } else { READ_BYTES });
         let beside = Beside::new(spec.limits.threads);
         let vcpus = beside
             .as_ref()

@@ -180,6 +180,20 @@ pub trait StorageMut: Storage {
         Ok(())
     }
 
+    /// Makes the store at least `min_len` bytes long, does all writes of the batch in any order, and makes
+    /// everything that was written durable as [`Self::flush`] does; a store with queues does it in one go.
+    ///
+    /// # Errors
+    /// The first error met; any part of this may have been done, and what was written since the last flush
+    /// may be lost.
+    fn write_through(&self, writes: &[Write<'_>], min_len: u64) -> Result<(), StorageError> {
+        if self.len_bytes() < min_len {
+            self.set_len(min_len)?;
+        }
+        self.write_batch(writes)?;
+        self.flush()
+    }
+
     /// Makes the range read as zeros; its blocks may be given back. Past the end the store grows.
     ///
     /// # Errors
@@ -221,6 +235,9 @@ impl<S: StorageMut + ?Sized> StorageMut for &S {
     }
     fn write_batch(&self, writes: &[Write<'_>]) -> Result<(), StorageError> {
         (**self).write_batch(writes)
+    }
+    fn write_through(&self, writes: &[Write<'_>], min_len: u64) -> Result<(), StorageError> {
+        (**self).write_through(writes, min_len)
     }
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), StorageError> {
         (**self).write_zeroes(offset, len)

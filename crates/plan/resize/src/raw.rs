@@ -51,9 +51,9 @@ pub fn resize_raw<S: StorageMut>(
         return Err(ResizeError::file(e));
     }
     let failed = |e: StorageError| ResizeError::File(ReserveError::Length(e.errno));
-    if storage.len_bytes() != new_size {
+    if storage.len_bytes() > new_size {
         storage.set_len(new_size).map_err(failed)?;
     }
-    storage.flush().map_err(failed)?;
+    storage.write_through(&[], new_size).map_err(failed)?;
     Ok(done)
 }

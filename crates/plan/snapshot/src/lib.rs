@@ -38,6 +38,7 @@ extern crate alloc;
 mod apply;
 mod create;
 mod delete;
+mod empty;
 mod error;
 mod find;
 mod guard;
@@ -46,6 +47,7 @@ mod walk;
 pub use apply::apply;
 pub use create::{NewSnapshot, create};
 pub use delete::delete;
+pub use empty::empty;
 pub use error::{ApplyError, CreateError, DeleteError};
 pub use find::next_id;
 

@@ -54,6 +54,7 @@ impl<S: StorageMut> Transaction<'_, S> {
         for at in 0..self.refcounts.blocks().len() {
             if self.refcounts.place_before(at).is_some() {
                 self.refcounts.touch(self.storage, at as u64)?;
+                self.make_room()?;
             }
         }
         self.give_homes()?;
@@ -142,11 +143,6 @@ impl<S: StorageMut> Transaction<'_, S> {
         let table = self.place_refcounts()?;
         let switch = self.plan_switch()?;
         self.send_all(table.as_ref(), &switch)?;
-        let end = self.space.top() << self.header.cluster_bits.get();
-        if self.storage.len_bytes() < end {
-            self.storage.set_len(end)?;
-        }
-        self.storage.flush()?;
         monitor.progress(1, 1)?;
         Ok(switch)
     }

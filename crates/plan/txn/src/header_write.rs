@@ -20,7 +20,7 @@ use crate::TxnError;
 use alloc::vec::Vec;
 use instar_qcow2::Header;
 use instar_qcow2::header::HeaderArea;
-use instar_storage::StorageMut;
+use instar_storage::{StorageMut, Write};
 
 /// What does not tear.
 const SECTOR: usize = 512;
@@ -39,8 +39,7 @@ pub fn write_header<S: StorageMut>(
     let mut area = AreaOnDisk::read(storage, old)?;
     let switch = area.plan(storage, old, new)?;
     if let Some((at, rest)) = switch.early() {
-        storage.write_at(at, rest)?;
-        storage.flush()?;
+        durably(storage, at, rest)?;
     }
     area.switch(storage, switch)
 }
@@ -136,19 +135,20 @@ impl AreaOnDisk {
             .unwrap_or((&switch.full, &[]));
         if let Way::Bridge(bridge) = &switch.way {
             if let Some((at, name)) = &bridge.name {
-                storage.write_at(*at, name)?;
-                storage.flush()?;
+                durably(storage, *at, name)?;
             }
-            storage.write_at(0, &bridge.sector)?;
-            storage.flush()?;
-            storage.write_at(SECTOR as u64, rest)?;
-            storage.flush()?;
+            durably(storage, 0, &bridge.sector)?;
+            durably(storage, SECTOR as u64, rest)?;
         }
-        storage.write_at(0, first)?;
-        storage.flush()?;
+        durably(storage, 0, first)?;
         self.bytes = switch.full;
         Ok(switch.new)
     }
+}
+
+/// Writes `buf` at `offset`, and makes it and all before it durable.
+fn durably<S: StorageMut>(storage: &S, offset: u64, buf: &[u8]) -> Result<(), TxnError> {
+    Ok(storage.write_through(&[Write { offset, buf }], 0)?)
 }
 
 /// A change of the header area.

@@ -83,9 +83,9 @@ impl Refcounts {
         })
     }
 
-    /// Keeps no more blocks in memory than it may in any case.
-    pub const fn use_least_memory(&mut self) {
-        self.budget = MIN_CACHE_BYTES;
+    /// Keeps no more than a block or two in memory.
+    pub const fn keep_one_block(&mut self) {
+        self.budget = self.block_bytes();
     }
 
     fn take_table(&mut self, table: &[u8]) -> Result<(), TxnError> {
@@ -338,24 +338,26 @@ impl Refcounts {
         Ok(())
     }
 
-    /// Does `writes`, and writes every changed block to its shadow. Bytes from `zeros_from` on are zeros before.
+    /// Does `writes`, writes every changed block to its shadow, makes the store at least `end` bytes long, and
+    /// makes all of it durable. Bytes from `zeros_from` on are zeros before.
     pub fn write_all<S: StorageMut>(
         &mut self,
         storage: &S,
         writes: &[Write<'_>],
-        zeros_from: u64,
+        (zeros_from, end): (u64, u64),
     ) -> Result<(), TxnError> {
-        let mut batch: Vec<Write<'_>> = Vec::new();
-        batch.extend(writes.iter().copied());
-        let mut blocks = self.blocks.iter().filter_map(|b| b.write_of(zeros_from));
+        let mut batch: Vec<Write<'_>> = writes.to_vec();
+        let blocks = self.blocks.iter().filter_map(|b| b.write_of(zeros_from));
+        let mut blocks = blocks.peekable();
         loop {
             batch.extend(blocks.by_ref().take(BLOCKS_PER_BATCH));
-            if batch.is_empty() {
+            if blocks.peek().is_none() {
                 break;
             }
             storage.write_batch(&batch)?;
             batch.clear();
         }
+        storage.write_through(&batch, end)?;
         self.blocks.iter_mut().for_each(Block::written);
         Ok(())
     }

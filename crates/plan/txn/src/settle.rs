@@ -308,6 +308,7 @@ impl<S: StorageMut> Mover<'_, S> {
         for (home, index) in homes.iter().zip(0_u64..) {
             if home >> bits >= self.tail {
                 self.txn.refcounts.touch(self.txn.storage, index)?;
+                self.txn.make_room()?;
             }
         }
         let any = self.txn.refcounts.blocks().iter().any(|b| b.changed);

@@ -208,22 +208,23 @@ impl<'s, S: StorageMut> Transaction<'s, S> {
     ) -> Result<(), TxnError> {
         self.header.refcount_order = order;
         // Each block is looked at once.
-        self.refcounts.use_least_memory();
+        self.refcounts.keep_one_block();
         let mut wide = Refcounts::empty(&self.header)?;
         let per_block = self.refcounts.per_block();
         let width = self.refcounts.width;
         let total = self.refcounts.blocks().len() as u64;
+        let storage = self.storage;
         for index in 0..total {
             monitor.progress(index, total)?;
             if self.refcounts.is_absent(index) {
                 continue;
             }
             let base = index.saturating_mul(per_block);
-            let block = self.refcounts.load(self.storage, index)?.to_vec();
+            let block = self.refcounts.load(storage, index)?;
             let mut result = Ok(());
-            width.for_each_nonzero(&block, |at, value| {
+            width.for_each_nonzero(block, |at, value| {
                 if result.is_ok() {
-                    result = wide.set(self.storage, base.saturating_add(at), value);
+                    result = wide.set(storage, base.saturating_add(at), value);
                 }
             });
             result?;
@@ -312,7 +313,7 @@ impl<'s, S: StorageMut> Transaction<'s, S> {
     }
 
     /// Writes all that is left: the queue, refcount blocks, `table` at its offset, and what comes before the
-    /// `switch`.
+    /// `switch`. All of it is durable then.
     pub(crate) fn send_all(
         &mut self,
         table: Option<&(u64, Vec<u8>)>,
@@ -326,8 +327,9 @@ impl<'s, S: StorageMut> Transaction<'s, S> {
             .filter_map(|(offset, bytes)| without_zeros(*offset, bytes, queue_from))
             .collect();
         writes.extend(switch.early().map(|(offset, buf)| Write { offset, buf }));
+        let end = self.space.top() << self.header.cluster_bits.get();
         self.refcounts
-            .write_all(self.storage, &writes, zeros_from)?;
+            .write_all(self.storage, &writes, (zeros_from, end))?;
         self.sent = core::mem::take(&mut self.queue);
         if self.queued > RECENT_BYTES {
             self.sent = Vec::new();

@@ -6,6 +6,8 @@ use crate::arch::{Access, Mapping};
 use crate::memory::GuestSlot;
 use instar_shared::bits;
 use instar_shared::layout::{LARGE_PAGE_SIZE, PAGE_SIZE, SYSTEM};
+use instar_shared::zerocopy::IntoBytes;
+use instar_shared::zerocopy::little_endian::U64;
 
 /// Physical address of the top-level table, for CR3.
 pub const ROOT_GPA: u64 = place::PAGE_TABLES;
@@ -33,14 +35,14 @@ pub enum SupervisorAccess {
 
 /// Tables under construction; table `i` will lie at page `i` of the table area.
 pub struct PageTables {
-    tables: Vec<[u64; ENTRIES]>,
+    tables: Vec<[U64; ENTRIES]>,
 }
 
 impl PageTables {
     /// An empty address space.
     pub fn new() -> Self {
         Self {
-            tables: vec![[0; ENTRIES]],
+            tables: vec![[U64::ZERO; ENTRIES]],
         }
     }
 
@@ -74,43 +76,52 @@ impl PageTables {
         let mut at = start;
         while at < end {
             let large = at.is_multiple_of(LARGE_PAGE_SIZE) && end - at >= LARGE_PAGE_SIZE;
-            let (level, step) = if large {
-                (2, LARGE_PAGE_SIZE)
+            let (level, step, size_flag) = if large {
+                (2, LARGE_PAGE_SIZE, LARGE)
             } else {
-                (1, PAGE_SIZE)
+                (1, PAGE_SIZE, 0)
             };
-            let size_flag = if large { LARGE } else { 0 };
-            let leaf = at | flags | size_flag | PRESENT | ACCESSED | DIRTY;
-            *self.entry(at, level)? = leaf;
-            at += step;
+            let flags = flags | size_flag | PRESENT | ACCESSED | DIRTY;
+            // Small pages end where large ones can begin.
+            let next_large = (at + 1).next_multiple_of(LARGE_PAGE_SIZE);
+            let end = if large { end } else { end.min(next_large) };
+            for entry in self.entries_from(at, level)? {
+                if end - at < step {
+                    break;
+                }
+                *entry = (at | flags).into();
+                at += step;
+            }
         }
         Ok(())
     }
 
-    /// The entry for `address` in its table of `level` (1: page table, 2: page directory).
-    fn entry(&mut self, address: u64, level: u32) -> Result<&mut u64, VmError> {
+    /// The entries from that of `address` to the end of its table of `level` (1: page table, 2: page directory).
+    fn entries_from(&mut self, address: u64, level: u32) -> Result<&mut [U64], VmError> {
         let mut table = 0;
         for depth in (level + 1..=4).rev() {
             table = self.table_below(table, index(address, depth))?;
         }
-        self.slot(table, index(address, level))
+        let table = self.tables.get_mut(table);
+        let entries = table.and_then(|table| table.get_mut(index(address, level)..));
+        entries.ok_or_else(too_many)
     }
 
     /// The table that entry `index` of `table` points to, made if it is not there.
     fn table_below(&mut self, table: usize, index: usize) -> Result<usize, VmError> {
         let next = self.tables.len();
         let entry = self.slot(table, index)?;
-        if *entry & PRESENT != 0 {
-            let page = (*entry & ADDRESS).saturating_sub(ROOT_GPA) / PAGE_SIZE;
+        if entry.get() & PRESENT != 0 {
+            let page = (entry.get() & ADDRESS).saturating_sub(ROOT_GPA) / PAGE_SIZE;
             return usize::try_from(page).map_err(|_| too_many());
         }
         // Permissions are the leaf's; the levels above allow everything.
-        *entry = table_gpa(next)? | PRESENT | WRITABLE | USER | ACCESSED;
-        self.tables.push([0; ENTRIES]);
+        *entry = (table_gpa(next)? | PRESENT | WRITABLE | USER | ACCESSED).into();
+        self.tables.push([U64::ZERO; ENTRIES]);
         Ok(next)
     }
 
-    fn slot(&mut self, table: usize, index: usize) -> Result<&mut u64, VmError> {
+    fn slot(&mut self, table: usize, index: usize) -> Result<&mut U64, VmError> {
         self.tables
             .get_mut(table)
             .and_then(|t| t.get_mut(index))
@@ -119,11 +130,11 @@ impl PageTables {
 
     /// Writes the tables to the guest's memory.
     pub fn store(&self, slot: &GuestSlot) -> Result<(), VmError> {
-        for (i, table) in self.tables.iter().enumerate() {
-            let bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_le_bytes()).collect();
-            slot.write(table_gpa(i)?, &bytes)?;
-        }
-        Ok(())
+        // They lie one after the other.
+        let last = table_gpa(self.tables.len().saturating_sub(1))?;
+        let bytes = self.tables.as_bytes();
+        slot.populate(ROOT_GPA, last + PAGE_SIZE - ROOT_GPA);
+        slot.write(ROOT_GPA, bytes)
     }
 }
 
@@ -154,7 +165,7 @@ mod tests {
     fn walk(tables: &PageTables, address: u64) -> u64 {
         let mut table = 0;
         for level in (1..=4).rev() {
-            let entry = tables.tables[table][index(address, level)];
+            let entry = tables.tables[table][index(address, level)].get();
             if entry & PRESENT == 0 || level == 1 || entry & LARGE != 0 {
                 return entry;
             }
@@ -207,6 +218,30 @@ mod tests {
         assert_ne!(walk(&tables, layout::MAX_SLOT_SIZE - 1) & LARGE, 0);
         let slot = GuestSlot::new(64 << 20).unwrap();
         tables.store(&slot).unwrap();
+    }
+
+    #[test]
+    fn a_run_has_small_pages_only_where_large_ones_do_not_fit() {
+        let mut tables = PageTables::new();
+        let large = 3 * LARGE_PAGE_SIZE..5 * LARGE_PAGE_SIZE;
+        let start = large.start - 2 * PAGE_SIZE;
+        let end = large.end + 3 * PAGE_SIZE;
+        tables
+            .map_user(Mapping {
+                start,
+                size: end - start,
+                access: Access::ReadWrite,
+            })
+            .unwrap();
+        for at in (start..end).step_by(4096) {
+            let leaf = walk(&tables, at);
+            let is_large = large.contains(&at);
+            let page = if is_large { LARGE_PAGE_SIZE } else { PAGE_SIZE };
+            assert_eq!(leaf & LARGE != 0, is_large, "{at:#x}");
+            assert_eq!(leaf & ADDRESS, at - at % page, "{at:#x}");
+        }
+        assert_eq!(walk(&tables, start - PAGE_SIZE), 0);
+        assert_eq!(walk(&tables, end), 0);
     }
 
     #[test]
