@@ -10,11 +10,11 @@
 CARGO ?= cargo
 # Type checks for macOS: what must compile where there is no KVM.
 DARWIN_CRATES := -p instar-shared -p instar-devices -p instar-guest-ops \
-	-p instar-storage -p instar-qcow2 -p instar-raw -p instar-luks \
+	-p instar-storage -p instar-qcow2 -p instar-raw -p instar-crypt -p instar-luks \
 	-p instar-plan-check -p instar-plan-txn -p instar-plan-repair \
 	-p instar-plan-snapshot -p instar-plan-resize -p instar-plan-amend \
 	-p instar-plan-bitmap -p instar-codec -p instar-layers -p instar-plan-create \
-	-p instar-plan-convert -p instar-plan-map -p instar-plan-compare -p instar-vmm
+	-p instar-plan-convert -p instar-plan-map -p instar-plan-compare -p instar-plan-rebase -p instar-vmm
 OPERATIONS := $(CARGO) run --quiet --locked -p instar-operations-tool --
 
 .PHONY: setup tools fmt lint check-binary-sizes build test bench dist soak fuzz clean
@@ -55,10 +55,9 @@ bench: dist
 dist:
 	sh scripts/dist.sh
 
-# SEEDS runs of the seeded tests, each with a seed of its own, which it prints.
-SEEDS ?= 20
+# scripts/soak.sh says what can be set.
 soak: tools build
-	sh scripts/soak.sh $(SEEDS)
+	sh scripts/soak.sh
 
 FUZZ_SECONDS ?= 60
 fuzz:

@@ -4,6 +4,7 @@
 const OPERATIONS: &[&str] = &[
     "op-info",
     "op-check",
+    "op-commit",
     "op-compare",
     "op-map",
     "op-repair",
@@ -13,6 +14,8 @@ const OPERATIONS: &[&str] = &[
     "op-bitmap",
     "op-bench",
     "op-convert",
+    "op-convert-into",
+    "op-rebase",
     "op-create",
     "op-measure",
 ];

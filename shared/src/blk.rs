@@ -49,7 +49,8 @@ wire_enum! {
         DiscardBytes = 0x8000_0006,
         /// Vendor: the bytes from offset `sector` on read as zeros; data is a [`RangeArg`].
         ZeroBytes = 0x8000_0007,
-        /// Vendor: make completed writes durable; unlike `Flush` it says why it failed. No data.
+        /// Vendor: make completed writes durable, with `FEATURE_ORDERED` all that came before it; unlike `Flush` it
+        /// says why it failed. No data.
         Sync = 0x8000_0008,
         /// Vendor: copy from the file of another slot, or from another range of this one, to byte offset
         /// `sector`; data is a [`CopyArg`]. Bytes past the source's end are zeros. The file grows if it is

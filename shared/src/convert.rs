@@ -30,6 +30,8 @@ pub const CONVERT_LOOK_ONLY: u32 = 1 << 9;
 pub const CONVERT_DURABLE: u32 = 1 << 11;
 /// [`ConvertConfig::flags`]: it is `dd`: what stands at and after `skip_bytes` and before `max_bytes` is copied.
 pub const CONVERT_DD: u32 = 1 << 12;
+/// [`ConvertConfig::flags`]: what only the backing files of the source hold is not copied.
+pub const CONVERT_ONTO: u32 = 1 << 13;
 /// [`ConvertConfig::flags`]: no warnings.
 pub const CONVERT_QUIET: u32 = 1 << 10;
 

@@ -35,6 +35,9 @@ pub const FEATURE_BLOCK_STATUS: u64 = 1 << 1;
 pub const FEATURE_BYTE_WRITE: u64 = 1 << 2;
 /// Vendor feature, of devices that are not read-only: copying from the file of any slot.
 pub const FEATURE_COPY: u64 = 1 << 3;
+/// Vendor feature, of devices that are not read-only: requests are done in the order in which they became
+/// available, so a flush also covers the writes before it that have not completed.
+pub const FEATURE_ORDERED: u64 = 1 << 4;
 
 wire_struct! {
     /// One slot of the device table.

@@ -21,6 +21,7 @@ pub mod bench;
 pub mod blk;
 pub mod boot;
 pub mod check;
+pub mod commit;
 pub mod compare;
 pub mod control;
 pub mod convert;
@@ -32,6 +33,7 @@ pub mod info;
 pub mod layout;
 pub mod map;
 pub mod op;
+pub mod rebase;
 pub mod record;
 pub mod ring;
 #[cfg(test)]

@@ -56,8 +56,8 @@ fn each_vcpu_has_a_stack_and_room_for_its_last_words() {
 }
 
 #[test]
-fn numbers_of_version_3() {
-    assert_eq!(crate::abi::ABI_VERSION, 3);
+fn numbers_of_version_4() {
+    assert_eq!(crate::abi::ABI_VERSION, 4);
     assert_eq!(
         (
             doorbell::KICK_PORT,
@@ -73,7 +73,7 @@ fn numbers_of_version_3() {
 }
 
 #[test]
-fn requests_of_version_3() {
+fn requests_of_version_4() {
     use crate::blk::RequestType;
     let numbers: Vec<u32> = RequestType::ALL.iter().map(|kind| kind.raw()).collect();
     let (virtio, vendor) = numbers.split_at(6);
@@ -84,7 +84,8 @@ fn requests_of_version_3() {
         device::FEATURE_BLOCK_STATUS,
         device::FEATURE_BYTE_WRITE,
         device::FEATURE_COPY,
+        device::FEATURE_ORDERED,
     );
-    assert_eq!(features, (1, 2, 4, 8));
+    assert_eq!(features, (1, 2, 4, 8, 16));
     assert_eq!(crate::blk::RANGE_WRITE_ZEROS, 1);
 }

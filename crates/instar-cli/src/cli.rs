@@ -3,6 +3,7 @@
 mod options;
 mod values;
 mod words;
+mod wrong;
 
 pub use options::{
     Action, AmendOptions, BitmapOptions, CheckOptions, CompareOptions, CreateOptions,
@@ -13,6 +14,7 @@ pub use values::{
     size_option,
 };
 
+use crate::persona;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -71,6 +73,15 @@ data could not be read.
 Examples:
   instar compare disk.qcow2 copy.raw
   instar compare -s -f qcow2 -F qcow2 disk.qcow2 copy.qcow2";
+
+const COMMIT_HELP: &str = "\
+The base gets what FILE holds, and its size if it is smaller; then FILE is emptied. At no
+moment does FILE show anything else. Exit codes: 0 done, 1 it did not work.
+
+Examples:
+  instar commit overlay.qcow2
+  instar commit -p -d overlay.qcow2
+  instar commit -b base.qcow2 overlay.qcow2";
 
 const MAP_HELP: &str = "\
 The text form lists data that lies uncompressed at a place of a file; JSON lists
@@ -146,6 +157,16 @@ Examples:
   instar bench -c 1000 -d 1 -s 1M disk.qcow2
   instar bench -w -d 8 --pattern 0x55 --flush-interval 64 -f raw scratch.img";
 
+const REBASE_HELP: &str = "\
+What the image shows stays as it is: where the new backing file shows something
+else, the image gets it itself. BACKING is relative to the image's folder; with ''
+the image stands alone afterwards. Exit codes: 0 done, 1 it did not work.
+
+Examples:
+  instar rebase -b base-2.qcow2 -F qcow2 overlay.qcow2
+  instar rebase -c -b '' overlay.qcow2
+  instar rebase -u -b moved/base.qcow2 -F qcow2 overlay.qcow2";
+
 const BITMAP_HELP: &str = "\
 All actions are on the bitmap BITMAP. Exit codes: 0 done, 1 it did not work.
 
@@ -160,6 +181,9 @@ Examples:
 #[derive(Debug, Parser)]
 #[command(name = "instar", version, after_help = EXAMPLES, infer_long_args = true, disable_help_subcommand = true)]
 pub struct Cli {
+    /// What to trace: taken as qemu-img takes it, without effect
+    #[arg(short = 'T', long, value_name = "TRACE", hide = true)]
+    pub trace: Vec<OsString>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -168,8 +192,9 @@ pub struct Cli {
     pub limits: LimitOptions,
 }
 
-/// The commands.
+/// The commands. Only the options of the one that is named are made.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub enum Command {
     /// Show what an image is: format, sizes, backing file, snapshots
     #[command(after_help = EXIT_CODES, args_override_self = true, override_usage = "instar info [OPTIONS] FILE")]
@@ -195,6 +220,9 @@ pub enum Command {
     /// Make, remove, merge and switch the bitmaps that record changes
     #[command(after_help = BITMAP_HELP, args_override_self = true, override_usage = "instar bitmap [OPTIONS] ACTION... FILE BITMAP")]
     Bitmap(BitmapOptions),
+    /// Put what an image holds into the image below it
+    #[command(after_help = COMMIT_HELP, args_override_self = true, override_usage = "instar commit [OPTIONS] FILE")]
+    Commit(Box<crate::commit::CommitOptions>),
     /// Copy images into another one, of another format if you like
     #[command(after_help = CONVERT_HELP, args_override_self = true, override_usage = "instar convert [OPTIONS] SOURCE... TARGET")]
     Convert(Box<crate::convert::ConvertOptions>),
@@ -204,6 +232,9 @@ pub enum Command {
     /// Measure how fast an image takes requests
     #[command(after_help = BENCH_HELP, args_override_self = true, override_usage = "instar bench [OPTIONS] FILE")]
     Bench(Box<crate::bench::BenchOptions>),
+    /// Put an image onto another backing file
+    #[command(after_help = REBASE_HELP, args_override_self = true, override_usage = "instar rebase [OPTIONS] -b BACKING FILE")]
+    Rebase(Box<crate::rebase::RebaseOptions>),
     /// Make an empty image
     #[command(after_help = CREATE_HELP, args_override_self = true, override_usage = "instar create [OPTIONS] FILE [SIZE]")]
     Create(Box<CreateOptions>),
@@ -237,6 +268,8 @@ pub struct UsageError {
     pub sentence: String,
     /// Whether the command's help would make it clear.
     pub help: bool,
+    /// The command whose options are wrong, empty before a command: its name stands before the sentence.
+    pub of_command: Option<String>,
 }
 
 impl UsageError {
@@ -246,6 +279,7 @@ impl UsageError {
         Self {
             sentence: words::without_marks(&sentence.into()),
             help: true,
+            of_command: None,
         }
     }
 
@@ -255,6 +289,7 @@ impl UsageError {
         Self {
             sentence: words::without_marks(&sentence.into()),
             help: false,
+            of_command: None,
         }
     }
 }
@@ -295,7 +330,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Stop>
 
 fn parse_words(words: Vec<OsString>) -> Result<Cli, Stop> {
     let parsed = Cli::command()
-        .try_get_matches_from(words)
+        .try_get_matches_from(words.iter())
         .and_then(|matches| {
             let mut cli = Cli::from_arg_matches(&matches)?;
             if let (Command::Bitmap(bitmap), Some((_, matches))) =
@@ -308,7 +343,8 @@ fn parse_words(words: Vec<OsString>) -> Result<Cli, Stop> {
     parsed.map_err(|error| {
         use clap::error::ErrorKind;
         match error.kind() {
-            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stop::Print(error.to_string()),
+            ErrorKind::DisplayHelp => Stop::Print(persona::printed(error.to_string(), false)),
+            ErrorKind::DisplayVersion => Stop::Print(persona::printed(error.to_string(), true)),
             ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
                 Stop::Wrong(UsageError::with_help("Not enough arguments"))
             }
@@ -316,9 +352,16 @@ fn parse_words(words: Vec<OsString>) -> Result<Cli, Stop> {
                 "Command not found: {}",
                 invalid_subcommand(&error)
             ))),
-            _ => Stop::Wrong(UsageError::with_help(first_line(&error))),
+            _ => Stop::Wrong(wrong::sentence(&error, Cli::command(), &words)),
         }
     })
+}
+
+/// The name of the command that `words`, the program's own name first, name.
+#[must_use]
+pub fn command_name(words: &[OsString]) -> Option<String> {
+    let program = Cli::command();
+    wrong::command_of(&program, words).map(|command| command.get_name().to_owned())
 }
 
 /// Takes the mark off the size; where else it stands, the word is an option that does not exist.
@@ -329,9 +372,11 @@ fn unmark_size(resize: &mut ResizeOptions) -> Result<(), UsageError> {
         };
         if index != 1 {
             let option = size.display();
-            return Err(UsageError::with_help(format!(
-                "unexpected argument '{option}' found"
-            )));
+            let letter = option.to_string().chars().nth(1).unwrap_or_default();
+            return Err(UsageError {
+                of_command: Some("resize".to_owned()),
+                ..UsageError::with_help(format!("invalid option -- '{letter}'"))
+            });
         }
         *word = size;
     }
@@ -344,13 +389,6 @@ fn invalid_subcommand(error: &clap::Error) -> String {
         Some(ContextValue::String(name)) => name.clone(),
         _ => String::new(),
     }
-}
-
-/// The sentence of a clap error without its label and usage.
-fn first_line(error: &clap::Error) -> String {
-    let text = error.to_string();
-    let line = text.lines().next().unwrap_or_default();
-    line.strip_prefix("error: ").unwrap_or(line).to_owned()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 use crate::failure;
 use crate::files::{FileTable, JobError};
+use crate::persona;
 use crate::progress::{Percent, ProgressLine};
 use crate::sink::{Out, Sink};
 use instar_shared::op::Outcome;
@@ -38,7 +39,8 @@ impl Console {
     #[must_use]
     pub fn new(job: JobKind, json: bool, quiet: bool) -> Self {
         let stderr = Sink::stderr();
-        let progress = ProgressLine::new(stderr.is_terminal() && !quiet);
+        let bar = stderr.is_terminal() && !quiet && !persona::is_qemu_img();
+        let progress = ProgressLine::new(bar);
         Self::from_parts(job, [Sink::stdout(), stderr], progress, json, quiet)
     }
 
@@ -66,6 +68,11 @@ impl Console {
     pub fn show_percent(&mut self) {
         self.progress = ProgressLine::new(false);
         self.percent = Some(Percent::default());
+    }
+
+    /// Shows no percentages after all.
+    pub fn hide_percent(&mut self) {
+        self.percent = None;
     }
 
     /// Shows that `done` of `total` is done, if percentages are shown.

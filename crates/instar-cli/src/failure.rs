@@ -1,6 +1,8 @@
 //! Why a run failed, as `qemu-img` says it, and what the user can do about it.
 
+use crate::cli::{self, UsageError};
 use crate::files::{FailedOpen, FileTable, OpenFailure, Policy};
+use crate::persona;
 use crate::sink::{Out, Sink};
 use instar_shared::control::FileRole;
 use instar_shared::record::FailureKind;
@@ -14,6 +16,8 @@ pub enum JobKind {
     Info,
     /// The chain is opened as one, so errors nest from the top image down.
     Check,
+    /// As `Check`; and a file of the chain is opened again to be written, whose error stands alone.
+    Commit,
     /// As `Check`; and a file is made: what stands between its name and the reason why it cannot be,
     /// such as `error while converting raw: `.
     Make(&'static str),
@@ -28,6 +32,9 @@ const MORE_LINES: [&[u8]; 4] = [
     b"\nYou can use 'qemu-img rebase' instead.",
     b"\nTry --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it",
 ];
+
+/// What to do after a wrong use.
+const USAGE_HINT: &[u8] = b"'instar --help' and 'instar COMMAND --help' show the options";
 
 /// The sentence of a failure record.
 #[must_use]
@@ -66,6 +73,9 @@ pub fn open(job: JobKind, failed: &FailedOpen, files: &FileTable) -> Vec<u8> {
         let name = failed.given_name.as_bytes();
         return [b"Backing file '", name, b"' creates an infinite loop."].concat();
     }
+    if job == JobKind::Commit && failed.slot > 0 && failed.role.is_none() {
+        return failed.reason.as_bytes().to_vec();
+    }
     if failed.output {
         return output(job, failed);
     }
@@ -82,7 +92,7 @@ pub fn open(job: JobKind, failed: &FailedOpen, files: &FileTable) -> Vec<u8> {
 fn output(job: JobKind, failed: &FailedOpen) -> Vec<u8> {
     let doing = match job {
         JobKind::Make(doing) => doing,
-        JobKind::Info | JobKind::Check => "",
+        JobKind::Info | JobKind::Check | JobKind::Commit => "",
     };
     [
         failed.given_name.as_bytes(),
@@ -118,7 +128,9 @@ struct Place<'a> {
 impl Place<'_> {
     fn sentence(&self, job: JobKind, reason: &[u8]) -> Vec<u8> {
         let (name, levels) = match (job, self.top) {
-            (JobKind::Check | JobKind::Make(_), Some(top)) => (Some(top), self.levels),
+            (JobKind::Check | JobKind::Commit | JobKind::Make(_), Some(top)) => {
+                (Some(top), self.levels)
+            }
             _ => (self.named.or(self.top), 0),
         };
         let mut sentence = b"Could not open '".to_vec();
@@ -132,7 +144,7 @@ impl Place<'_> {
     }
 }
 
-/// Writes `instar: SENTENCE` and, if there is one, the line `hint: …`.
+/// Writes `instar: SENTENCE` and, if there is one, the line `hint: …`; as `qemu-img` only its own sentence.
 pub fn write(out: &mut Sink, sentence: &[u8]) {
     // The policy's own advice names the folder; it stands last, so no name can pose as it.
     let advice = format!("; add {} ", Policy::FLAG);
@@ -145,9 +157,37 @@ pub fn write(out: &mut Sink, sentence: &[u8]) {
     write_parts(out, parts);
 }
 
-/// Writes a sentence with a hint that fits all of its kind.
-pub fn write_with_hint(out: &mut Sink, sentence: &[u8], hint: &str) {
-    write_parts(out, (sentence, Some(hint.as_bytes())));
+/// Writes what is wrong with the command line, and where the right way stands.
+pub fn write_usage(out: &mut Sink, error: &UsageError) {
+    let sentence = error.sentence.as_bytes();
+    if !persona::is_qemu_img() && !error.help {
+        return write(out, sentence);
+    }
+    match error.of_command.as_deref() {
+        Some(command) => {
+            out.name(persona::typed_name().as_bytes());
+            out.put(if command.is_empty() { b"" } else { b" " });
+            out.put(command.as_bytes());
+        }
+        None => out.put(persona::name().as_bytes()),
+    }
+    out.put(b": ");
+    out.name(sentence);
+    out.put(b"\n");
+    match (error.help, persona::is_qemu_img()) {
+        (false, _) => {}
+        (true, false) => out.put(&[b"hint: ", USAGE_HINT, b"\n"].concat()),
+        (true, true) => {
+            let words: Vec<_> = std::env::args_os().collect();
+            out.put(b"Try '");
+            out.name(persona::typed_name().as_bytes());
+            if let Some(command) = cli::command_name(&words) {
+                out.put(b" ");
+                out.put(command.as_bytes());
+            }
+            out.put(b" --help' for more info\n");
+        }
+    }
 }
 
 /// Writes the sentence of a run that came to no end; what to do follows its first semicolon.
@@ -171,7 +211,8 @@ fn cut(sentence: &[u8], position: Option<usize>) -> (&[u8], Option<&[u8]>) {
 
 /// Writes a sentence, and a hint if there is one.
 pub fn write_parts(out: &mut Sink, (sentence, hint): (&[u8], Option<&[u8]>)) {
-    out.put(b"instar: ");
+    out.put(persona::name().as_bytes());
+    out.put(b": ");
     let more = MORE_LINES.iter().find(|more| sentence.ends_with(more));
     let sentence = more
         .and_then(|more| sentence.strip_suffix(*more))
@@ -187,7 +228,7 @@ pub fn write_parts(out: &mut Sink, (sentence, hint): (&[u8], Option<&[u8]>)) {
     }
     out.put(more.copied().unwrap_or_default());
     out.put(b"\n");
-    if let Some(hint) = hint {
+    if let Some(hint) = hint.filter(|_| !persona::is_qemu_img()) {
         out.put(b"hint: ");
         out.name(hint);
         out.put(b"\n");

@@ -1,11 +1,11 @@
 //! The other crates' types that the output code and the launcher work with.
 
 pub use instar_op_images::{
-    AMEND, BENCH, BITMAP, CHECK, COMPARE, CONVERT, CREATE, INFO, MAP, MEASURE, REPAIR, RESIZE,
-    SNAPSHOT,
+    AMEND, BENCH, BITMAP, CHECK, COMMIT, COMPARE, CONVERT, CONVERT_INTO, CREATE, INFO, MAP,
+    MEASURE, REBASE, REPAIR, RESIZE, SNAPSHOT,
 };
 pub use instar_sandbox::{
-    Access, FailedOpen, FileFacts, FileTable, Growth, InputFile, Job, JobError, OpenFailure,
+    Access, Base, FailedOpen, FileFacts, FileTable, Growth, InputFile, Job, JobError, OpenFailure,
     Output, Policy, Reads, path_of_backing, run_job,
 };
 pub use instar_vmm::operation::{Limits, RESULT_BYTES};

@@ -2,7 +2,7 @@
 
 use crate::check::{self, CheckOutput};
 use crate::cli::{self, CheckOptions, Cli, Command, InfoOptions, LimitOptions, UsageError};
-use crate::files::{self, Access, Growth, InputFile, Job, Limits, Output, Policy, Reads};
+use crate::files::{self, Access, Base, Growth, InputFile, Job, Limits, Output, Policy, Reads};
 use crate::image::Image;
 use crate::info::InfoOutput;
 use crate::{amend, bench, bitmap, compare, convert, create, map, measure, resize, snapshot};
@@ -33,9 +33,11 @@ pub fn run(cli: &Cli) -> Result<u8, UsageError> {
         Command::Resize(options) => resize::run(options, &cli.limits),
         Command::Amend(options) => amend::run(options, &cli.limits),
         Command::Bitmap(options) => bitmap::run(options, &cli.limits),
+        Command::Commit(options) => crate::commit::run(options, &cli.limits),
         Command::Convert(options) => convert::run(options, &cli.limits),
         Command::Dd(options) => crate::dd::run(options, &cli.limits),
         Command::Bench(options) => bench::run(options, &cli.limits),
+        Command::Rebase(options) => crate::rebase::run(options, &cli.limits),
         Command::Create(options) => create::run(options, &cli.limits),
         Command::Measure(options) => measure::run(options, &cli.limits),
     }
@@ -182,6 +184,34 @@ pub fn start_on(
     limits: &LimitOptions,
     output: impl Output + 'static,
 ) -> Result<u8, UsageError> {
+    let how = How {
+        threads,
+        base: None,
+    };
+    start_as(how, elf, config, inputs, limits, output)
+}
+
+/// How an operation runs.
+#[derive(Clone, Debug, Default)]
+pub struct How {
+    /// Threads beside the first.
+    pub threads: Threads,
+    /// The backing file that may be written.
+    pub base: Option<Base>,
+}
+
+/// As [`start`], in another way.
+///
+/// # Errors
+/// As there.
+pub fn start_as(
+    how: How,
+    elf: &'static [u8],
+    config: &[u8],
+    inputs: Vec<InputFile>,
+    limits: &LimitOptions,
+    output: impl Output + 'static,
+) -> Result<u8, UsageError> {
     let memory_bytes = match limits.memory {
         Some(bytes) => bytes,
         None => cli::default_memory()?,
@@ -195,10 +225,11 @@ pub fn start_on(
             memory_bytes,
             stall: STALL_LIMIT,
             timeout: limits.timeout,
-            threads,
+            threads: how.threads,
         },
         policy: Policy {
             allowed: cli::allowed_folders(&limits.allow_path, variable),
+            base: how.base,
         },
     };
     Ok(files::run_job(job, Box::new(output)))

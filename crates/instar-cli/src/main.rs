@@ -9,6 +9,7 @@ mod bench;
 mod bitmap;
 mod check;
 mod cli;
+mod commit;
 mod compare;
 mod console;
 mod convert;
@@ -26,8 +27,11 @@ mod map;
 mod measure;
 #[cfg(test)]
 mod oracle;
+mod pace;
+mod persona;
 mod progress;
 mod quantity;
+mod rebase;
 mod resize;
 mod sink;
 mod size;
@@ -46,10 +50,8 @@ static HEAP: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 /// Exit code of a wrong use; 2 would mean a damaged image.
 const EXIT_USAGE: u8 = 1;
 
-/// What to do after a wrong use.
-const USAGE_HINT: &str = "'instar --help' and 'instar COMMAND --help' show the options";
-
 fn main() -> ExitCode {
+    persona::take(std::env::args_os().next().as_deref());
     let code = match cli::parse(std::env::args_os()) {
         Ok(cli) => launch::run(&cli).unwrap_or_else(|error| complain(&error)),
         Err(Stop::Wrong(error)) => complain(&error),
@@ -76,11 +78,7 @@ fn print_bytes(text: &[u8]) -> u8 {
 
 fn complain(error: &UsageError) -> u8 {
     let mut stderr = Sink::stderr();
-    if error.help {
-        failure::write_with_hint(&mut stderr, error.sentence.as_bytes(), USAGE_HINT);
-    } else {
-        failure::write(&mut stderr, error.sentence.as_bytes());
-    }
+    failure::write_usage(&mut stderr, error);
     // Nobody is left to tell if standard error itself cannot be written.
     let _ = stderr.finish();
     EXIT_USAGE

@@ -22,6 +22,8 @@ macro_rules! embedded {
 pub const INFO: &[u8] = embedded!("op-info.elf");
 /// The ELF file of the `check` operation; 8-byte aligned.
 pub const CHECK: &[u8] = embedded!("op-check.elf");
+/// The ELF file of the `commit` operation; 8-byte aligned.
+pub const COMMIT: &[u8] = embedded!("op-commit.elf");
 /// The ELF file of the `compare` operation; 8-byte aligned.
 pub const COMPARE: &[u8] = embedded!("op-compare.elf");
 /// The ELF file of the `map` operation; 8-byte aligned.
@@ -40,6 +42,10 @@ pub const BITMAP: &[u8] = embedded!("op-bitmap.elf");
 pub const BENCH: &[u8] = embedded!("op-bench.elf");
 /// The ELF file of the `convert` operation; 8-byte aligned.
 pub const CONVERT: &[u8] = embedded!("op-convert.elf");
+/// The ELF file of the `convert` operation into an image that is there; 8-byte aligned.
+pub const CONVERT_INTO: &[u8] = embedded!("op-convert-into.elf");
+/// The ELF file of the `rebase` operation; 8-byte aligned.
+pub const REBASE: &[u8] = embedded!("op-rebase.elf");
 /// The ELF file of the `create` operation; 8-byte aligned.
 pub const CREATE: &[u8] = embedded!("op-create.elf");
 /// The ELF file of the `measure` operation; 8-byte aligned.
@@ -54,6 +60,7 @@ mod tests {
         for (name, elf) in [
             ("info", INFO),
             ("check", CHECK),
+            ("commit", COMMIT),
             ("compare", COMPARE),
             ("map", MAP),
             ("repair", REPAIR),
@@ -63,6 +70,8 @@ mod tests {
             ("bitmap", BITMAP),
             ("bench", BENCH),
             ("convert", CONVERT),
+            ("convert-into", CONVERT_INTO),
+            ("rebase", REBASE),
             ("create", CREATE),
             ("measure", MEASURE),
         ] {

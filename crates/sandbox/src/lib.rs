@@ -35,7 +35,7 @@ pub use jail::{Filter, JailError};
 pub use locks::Reads;
 pub use names::path_of_backing;
 pub use output::{FailedOpen, FileFacts, FileTable, JobError, OpenFailure, Output};
-pub use policy::Policy;
+pub use policy::{Base, Policy};
 pub use worker::Machine;
 
 use instar_vmm::VmError;

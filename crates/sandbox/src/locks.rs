@@ -21,8 +21,10 @@
 //!
 //! The order is that of the table; what stands before a comma is locked and asked
 //! for first. Block devices are locked as files are. The backing chain of an image
-//! that is changed is only read, and with an external data file the image itself
-//! is still locked as a whole. An image that is changed cannot be shared (`-U`).
+//! that is changed is only read, but for the base of `commit`, which is read first and
+//! then opened again and locked as an image that is changed. With an external data file
+//! the image itself is still locked as a whole. An image that is changed cannot be
+//! shared (`-U`).
 //!
 //! A raw image shares everything: bytes 201 and 203 are the format's. Whether an
 //! image that is read is raw is only known once the guest has looked, so a conflict

@@ -5,13 +5,23 @@ use crate::locks::{self, Conflict, Wanted};
 use crate::names::{self, Driver, Name, NameError};
 use crate::output::{FailedOpen, FileFacts, OpenFailure};
 use crate::target::{self, Target};
-use rustix::fs::{FileType, MemfdFlags, Mode, OFlags, SeekFrom, Stat};
+use rustix::fs::{CWD, FileType, MemfdFlags, Mode, OFlags, ResolveFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+/// Which file is at `path`, if one can be seen there.
+pub fn identity(path: &[u8]) -> Option<FileId> {
+    let name = names::parse(path).ok()?;
+    let path = OsStr::from_bytes(&name.path);
+    let resolve = ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve).ok()?;
+    Some(FileId::of(&rustix::fs::fstat(fd).ok()?))
+}
 
 /// How an image is opened: never made, never cut; a FIFO cannot block, a terminal is not adopted.
 pub const fn open_flags(writable: bool) -> OFlags {

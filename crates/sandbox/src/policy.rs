@@ -22,6 +22,18 @@ use std::path::PathBuf;
 pub struct Policy {
     /// Folders with all that is beneath them, or single files; block devices are allowed only here.
     pub allowed: Vec<PathBuf>,
+    /// The one backing file of the first image that may be written, too, and its data file with it; the first image
+    /// must be one that is changed.
+    pub base: Option<Base>,
+}
+
+/// Which image of a backing chain the ones above it are committed to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Base {
+    /// The backing file of the first image.
+    Nearest,
+    /// The one that the user typed: as it stands in the image above it, or relative to that image's folder.
+    Named(OsString),
 }
 
 impl Policy {
@@ -40,6 +52,7 @@ impl Policy {
             .filter(|path| !path.as_os_str().is_empty());
         Self {
             allowed: allowed.collect(),
+            base: None,
         }
     }
 }

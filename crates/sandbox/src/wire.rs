@@ -101,6 +101,8 @@ fn decode_request(packet: &[u8]) -> Option<Request> {
 pub enum Reply {
     /// The file, and a conflict that counts unless it is raw.
     Opened(FileFacts, Option<Conflict>),
+    /// The file, which may be written.
+    OpenedToWrite(FileFacts),
     /// Why not.
     Failed(FailedOpen),
     /// Slot, parent or access make no sense.
@@ -113,19 +115,19 @@ const TAG_OPENED: u64 = 1;
 const TAG_FAILED: u64 = 2;
 const TAG_INVALID: u64 = 3;
 const TAG_BEGUN: u64 = 4;
+const TAG_TO_WRITE: u64 = 5;
 
 /// The bytes of a reply.
 pub fn encode_reply(reply: &Reply) -> Vec<u8> {
     let mut out = Writer(Vec::with_capacity(256));
     match reply {
+        Reply::OpenedToWrite(facts) => {
+            out.number(TAG_TO_WRITE);
+            out.facts(facts);
+        }
         Reply::Opened(facts, conflict) => {
             out.number(TAG_OPENED);
-            out.number(facts.len_bytes);
-            out.number(facts.disk_bytes);
-            out.number(u64::from(facts.block_device) | u64::from(facts.character_device) << 1);
-            out.number(facts.parent_slot.map_or(u64::MAX, u64::from));
-            out.bytes(facts.name.as_bytes());
-            out.bytes(facts.given_name.as_bytes());
+            out.facts(facts);
             let (kind, byte, name) = match conflict {
                 None => (0, 0, ""),
                 Some(Conflict::Byte(byte)) => (1, *byte, ""),
@@ -167,6 +169,7 @@ pub fn decode_reply(packet: &[u8]) -> Option<Reply> {
     let mut rest = Reader(packet);
     let reply = match rest.number()? {
         TAG_OPENED => decode_opened(&mut rest)?,
+        TAG_TO_WRITE => Reply::OpenedToWrite(decode_facts(&mut rest)?),
         TAG_FAILED => Reply::Failed(decode_failed(&mut rest)?),
         TAG_INVALID => Reply::Invalid,
         TAG_BEGUN => Reply::Begun(match rest.number()?.cast_signed() {
@@ -178,9 +181,9 @@ pub fn decode_reply(packet: &[u8]) -> Option<Reply> {
     rest.0.is_empty().then_some(reply)
 }
 
-fn decode_opened(rest: &mut Reader<'_>) -> Option<Reply> {
+fn decode_facts(rest: &mut Reader<'_>) -> Option<FileFacts> {
     let (len_bytes, disk_bytes, flags) = (rest.number()?, rest.number()?, rest.number()?);
-    let facts = FileFacts {
+    Some(FileFacts {
         len_bytes,
         disk_bytes,
         block_device: flags & 1 != 0,
@@ -188,7 +191,11 @@ fn decode_opened(rest: &mut Reader<'_>) -> Option<Reply> {
         parent_slot: rest.slot()?,
         name: os_string(rest.bytes()?),
         given_name: os_string(rest.bytes()?),
-    };
+    })
+}
+
+fn decode_opened(rest: &mut Reader<'_>) -> Option<Reply> {
+    let facts = decode_facts(rest)?;
     let (kind, byte, name) = (rest.number()?, rest.number()?, rest.bytes()?);
     let name = ["consistent read", "write", "resize"]
         .into_iter()
@@ -242,6 +249,15 @@ impl Writer {
     fn bytes(&mut self, value: &[u8]) {
         self.number(value.len() as u64);
         self.0.extend_from_slice(value);
+    }
+
+    fn facts(&mut self, facts: &FileFacts) {
+        self.number(facts.len_bytes);
+        self.number(facts.disk_bytes);
+        self.number(u64::from(facts.block_device) | u64::from(facts.character_device) << 1);
+        self.number(facts.parent_slot.map_or(u64::MAX, u64::from));
+        self.bytes(facts.name.as_bytes());
+        self.bytes(facts.given_name.as_bytes());
     }
 }
 

@@ -5,11 +5,11 @@ use crate::input::{Access, Growth, InputFile};
 use crate::jail::Filter;
 use crate::locks::{Conflict, Reads};
 use crate::open::Opened;
-use crate::output::{FailedOpen, FileTable, JobError, OpenFailure, Output};
+use crate::output::{FailedOpen, FileFacts, FileTable, JobError, OpenFailure, Output};
 use crate::signals;
 use crate::window::Window;
 use crate::wire::{self, Reply};
-use instar_shared::control::{FileAccess, FileRequest, FileResponse, FileStatus, SizeStatus};
+use instar_shared::control::{FileRequest, FileResponse, FileStatus, SizeStatus};
 use instar_shared::info::ImageRecord;
 use instar_shared::op::{ImageFormat, Outcome};
 use instar_shared::record::RecordKind;
@@ -198,7 +198,7 @@ fn typed_window((slot, (input, opened)): (u16, &(InputFile, Opened))) -> Option<
 }
 
 /// The device of a file; `growth` if it is written.
-fn operation_file(file: File, facts: &crate::FileFacts, growth: Option<Growth>) -> OperationFile {
+fn operation_file(file: File, facts: &FileFacts, growth: Option<Growth>) -> OperationFile {
     // A device keeps its length. A character device has no bytes to write either.
     let growth = growth.filter(|_| !facts.character_device);
     let max_len_bytes = match growth {
@@ -275,11 +275,33 @@ impl Host<'_> {
         Err("the image is in use".into())
     }
 
-    /// How a file that was opened for writing may grow: as the image that names it.
-    fn growth_of(&self, request: &FileRequest) -> Option<Growth> {
-        let writable = request.access.get() == FileAccess::ReadWrite.raw();
-        let parent = usize::try_from(request.parent_slot.get()).ok()?;
-        self.growth.get(parent).copied().filter(|_| writable)
+    /// How a file that was opened for writing may grow: as the typed image that it hangs on.
+    fn growth_of(&self, facts: &FileFacts) -> Option<Growth> {
+        let mut at = facts.parent_slot?;
+        for _ in 0..=self.files.iter().count() {
+            match self.files.get(at)?.parent_slot {
+                Some(parent) => at = parent,
+                None => return self.growth.get(usize::from(at)).copied(),
+            }
+        }
+        None
+    }
+
+    /// The device of a file that an image names.
+    fn take(
+        &mut self,
+        slot: u16,
+        facts: FileFacts,
+        descriptor: OwnedFd,
+        writable: bool,
+    ) -> OperationFile {
+        let growth = self.growth_of(&facts).filter(|_| writable);
+        if let Some(growth) = growth {
+            self.windows.insert(slot, Window::of(growth, &facts, false));
+        }
+        let file = operation_file(File::from(descriptor), &facts, growth);
+        self.files.insert(slot, facts);
+        file
     }
 
     fn ask_broker(
@@ -335,16 +357,13 @@ impl OperationHost for Host<'_> {
             u16::try_from(request.slot.get()).map_err(|_| response(FileStatus::Invalid, 0))?;
         match self.ask_broker(request) {
             Ok((Reply::Opened(facts, conflict), Some(descriptor))) => {
-                let growth = self.growth_of(request);
-                if let Some(growth) = growth {
-                    self.windows.insert(slot, Window::of(growth, &facts, false));
-                }
-                let file = operation_file(File::from(descriptor), &facts, growth);
-                self.files.insert(slot, facts);
                 if let Some(conflict) = conflict {
                     self.conflicts.insert(slot, conflict);
                 }
-                Ok(file)
+                Ok(self.take(slot, facts, descriptor, false))
+            }
+            Ok((Reply::OpenedToWrite(facts), Some(descriptor))) => {
+                Ok(self.take(slot, facts, descriptor, true))
             }
             Ok((Reply::Failed(failed), _)) => {
                 let answer = match failed.kind {

@@ -6,7 +6,6 @@ extern crate alloc;
 
 mod qcow2;
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 use instar_codec::Decoder;
 use instar_guest_ops::{Context, Disk, DiskSet};
@@ -15,7 +14,6 @@ use instar_plan_bench::{
     BenchError, Cancelled, Image, Monitor, RawWriter, Reader, Settings, Writes, run as send,
 };
 use instar_plan_convert::Chains;
-use instar_plan_write::{CACHE_BYTES, WriteImage};
 use instar_shared::bench::{BENCH_DRAIN, BENCH_WRITE, BenchConfig, BenchResult};
 use instar_shared::op::{ImageFormat, Outcome};
 use instar_shared::record::{FailureKind, Progress, RecordKind};
@@ -23,6 +21,7 @@ use instar_shared::zerocopy::IntoBytes;
 use instar_shared::zerocopy::little_endian::U64;
 use instar_storage::Storage;
 use op_chain::{NamedBy, Reported, fail, format_of, open_layers};
+use op_edit::open_written;
 
 instar_guest_ops::entry!(run);
 
@@ -107,18 +106,12 @@ fn write(
         let set = set([disk]).ok_or(Reported)?;
         return time(ctx, &set, &mut image, settings, result);
     }
-    let (header, data) = &qcow2::open(ctx, disk)?;
-    let data = data.as_ref();
-    let set = set([Some(disk), data].into_iter().flatten()).ok_or(Reported)?;
-    let below = qcow2::below(ctx, disk, header)?;
-    let tables = header.l1_entries_needed().saturating_mul(16);
-    let tables = tables.saturating_add(header.refcount_table_bytes());
-    let _ = ctx.grant(tables.saturating_add(4 * CACHE_BYTES));
-    let codec = Box::new(Decoder::new());
-    let image = WriteImage::open(disk, data, header, below, codec);
+    let (written, below) = open_written(ctx, disk)?;
+    let files = [Some(disk), written.data.as_ref()];
+    let set = set(files.into_iter().flatten()).ok_or(Reported)?;
+    let image = written.begin(ctx, below);
     let image = image.map_err(|e| fail(ctx, 0, format_args!("{e}")))?;
-    let slots = (disk.slot(), data.map_or(0, Disk::slot));
-    let mut image = qcow2::Writer::new(image, slots);
+    let mut image = qcow2::Writer::new(image, written.slots());
     let sent = time(ctx, &set, &mut image, settings, result);
     // What is written is in the image whatever came after it.
     let kept = image.finish();

@@ -45,7 +45,7 @@ pub struct Layers {
 /// # Errors
 /// The record that says why has been sent.
 pub fn open_layers(ctx: &mut Context, disk: Disk, told: ImageFormat) -> Result<Layers, Reported> {
-    open_layers_of(ctx, disk, told, None)
+    open(ctx, disk, told, &|_, _| Ok(View::Active))
 }
 
 /// As [`open_layers`], with the top image as it was at a snapshot. A raw image has none.
@@ -57,6 +57,23 @@ pub fn open_layers_of(
     disk: Disk,
     told: ImageFormat,
     snapshot: Option<SnapshotName<'_>>,
+) -> Result<Layers, Reported> {
+    open(ctx, disk, told, &|ctx, image| match (snapshot, image) {
+        (None, _) => Ok(View::Active),
+        (Some(_), None) => Err(no_snapshot(ctx, NO_SNAPSHOTS)),
+        (Some(name), Some((disk, header))) => snapshot_view(ctx, disk, header, name),
+    })
+}
+
+/// Says which state of the top image is meant; it gets the image if that is qcow2. What an operation does not ask
+/// for, snapshots, is so not linked into it.
+type TopView<'a> = &'a dyn Fn(&mut Context, Option<(&Disk, &Header)>) -> Result<View, Reported>;
+
+fn open(
+    ctx: &mut Context,
+    disk: Disk,
+    told: ImageFormat,
+    top: TopView<'_>,
 ) -> Result<Layers, Reported> {
     let format = format_of(ctx, &disk, told, NamedBy::User)?;
     let mut parts = Vec::new();
@@ -83,7 +100,7 @@ pub fn open_layers_of(
         // What is not granted is missed where it is needed.
         let _ = ctx.grant(more.saturating_mul(LAYER_BYTES));
     }
-    let chain = build(ctx, parts, snapshot)?;
+    let chain = build(ctx, parts, top)?;
     Ok(Layers { chain, format })
 }
 
@@ -100,24 +117,23 @@ struct Qcow2 {
     header: Header,
 }
 
-/// The chain of all that is open, the top as it was at `snapshot`.
-fn build(
-    ctx: &mut Context,
-    parts: Vec<Part>,
-    mut snapshot: Option<SnapshotName<'_>>,
-) -> Result<Chain<Disk>, Reported> {
+/// The chain of all that is open.
+fn build(ctx: &mut Context, parts: Vec<Part>, top: TopView<'_>) -> Result<Chain<Disk>, Reported> {
     let mut layers = Vec::with_capacity(parts.len());
+    let mut top = Some(top);
     for part in parts {
-        let wanted = snapshot.take();
+        let mut view = |ctx: &mut Context, image| match top.take() {
+            Some(top) => top(ctx, image),
+            None => Ok(View::Active),
+        };
         layers.push(match part {
-            Part::Raw(_) if wanted.is_some() => return Err(no_snapshot(ctx, NO_SNAPSHOTS)),
-            Part::Raw(disk) => Layer::raw(*disk),
+            Part::Raw(disk) => {
+                view(ctx, None)?;
+                Layer::raw(*disk)
+            }
             Part::Qcow2(image) => {
                 let Qcow2 { disk, data, header } = *image;
-                let view = match wanted {
-                    Some(name) => snapshot_view(ctx, &disk, &header, name)?,
-                    None => View::Active,
-                };
+                let view = view(ctx, Some((&disk, &header)))?;
                 let slot = disk.slot();
                 Layer::qcow2(disk, data, header, view)
                     .map_err(|e| fail(ctx, slot, format_args!("{e}")))?

@@ -2,6 +2,9 @@
 #![no_std]
 #![no_main]
 
+extern crate alloc;
+
+use alloc::vec::Vec;
 use instar_codec::Decoder;
 use instar_guest_ops::{Context, Disk, DiskSet};
 use instar_layers::{Chain, FileOf};
@@ -33,13 +36,14 @@ fn compare_disks(
     let two = open(ctx, 1, two.get())?;
     let strict = config.flags.get() & COMPARE_STRICT != 0;
     let mut codec = Decoder::new();
-    let files = [&one, &two].into_iter().flat_map(|chain| chain.layers());
-    let files = files.flat_map(|layer| {
-        let data = layer.data_file_of() == FileOf::DataFile;
-        let data = data.then(|| layer.store(FileOf::DataFile));
-        [Some(layer.store(FileOf::Image)), data]
-    });
-    let overlap = DiskSet::new(files.flatten()).ok_or(Reported)?;
+    let mut files = Vec::new();
+    for layer in one.layers().iter().chain(two.layers()) {
+        files.push(layer.store(FileOf::Image));
+        if layer.data_file_of() == FileOf::DataFile {
+            files.push(layer.store(FileOf::DataFile));
+        }
+    }
+    let overlap = DiskSet::new(files).ok_or(Reported)?;
     let disks = Disks {
         chains: [&one, &two],
         overlap: &overlap,

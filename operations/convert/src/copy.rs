@@ -9,19 +9,17 @@ use instar_codec::Decoder;
 use instar_guest_ops::{Context, Crew, Disk};
 use instar_layers::CompressionType;
 use instar_plan_convert::{
-    Below, Chains, Engine, Job as Squeezing, NewTarget, Onto, Part, RawTarget, Source, Squeezer,
-    Target,
+    Below, Chains, Engine, NewTarget, Onto, Part, RawTarget, Source, Squeeze, Squeezer, Target,
+    Unpack, Unpacker,
 };
 use instar_plan_create::{NewImage, Spec, create_raw};
-use instar_qcow2::OpenMode;
 use instar_qcow2::bitmaps::Bitmap;
-use instar_shared::control::FileAccess;
 use instar_shared::convert::{
-    CONVERT_COMPRESS, CONVERT_DD, CONVERT_DURABLE, CONVERT_NO_CREATE, CONVERT_TARGET_IS_ZERO,
+    CONVERT_COMPRESS, CONVERT_DD, CONVERT_DURABLE, CONVERT_ONTO, CONVERT_TARGET_IS_ZERO,
 };
-use instar_shared::op::ImageFormat;
+use instar_storage::overlap::Crew as _;
 use instar_storage::{Storage, StorageMut};
-use op_chain::{Layers, Reported, open_layers, open_qcow2};
+use op_chain::{Layers, Reported, open_layers};
 
 /// Memory for buffers, in bytes: twice what the windows take, and room for compression. What is not used costs nothing.
 const BUFFER_BYTES: u64 = 72 << 20;
@@ -29,8 +27,10 @@ const BUFFER_BYTES: u64 = 72 << 20;
 const FIRST_BLOCK_BYTES: usize = 4096;
 
 /// The files that are written and what they lie on.
-struct Files {
-    target: Disk,
+#[derive(Debug)]
+pub struct Files {
+    /// The target.
+    pub target: Disk,
     data: Option<Disk>,
     below: Option<Layers>,
 }
@@ -59,7 +59,10 @@ fn disk(ctx: &mut Context, slot: u32) -> Result<Option<Disk>, Reported> {
     ctx.disk(slot).map(Some).map_err(|_| Reported)
 }
 
-/// Copies the sources; gives the target's virtual size.
+/// What is copied: images with their chains, or a part of them.
+pub type Sources<'a> = Part<'a, Chains<'a, Disk, Decoder>>;
+
+/// Copies the sources into the target, as `fill` does it; gives the target's virtual size.
 ///
 /// # Errors
 /// The record that says why has been sent.
@@ -68,11 +71,14 @@ pub fn copy(
     request: &Request<'_>,
     sources: &[Layers],
     bitmaps: &[Bitmap],
+    fill: impl FnOnce(&Job<'_, Sources<'_>>, &mut Context) -> Result<(), Reported>,
 ) -> Result<u64, Reported> {
     let files = Files::open(ctx, request)?;
-    let onto = files.below.as_ref().map(|below| Onto {
-        len_bytes: below.chain.len_bytes(),
-    });
+    let onto = match &files.below {
+        Some(below) => Some(below.chain.len_bytes()),
+        None => request.has(CONVERT_ONTO).then_some(u64::MAX),
+    };
+    let onto = onto.map(|len_bytes| Onto { len_bytes });
     let chains = sources.iter().map(|source| &source.chain);
     let source = Chains::new(chains, onto, Disk::slot, Decoder::new());
     // What is not granted is missed where it is needed.
@@ -83,64 +89,65 @@ pub fn copy(
     if request.has(CONVERT_DD) && skip > end.min(source.len_bytes()) {
         say::cannot_skip(ctx, request);
     }
-    let source = part;
     let job = Job {
         request,
         sources,
-        source: &source,
+        source: &part,
         files: &files,
         bitmaps,
     };
-    match (request.target_format, request.has(CONVERT_NO_CREATE)) {
-        (ImageFormat::Raw, true) => job.fill_raw(ctx)?,
-        (ImageFormat::Raw, false) => job.to_raw(ctx)?,
-        (_, false) => job.to_qcow2(ctx)?,
-        (_, true) => return Err(not_into_qcow2(ctx, &files.target)),
-    }
-    Ok(source.len_bytes())
-}
-
-/// Refuses a target that is there and is to be qcow2.
-fn not_into_qcow2(ctx: &mut Context, disk: &Disk) -> Reported {
-    match open_qcow2(ctx, disk, OpenMode::Change, FileAccess::ReadWrite) {
-        Ok(_) => {
-            let sentence = format_args!(
-                "instar does not write into qcow2 images that exist yet; leave -n out to make a new one"
-            );
-            say::sentence(ctx, sentence)
-        }
-        Err(reported) => reported,
-    }
+    fill(&job, ctx)?;
+    Ok(part.len_bytes())
 }
 
 /// A copy with all files open.
-struct Job<'a, S> {
-    request: &'a Request<'a>,
-    sources: &'a [Layers],
-    source: &'a S,
-    files: &'a Files,
-    bitmaps: &'a [Bitmap],
+#[derive(Debug)]
+pub struct Job<'a, S> {
+    /// What the host asks for.
+    pub request: &'a Request<'a>,
+    /// The images that are read.
+    pub sources: &'a [Layers],
+    /// They as one disk.
+    pub source: &'a S,
+    /// The files that are written.
+    pub files: &'a Files,
+    /// Bitmaps of the first source that are copied, too.
+    pub bitmaps: &'a [Bitmap],
 }
 
 impl<S: Source> Job<'_, S> {
     /// Into a raw target that is there.
-    fn fill_raw(&self, ctx: &mut Context) -> Result<(), Reported> {
+    ///
+    /// # Errors
+    /// The record that says why has been sent.
+    pub fn fill_raw(&self, ctx: &mut Context) -> Result<(), Reported> {
         let disk = &self.files.target;
-        let total = self.source.len_bytes();
-        if disk.len_bytes().next_multiple_of(512) < total {
-            let sentence = format_args!("output file is smaller than input file");
-            return Err(say::sentence(ctx, sentence));
-        }
+        self.check_size(ctx, disk.len_bytes().next_multiple_of(512))?;
         let mut target = RawTarget {
             file: disk.slot(),
             zeroed: self.request.has(CONVERT_TARGET_IS_ZERO),
         };
-        self.run(ctx, &mut target, CompressionType::Zlib)?;
+        self.run(ctx, &mut target, [disk], CompressionType::Zlib)?;
         disk.flush().map_err(|e| say::not_begun(ctx, e.errno))
     }
 
+    /// Refuses a target of `len_bytes` that is too small.
+    ///
+    /// # Errors
+    /// The record that says so has been sent.
+    pub fn check_size(&self, ctx: &mut Context, len_bytes: u64) -> Result<(), Reported> {
+        if len_bytes < self.source.len_bytes() {
+            let sentence = format_args!("output file is smaller than input file");
+            return Err(say::sentence(ctx, sentence));
+        }
+        Ok(())
+    }
+
     /// To a raw target that is made.
-    fn to_raw(&self, ctx: &mut Context) -> Result<(), Reported> {
+    ///
+    /// # Errors
+    /// The record that says why has been sent.
+    pub fn to_raw(&self, ctx: &mut Context) -> Result<(), Reported> {
         let disk = &self.files.target;
         let total = self.source.len_bytes();
         let options = &self.request.config.options;
@@ -164,12 +171,15 @@ impl<S: Source> Job<'_, S> {
             file: disk.slot(),
             zeroed: disk.can_grow(),
         };
-        self.run(ctx, &mut target, CompressionType::Zlib)?;
+        self.run(ctx, &mut target, [disk], CompressionType::Zlib)?;
         made.flush().map_err(|e| say::not_begun(ctx, e.errno))
     }
 
     /// To a qcow2 target that is made.
-    fn to_qcow2(&self, ctx: &mut Context) -> Result<(), Reported> {
+    ///
+    /// # Errors
+    /// The record that says why has been sent.
+    pub fn to_qcow2(&self, ctx: &mut Context) -> Result<(), Reported> {
         let (disk, request) = (&self.files.target, self.request);
         let total = self.source.len_bytes();
         let options = op_output::options(&request.config.options, total).ok_or(Reported)?;
@@ -188,7 +198,13 @@ impl<S: Source> Job<'_, S> {
         let below = self.files.below.as_ref();
         let below = below.map(|below| Below::new(&below.chain, Box::new(Decoder::new())));
         let mut target = NewTarget::new(begun, &spec, numbers, clean, below);
-        self.run(ctx, &mut target, spec.compression())?;
+        let written = [Some(disk), self.files.data.as_ref()];
+        self.run(
+            ctx,
+            &mut target,
+            written.into_iter().flatten(),
+            spec.compression(),
+        )?;
         let mut filled = target.into_image();
         let cluster = spec.cluster_bits().size_bytes();
         let top = self.sources.first().and_then(|s| s.chain.layers().first());
@@ -203,26 +219,37 @@ impl<S: Source> Job<'_, S> {
         Made::new(disk, self.request.has(CONVERT_DURABLE))
     }
 
-    /// Copies everything into `target`, whose compressed clusters are of this kind.
-    fn run(
+    /// Copies everything into `target`, which lies in the files `written`, and whose compressed clusters are of this
+    /// kind.
+    ///
+    /// # Errors
+    /// The record that says why has been sent.
+    pub fn run<'d>(
         &self,
         ctx: &mut Context,
         target: &mut dyn Target,
+        written: impl IntoIterator<Item = &'d Disk>,
         kind: CompressionType,
-    ) -> Result<(), Reported> {
-        let written = [Some(&self.files.target), self.files.data.as_ref()];
-        let set = files::set(self.sources, written.into_iter().flatten()).ok_or(Reported)?;
+    ) -> Result<(), Reported>
+    where
+        Self: 'd,
+    {
+        let set = files::set(self.sources, written).ok_or(Reported)?;
         let settings = self.request.settings();
-        let crew = Crew::start(ctx, Squeezing::run);
-        let squeezer = if self.request.has(CONVERT_COMPRESS) {
+        // There is one crew: where clusters are compressed too, that is the most work by far.
+        let (squeezers, unpackers);
+        let (mut squeezer, mut unpacker) = (None, None);
+        if self.request.has(CONVERT_COMPRESS) {
             let cluster = usize::try_from(target.cluster()).map_err(|_| Reported)?;
-            Some(Squeezer::new(&crew, kind, cluster))
+            squeezers = Crew::start(ctx, Squeeze::run);
+            squeezer = Some(Squeezer::new(&squeezers, kind, cluster));
         } else {
-            None
-        };
+            unpackers = Crew::start(ctx, Unpack::run);
+            unpacker = (unpackers.cores() > 0).then(|| Unpacker::new(&unpackers));
+        }
         let mut watch = Watch::new(ctx, self.request);
-        let mut engine = Engine::new(&set, self.source, target, &mut watch, settings, squeezer);
-        let result = engine.run();
+        let engine = Engine::new(&set, self.source, target, &mut watch, settings, squeezer);
+        let result = engine.unpacking(unpacker).run();
         result.map_err(|error| say::copy_failed(ctx, self.request, &error))
     }
 }

@@ -11,17 +11,25 @@ use op_chain::SnapshotName;
 /// What the host asks for, read once.
 #[derive(Debug)]
 pub struct Request<'a> {
+    /// All of it.
     pub config: &'a ConvertConfig,
+    /// Format of the sources, unless they are probed.
     pub source_format: ImageFormat,
+    /// Format of the target.
     pub target_format: ImageFormat,
+    /// Format of the target's backing file.
     pub backing_format: ImageFormat,
+    /// The snapshot that is read.
     pub snapshot: Option<SnapshotName<'a>>,
+    /// The target's name as typed.
     pub target_name: &'a [u8],
+    /// The first source's name as typed.
     pub source_name: &'a [u8],
 }
 
 impl<'a> Request<'a> {
     /// Nothing if the config makes no sense.
+    #[must_use]
     pub fn new(config: &'a ConvertConfig) -> Option<Self> {
         let text = |bytes: &'a [u8], len: u32| bytes.get(..usize::try_from(len).ok()?);
         let id = text(&config.snapshot_id, config.snapshot_id_len.get())?;
@@ -46,11 +54,13 @@ impl<'a> Request<'a> {
     }
 
     /// Whether this `CONVERT_*` is set.
+    #[must_use]
     pub fn has(&self, flag: u32) -> bool {
         self.config.flags.get() & flag != 0
     }
 
     /// How to copy.
+    #[must_use]
     pub fn settings(&self) -> Settings {
         Settings {
             sparse_bytes: self.config.sparse_bytes.get(),

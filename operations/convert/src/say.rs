@@ -62,6 +62,7 @@ pub fn not_created(ctx: &mut Context, request: &Request<'_>, error: &CreateError
         ImageFormat::Qcow2 => "qcow2",
         _ => "raw",
     };
+    let error = error.of_a_copy();
     if request.has(CONVERT_DD) {
         let text = format_args!("{name}: error while creating output image: {error}");
         return sentence(ctx, text);

@@ -4,8 +4,10 @@
 extern crate alloc;
 
 mod below;
+mod writing;
 
 pub use below::{Below, open_below};
+pub use writing::{Written, open_written};
 
 use core::fmt::Display;
 use instar_guest_ops::{Context, Disk};

@@ -22,6 +22,7 @@ use instar_guest_build::{GuestArch, GuestBuild, Verb, workspace_root};
 pub const OPERATIONS: &[&str] = &[
     "op-info",
     "op-check",
+    "op-commit",
     "op-compare",
     "op-map",
     "op-repair",
@@ -31,6 +32,8 @@ pub const OPERATIONS: &[&str] = &[
     "op-bitmap",
     "op-bench",
     "op-convert",
+    "op-convert-into",
+    "op-rebase",
     "op-create",
     "op-measure",
 ];

@@ -87,7 +87,7 @@ fn request(options: &AmendOptions) -> Result<Request, UsageError> {
         return help_for(format);
     }
     let [file] = options.files.as_slice() else {
-        return Err(UsageError::with_help("Expecting one image file name"));
+        return Err(UsageError::plain("Expecting one image file name"));
     };
     cli::cache_mode("", options.cache.as_ref())?;
     let image = Image::new(file, &options.how)?;

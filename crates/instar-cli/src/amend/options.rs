@@ -102,6 +102,13 @@ impl OptionList {
         }))
     }
 
+    /// The options of one list, whatever it is.
+    #[must_use]
+    pub fn of(list: &[u8]) -> Self {
+        let words = split(list);
+        Self { words }
+    }
+
     /// Whether `help` is among the options.
     #[must_use]
     pub fn wants_help(&self) -> bool {

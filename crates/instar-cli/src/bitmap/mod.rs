@@ -63,7 +63,7 @@ fn request(options: &BitmapOptions) -> Result<Request, UsageError> {
     let granularity = granularity(options)?;
     check_combination(options)?;
     let [file, name] = options.words.as_slice() else {
-        return Err(UsageError::with_help("Expecting filename and bitmap name"));
+        return Err(UsageError::plain("Expecting filename and bitmap name"));
     };
     let image = Image::new(file, &options.how)?;
     let source = match &options.source_file {
@@ -111,7 +111,7 @@ fn check_combination(options: &BitmapOptions) -> Result<(), UsageError> {
     } else {
         return Ok(());
     };
-    Err(UsageError::with_help(wrong))
+    Err(UsageError::plain(wrong))
 }
 
 /// Bytes per bit; 0 for the default.

@@ -7,17 +7,17 @@ mod target;
 #[cfg(test)]
 mod tests;
 
-pub use options::ConvertOptions;
+pub use options::{ConvertOptions, rate};
 pub use output::{ConvertOutput, Shown};
 
 use crate::cli::{self, LimitOptions, UsageError};
 use crate::create::options::NewFormat;
-use crate::files::{Access, CONVERT, Growth, InputFile, Reads};
+use crate::files::{Access, CONVERT, CONVERT_INTO, Growth, InputFile, Reads};
 use crate::image::Image;
 use crate::launch;
 use instar_shared::convert::{
     CONVERT_ANY_ORDER, CONVERT_BITMAPS, CONVERT_COMPRESS, CONVERT_COPY_RANGE, CONVERT_FILL,
-    CONVERT_LOOK_ONLY, CONVERT_NO_CREATE, CONVERT_QUIET, CONVERT_SALVAGE,
+    CONVERT_LOOK_ONLY, CONVERT_NO_CREATE, CONVERT_ONTO, CONVERT_QUIET, CONVERT_SALVAGE,
     CONVERT_SKIP_BROKEN_BITMAPS, CONVERT_TARGET_IS_ZERO, ConvertConfig,
 };
 use instar_shared::op::ImageFormat;
@@ -29,7 +29,7 @@ use target::Target;
 
 /// Threads for long reads and writes.
 pub const IO_THREADS: u8 = 2;
-/// vCPUs that compress beside the first, if the host has so many cores.
+/// vCPUs that compress or decompress beside the first, if the host has so many cores.
 const FURTHER_VCPUS: u8 = 3;
 
 /// What a command line asks for.
@@ -59,6 +59,7 @@ pub fn run(options: &ConvertOptions, limits: &LimitOptions) -> Result<u8, UsageE
         .into_iter()
         .map(|image| source(image, options.force_share))
         .collect();
+    let may_be_packed = inputs.iter().any(|input| input.access != Access::ReadRaw);
     let target_format = NewFormat::named(&options.target_format).unwrap_or(NewFormat::Raw);
     let mut refusal = None;
     match target {
@@ -79,9 +80,18 @@ pub fn run(options: &ConvertOptions, limits: &LimitOptions) -> Result<u8, UsageE
     let output = ConvertOutput::new(shown);
     let threads = Threads {
         io: IO_THREADS,
-        vcpus: if options.compress { FURTHER_VCPUS } else { 0 },
+        vcpus: if options.compress || may_be_packed {
+            FURTHER_VCPUS
+        } else {
+            0
+        },
     };
-    launch::start_on(threads, CONVERT, config.as_bytes(), inputs, limits, output)
+    let elf = if options.no_create && target_format == NewFormat::Qcow2 {
+        CONVERT_INTO
+    } else {
+        CONVERT
+    };
+    launch::start_on(threads, elf, config.as_bytes(), inputs, limits, output)
 }
 
 /// A source as a job opens it.
@@ -152,6 +162,7 @@ fn flags(options: &ConvertOptions, manner: &options::Manner) -> u32 {
     [
         (options.compress, CONVERT_COMPRESS),
         (options.no_create, CONVERT_NO_CREATE),
+        (options.no_create && options.backing.is_some(), CONVERT_ONTO),
         (options.target_is_zero, CONVERT_TARGET_IS_ZERO),
         (options.bitmaps, CONVERT_BITMAPS),
         (options.skip_broken_bitmaps, CONVERT_SKIP_BROKEN_BITMAPS),

@@ -259,8 +259,11 @@ fn parallel(text: &OsStr) -> Result<u32, UsageError> {
     }
 }
 
-/// Reads the value of `-r`.
-fn rate(text: &OsStr) -> Result<u64, UsageError> {
+/// Reads the value of `-r`, in bytes per second.
+///
+/// # Errors
+/// The sentence of `qemu-img`.
+pub fn rate(text: &OsStr) -> Result<u64, UsageError> {
     signed_size("rate limit", text)
 }
 

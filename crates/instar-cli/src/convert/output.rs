@@ -4,17 +4,13 @@ use crate::console::{Console, JobKind};
 use crate::files::{FileTable, JobError, Output, RESULT_BYTES};
 use crate::info::Format;
 use crate::json::Json;
+use crate::pace::Pace;
 use instar_shared::convert::ConvertResult;
 use instar_shared::op::{ImageFormat, Outcome};
-use instar_shared::record::{Failure, FailureKind, Progress, RecordKind};
+use instar_shared::record::{Failure, FailureKind, RecordKind};
 use instar_shared::zerocopy::{FromBytes, IntoBytes};
 use instar_vmm::operation::RunStats;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::{Condvar, Mutex};
-use std::time::{Duration, Instant};
-
-/// Longest time that is slept at once.
-const LONGEST_SLEEP: Duration = Duration::from_millis(500);
 
 /// Largest size of an image: sizes are signed 64-bit numbers to other programs.
 const MAX_SIZE: u64 = i64::MAX.unsigned_abs();
@@ -46,7 +42,7 @@ pub struct Shown {
 pub struct ConvertOutput {
     console: Console,
     shown: Shown,
-    start: Instant,
+    pace: Pace,
 }
 
 impl ConvertOutput {
@@ -58,31 +54,11 @@ impl ConvertOutput {
         if shown.percent && !shown.quiet && !json && shown.refusal.is_none() {
             console.show_percent();
         }
+        let pace = Pace::new(shown.rate);
         Self {
             console,
             shown,
-            start: Instant::now(),
-        }
-    }
-
-    /// Waits, if more has been copied than the rate allows by now: the guest does not go on meanwhile.
-    fn keep_rate(&self, payload: &[u8]) {
-        let Ok(progress) = Progress::read_from_bytes(payload) else {
-            return;
-        };
-        if self.shown.rate == 0 {
-            return;
-        }
-        let micros = u128::from(progress.done.get()) * 1_000_000 / u128::from(self.shown.rate);
-        let due = Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX));
-        let never = Mutex::new(());
-        while let Some(left) = due
-            .checked_sub(self.start.elapsed())
-            .filter(|d| !d.is_zero())
-        {
-            // A confined process has no other way to sleep.
-            let Ok(guard) = never.lock() else { return };
-            let _ = Condvar::new().wait_timeout(guard, left.min(LONGEST_SLEEP));
+            pace,
         }
     }
 
@@ -151,7 +127,7 @@ impl Output for ConvertOutput {
         }
         if self.console.record(kind, payload, files)? {
             if kind == RecordKind::Progress {
-                self.keep_rate(payload);
+                self.pace.keep(payload);
             }
             Ok(())
         } else {

@@ -1,7 +1,9 @@
 //! The value of `-l`.
 
+use crate::amend::OptionList;
 use crate::cli::UsageError;
 use crate::launch::fill;
+use crate::persona;
 use instar_shared::convert::{ConvertConfig, SnapshotChoice};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -37,17 +39,15 @@ pub fn choice(value: Option<&OsStr>) -> Result<Choice, UsageError> {
         return Ok(Choice::IdOrName(value.as_bytes().to_vec()));
     }
     let (mut id, mut name) = (None, None);
-    for property in value.as_bytes().split(|byte| *byte == b',') {
-        let at = property.iter().position(|byte| *byte == b'=');
-        let (key, text) = property.split_at(at.unwrap_or(property.len()));
-        let text = text.get(1..).unwrap_or_default().to_vec();
+    for (key, text) in OptionList::of(value.as_bytes()).meanings() {
         match key {
-            b"snapshot.id" => id = Some(text),
-            b"snapshot.name" => name = Some(text),
+            b"snapshot.id" => id = Some(text.to_vec()),
+            b"snapshot.name" => name = Some(text.to_vec()),
             other => {
                 return Err(UsageError::plain(format!(
-                    "Invalid parameter '{}'\ninstar: Failed in parsing snapshot param '{}'",
+                    "Invalid parameter '{}'\n{}: Failed in parsing snapshot param '{}'",
                     String::from_utf8_lossy(other),
+                    persona::name(),
                     value.display()
                 )));
             }

@@ -16,6 +16,10 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
+/// Both `-B` and `-o` can name a backing file.
+const BACKING_OF_SEVERAL: &str =
+    "Having a backing file for the target makes no sense when concatenating multiple input images";
+
 /// A target and what belongs to it.
 #[derive(Debug)]
 pub struct Target {
@@ -73,8 +77,9 @@ impl Target {
         let mut options = NewOptions::new(format, list.as_ref())?;
         if !typed.no_create {
             set_backing(typed, format, &mut options)?;
+            check_backing(&options, sources)?;
         }
-        check_ways(typed, format, &options)?;
+        check_ways(typed, format, &options, sources)?;
         cli::cache_mode("", typed.target_cache.as_ref()).map_err(|error| error.sentence)?;
         let name = super::target_name(typed);
         let fails = |sentence: String| {
@@ -170,10 +175,21 @@ fn set_backing(
         }
         options.set(name.as_bytes(), value.as_bytes())?;
     }
-    if options.text("backing_file").is_some() && options.text("backing_fmt").is_none() {
-        return Err("Use of backing file requires explicit backing format".into());
-    }
     Ok(())
+}
+
+/// What an image with a backing file cannot do without, or have.
+fn check_backing(options: &NewOptions, sources: usize) -> Result<(), String> {
+    if options.text("backing_file").is_none() {
+        return Ok(());
+    }
+    if sources > 1 {
+        return Err(BACKING_OF_SEVERAL.into());
+    }
+    match options.text("backing_fmt") {
+        Some(_) => Ok(()),
+        None => Err("Use of backing file requires explicit backing format".into()),
+    }
 }
 
 /// The format of the backing file, if the options name one.
@@ -191,27 +207,26 @@ fn backing_format(options: &NewOptions) -> Result<Option<ImageFormat>, String> {
     }
 }
 
-/// What several sources cannot have.
+/// What several sources cannot have, whatever the target is.
 fn check_sources(typed: &ConvertOptions, sources: usize) -> Result<(), String> {
     let wrong = if sources < 2 {
         return Ok(());
     } else if typed.source_snapshot.is_some() {
         "No support for concatenating multiple snapshot"
     } else if typed.backing.is_some() {
-        "Having a backing file for the target makes no sense when concatenating multiple input images"
-    } else if typed.bitmaps {
-        "Copying bitmaps only possible with single source"
+        BACKING_OF_SEVERAL
     } else {
         return Ok(());
     };
     Err(wrong.into())
 }
 
-/// What the format cannot have.
+/// What the format, or so many sources, cannot have.
 fn check_ways(
     typed: &ConvertOptions,
     format: NewFormat,
     options: &NewOptions,
+    sources: usize,
 ) -> Result<(), String> {
     let reserves = options
         .text("preallocation")
@@ -220,6 +235,10 @@ fn check_ways(
         "Compression not supported for this file format"
     } else if typed.compress && reserves {
         "Compression and preallocation not supported at the same time"
+    } else if typed.bitmaps && sources > 1 {
+        "Copying bitmaps only possible with single source"
+    } else if typed.target_is_zero && typed.backing.is_some() {
+        "Cannot use --target-is-zero when the destination image has a backing file"
     } else if typed.bitmaps && format == NewFormat::Raw {
         "Format driver 'raw' does not support bitmaps"
     } else if typed.bitmaps && matches!(options.text("compat"), Some(b"0.10" | b"v2")) {

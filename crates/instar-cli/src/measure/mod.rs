@@ -12,6 +12,7 @@ use crate::create::{typed_size, unknown_format};
 use crate::files::{InputFile, MEASURE, Reads};
 use crate::image::Image;
 use crate::launch;
+use crate::persona;
 use instar_shared::convert::SnapshotChoice;
 use instar_shared::create::{MEASURE_IMAGE, MeasureConfig};
 use instar_shared::op::ImageFormat;
@@ -113,7 +114,8 @@ fn target_of(
     };
     let given = NewOptions::new(format, list).map_err(|sentence| {
         format!(
-            "{sentence}\ninstar: Invalid options for file format '{}'",
+            "{sentence}\n{}: Invalid options for file format '{}'",
+            persona::name(),
             format.name()
         )
     })?;

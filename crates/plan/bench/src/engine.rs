@@ -35,7 +35,11 @@ pub fn run<O: Overlap, I: Image>(
     };
     let result = engine.run();
     if result.is_err() {
-        while overlap.wait().is_some() {}
+        while let Some(done) = overlap.wait() {
+            if done.result.is_err() {
+                engine.image.write_failed();
+            }
+        }
     }
     result
 }
@@ -86,6 +90,7 @@ impl<O: Overlap, I: Image> Engine<'_, O, I> {
     /// Starts as many requests as there may be in flight.
     fn start_all(&mut self) -> Result<(), BenchError> {
         loop {
+            self.flush_due |= self.image.is_full();
             if self.flush_due {
                 if self.in_flight() > 0 {
                     return Ok(());
@@ -189,7 +194,11 @@ impl<O: Overlap, I: Image> Engine<'_, O, I> {
     fn submit(&mut self, mut transfer: Transfer) -> Result<(), BenchError> {
         while let Err(back) = self.overlap.submit(transfer) {
             transfer = back;
-            if !self.await_one()? {
+            let waited = self.await_one();
+            if waited != Ok(true) {
+                // It has its place and is not written.
+                self.image.write_failed();
+                waited?;
                 return Err(BenchError::Request { errno: EIO });
             }
         }
@@ -230,7 +239,10 @@ impl<O: Overlap, I: Image> Engine<'_, O, I> {
             return Ok(done.result?);
         }
         self.buffers.push(done.buf);
-        done.result?;
+        if let Err(error) = done.result {
+            self.image.write_failed();
+            return Err(error.into());
+        }
         match usize::try_from(done.token) {
             Ok(index) => self.end_piece(index),
             Err(_) => Ok(()),
@@ -251,7 +263,13 @@ impl<O: Overlap, I: Image> Engine<'_, O, I> {
         let (done, total) = (u64::from(self.done), u64::from(self.settings.count));
         self.monitor.progress(done, total)?;
         match self.settings.write {
-            Some(writes) if !writes.drain && is_interval(writes, self.done) => self.flush(),
+            Some(writes) if !writes.drain && is_interval(writes, self.done) => {
+                if self.image.rests_for_flush() {
+                    self.flush_due = true;
+                    return Ok(());
+                }
+                self.flush()
+            }
             _ => Ok(()),
         }
     }

@@ -23,7 +23,8 @@ pub trait Image {
     /// They cannot be read.
     fn read(&mut self, guest: u64, buf: &mut [u8]) -> Result<Piece, BenchError>;
 
-    /// Where the first bytes of `data` go that are written at `guest`, or that they are written.
+    /// Where the first bytes of `data` go that are written at `guest`, or that they are written. What it gives a place
+    /// is written before the next [`Self::flush`] if [`Self::rests_for_flush`] says so, or never.
     ///
     /// # Errors
     /// They cannot be written.
@@ -34,6 +35,19 @@ pub trait Image {
     /// # Errors
     /// It cannot.
     fn flush(&mut self) -> Result<Option<u16>, BenchError>;
+
+    /// It has given as many places as it can keep in mind, and wants a flush.
+    fn is_full(&self) -> bool {
+        false
+    }
+
+    /// A flush has to wait until everything that was given a place is written.
+    fn rests_for_flush(&self) -> bool {
+        false
+    }
+
+    /// Something that was given a place could not be written.
+    fn write_failed(&mut self) {}
 }
 
 /// EBADF: it was not opened for that.
@@ -61,7 +75,7 @@ impl<S: Source> Image for Reader<S> {
         let part = buf.get_mut(..len).unwrap_or_default();
         let at = match span.what {
             What::Data { file, offset } => Some((file, offset)),
-            What::Packed => {
+            What::Packed(_) => {
                 self.0.read_at(guest, part)?;
                 None
             }

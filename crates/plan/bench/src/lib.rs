@@ -8,7 +8,8 @@
 //! The bytes that are read are used for nothing. All bytes that are written are the same, so that every buffer fits
 //! every request.
 //!
-//! *Crash safety:* each written sector is old or new.
+//! *Crash safety:* each written sector is old or new: an image whose tables have to say where new data lies writes them
+//! when no request is in flight.
 //!
 //! *Memory:* a buffer for each request in flight, and for each further piece of a request whose bytes lie in several
 //! places.

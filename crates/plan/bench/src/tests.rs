@@ -64,7 +64,7 @@ impl Source for Quarters {
                 offset: 4096 + offset,
             },
             1 => What::Zero,
-            _ => What::Packed,
+            _ => What::Packed(None),
         };
         let len = (2048 - offset % 2048).min(max);
         Ok(Span { len, what })

@@ -1,11 +1,11 @@
 //! Backing chains as a source.
 
-use crate::{ReadError, Source, Span, What};
+use crate::{ReadError, Source, Span, Stream, What};
 use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::fmt;
-use instar_layers::{Chain, DataError, Decompress, RunKind};
+use instar_layers::{Chain, DataError, Decompress, FileOf, Run, RunKind};
 use instar_storage::Storage;
 
 /// What a copy onto a backing file leaves to that.
@@ -75,6 +75,26 @@ impl<'a, S: Storage, D: Decompress> Chains<'a, S, D> {
         })
     }
 
+    /// The compressed cluster that `run` is, if it is all of it.
+    fn stream(&self, chain: &Chain<S>, run: &Run) -> Option<Stream> {
+        let layer = chain.layers().get(run.depth)?;
+        match run.kind {
+            RunKind::Compressed {
+                host_offset,
+                max_bytes,
+                in_cluster: 0,
+                cluster_len,
+            } if run.len == u64::from(cluster_len) => Some(Stream {
+                file: (self.number)(layer.store(FileOf::Image)),
+                offset: host_offset,
+                max_bytes,
+                cluster_bytes: cluster_len,
+                kind: layer.compression(),
+            }),
+            _ => None,
+        }
+    }
+
     /// The span at `offset` of a chain.
     fn span(&self, chain: &Chain<S>, offset: u64, max: u64) -> Result<Span, DataError> {
         let run = match self.onto {
@@ -94,9 +114,9 @@ impl<'a, S: Storage, D: Decompress> Chains<'a, S, D> {
                     };
                     if is_hole { What::Zero } else { data }
                 }
-                None => What::Packed,
+                None => What::Packed(None),
             },
-            RunKind::Compressed { .. } => What::Packed,
+            RunKind::Compressed { .. } => What::Packed(self.stream(chain, &run)),
             RunKind::Zero { .. } => What::Zero,
             RunKind::Unallocated => What::Below,
         };
@@ -147,7 +167,7 @@ fn left_to_backing<S: Storage>(span: Span, offset: u64, onto: Onto, chain: &Chai
             len: cut(onto.len_bytes),
             what: What::Zero,
         },
-        What::Data { .. } | What::Packed => span,
+        What::Data { .. } | What::Packed(_) => span,
     }
 }
 

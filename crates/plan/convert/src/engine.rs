@@ -4,13 +4,14 @@ use crate::blocks::Rules;
 use crate::error::Salvaged;
 use crate::packing::Pack;
 use crate::source::What;
-use crate::squeeze::{Job, Squeezer};
+use crate::squeeze::Squeezer;
 use crate::target::Zeros;
+use crate::unpack::Unpacker;
 use crate::window::{WINDOW_BYTES, WINDOWS, Window};
 use crate::{ConvertError, ReadError, Source, Target, TargetError};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use instar_storage::overlap::{Crew, Done, Overlap, Transfer, Work};
+use instar_storage::overlap::{Done, Overlap, Transfer, Work};
 
 /// Longest request to copy, in bytes.
 const COPY_BYTES: u64 = 16 << 20;
@@ -61,7 +62,7 @@ pub struct Settings {
 
 /// Copies a source into a target.
 #[derive(Debug)]
-pub struct Engine<'a, I, S, T: ?Sized, M, C> {
+pub struct Engine<'a, I, S, T: ?Sized, M> {
     pub(crate) io: &'a I,
     pub(crate) source: &'a S,
     pub(crate) target: &'a mut T,
@@ -80,17 +81,17 @@ pub struct Engine<'a, I, S, T: ?Sized, M, C> {
     pub(crate) backlog: VecDeque<Transfer>,
     pub(crate) spare_bytes: usize,
     pub(crate) others: usize,
-    pub(crate) squeezer: Option<Squeezer<'a, C>>,
+    pub(crate) squeezer: Option<Squeezer<'a>>,
+    pub(crate) unpacker: Option<Unpacker<'a>>,
     pub(crate) pack: Pack,
 }
 
-impl<'a, I, S, T, M, C> Engine<'a, I, S, T, M, C>
+impl<'a, I, S, T, M> Engine<'a, I, S, T, M>
 where
     I: Overlap,
     S: Source,
     T: Target + ?Sized,
     M: Monitor,
-    C: Crew<Job>,
 {
     /// An engine that has copied nothing yet. With a squeezer the target is compressed.
     pub fn new(
@@ -99,7 +100,7 @@ where
         target: &'a mut T,
         monitor: &'a mut M,
         settings: Settings,
-        squeezer: Option<Squeezer<'a, C>>,
+        squeezer: Option<Squeezer<'a>>,
     ) -> Self {
         let (unit, sparse) = match &squeezer {
             // Of what is compressed every cluster counts by itself.
@@ -135,10 +136,18 @@ where
             spare_bytes: 0,
             others: 0,
             squeezer,
+            unpacker: None,
             pack: Pack::default(),
             target,
             monitor,
         }
+    }
+
+    /// Has compressed clusters of the source decompressed by jobs, besides on this core.
+    #[must_use]
+    pub fn unpacking(mut self, unpacker: Option<Unpacker<'a>>) -> Self {
+        self.unpacker = unpacker;
+        self
     }
 
     /// Copies everything. Nothing is in flight when it returns.
@@ -152,15 +161,20 @@ where
         if let Some(squeezer) = &mut self.squeezer {
             squeezer.stop();
         }
+        if let Some(unpacker) = &mut self.unpacker {
+            unpacker.stop();
+        }
         done
     }
 
     fn copy_all(&mut self) -> Result<(), ConvertError> {
         loop {
             let started = self.start()?;
-            let mut finished = self.finish_windows()?;
+            let mut finished = self.unpack();
+            finished |= self.finish_windows()?;
             finished |= self.squeeze()?;
             self.send();
+            self.commit_full()?;
             self.monitor.progress(self.next, self.total)?;
             if self.is_done() {
                 return Ok(());
@@ -176,6 +190,23 @@ where
         }
     }
 
+    /// Lets a target that is full write its tables, once everything that it gave places to is written.
+    fn commit_full(&mut self) -> Result<(), ConvertError> {
+        if !self.target.is_full() {
+            return Ok(());
+        }
+        self.write_pack();
+        loop {
+            self.send();
+            match self.io.wait() {
+                Some(ended) => self.ended(ended)?,
+                None => break,
+            }
+        }
+        let committed = self.target.commit();
+        committed.map_err(|reason| write_error(self.next, reason))
+    }
+
     fn is_done(&self) -> bool {
         self.next >= self.total
             && self.windows.is_empty()
@@ -184,15 +215,15 @@ where
             && self.io.in_flight() == 0
     }
 
-    /// Waits for a request, or for a job of the crew.
+    /// Waits for a request, or for a job of a crew.
     fn wait(&self) -> Option<Done> {
-        match &self.squeezer {
-            Some(squeezer) if squeezer.in_flight() > 0 => {
-                self.io.idle();
-                self.io.poll()
-            }
-            _ => self.io.wait(),
+        let squeezing = self.squeezer.as_ref().map_or(0, Squeezer::in_flight);
+        let unpacking = self.unpacker.as_ref().map_or(0, Unpacker::in_flight);
+        if squeezing == 0 && unpacking == 0 {
+            return self.io.wait();
         }
+        self.io.idle();
+        self.io.poll()
     }
 
     /// Begins with what comes next, as far as there is room; true if it did.
@@ -203,6 +234,7 @@ where
             && (!self.free.is_empty() || self.buffers < WINDOWS)
             && self.others < COPIES
             && self.backlog.is_empty()
+            && !self.target.is_full()
         {
             if !self.step()? {
                 break;
@@ -220,8 +252,12 @@ where
         let whole = self.whole_blocks(at, span.len);
         match span.what {
             What::Zero if !self.settings.fill && whole > 0 => {
-                self.zeros(at, whole)?;
-                self.next = at.saturating_add(whole);
+                if !self.windows.is_empty() && self.target.keeps_order() {
+                    return Ok(false);
+                }
+                let len = whole.min(self.target.longest_zeros());
+                self.zeros(at, len)?;
+                self.next = at.saturating_add(len);
             }
             What::Below if whole > 0 => self.next = at.saturating_add(whole),
             What::Data { file, offset } if self.settings.copy && whole > 0 => {
@@ -348,6 +384,7 @@ where
         window.reading = window.reading.saturating_sub(1);
         match done.result {
             Ok(()) => {}
+            Err(_) if window.unpacking => window.again = true,
             Err(error) if salvage => window.failed = Some((offset, error.errno)),
             Err(error) => {
                 let reason = ReadError::from(error);

@@ -15,13 +15,17 @@
 //! Data that need not be looked at is copied by the host ([`Settings::copy`]), and does not come by.
 //!
 //! *Crash safety* is the target's: a raw file is complete when the copy is, a new qcow2 image is none before its
-//! header is written, last.
+//! header is written, last. One that is there has of each sector the old or the new content: its tables are written
+//! when no write is in flight.
 //!
-//! *Memory:* [`WINDOWS`] buffers of [`WINDOW_BYTES`], at most as much again for parts of windows, and what source
-//! and target take.
+//! Of compressed clusters, what they are made of is read instead, and a crew decompresses them ([`Unpacker`]).
 //!
-//! Modules: `source` (what is read), `chains` (backing chains as one), `target` (where it goes), `image` (a new qcow2 image as that), `blocks` (zeros in a window), `window`, `squeeze`
-//! (compression), `engine` (the pipeline) with
+//! *Memory:* [`WINDOWS`] buffers of [`WINDOW_BYTES`], at most as much again for parts of windows, with an
+//! [`Unpacker`] at most twice as much for compressed bytes, and what source and target take.
+//!
+//! Modules: `source` (what is read), `chains` (backing chains as one), `target` (where it goes),
+//! `image` (a new qcow2 image as that), `into` (one that is there), `blocks` (zeros in a window), `window`, `squeeze`
+//! (compression), `unpack` (decompression), `engine` (the pipeline) with
 //! `reading`, `writing` and `packing`, `bitmaps`, `error`.
 #![no_std]
 #![cfg_attr(
@@ -37,11 +41,13 @@ mod chains;
 mod engine;
 mod error;
 mod image;
+mod into;
 mod packing;
 mod reading;
 mod source;
 mod squeeze;
 mod target;
+mod unpack;
 mod window;
 mod writing;
 
@@ -50,9 +56,11 @@ pub use chains::{Chains, Onto};
 pub use engine::{Cancelled, Engine, Monitor, Settings};
 pub use error::{ConvertError, ReadError, Salvaged, TargetError};
 pub use image::{Below, NewTarget};
-pub use source::{Part, Source, Span, What};
-pub use squeeze::{Job, Squeezer};
+pub use into::{IntoImage, Manner};
+pub use source::{Part, Source, Span, Stream, What};
+pub use squeeze::{Squeeze, Squeezer};
 pub use target::{Place, RawTarget, Target, Zeros};
+pub use unpack::{Unpack, Unpacker};
 pub use window::{WINDOW_BYTES, WINDOWS};
 
 #[cfg(test)]

@@ -2,11 +2,11 @@
 
 use crate::blocks::{Block, Stretch};
 use crate::engine::{size, write_error};
-use crate::squeeze::{Job, Squeezed};
+use crate::squeeze::{Squeeze, Squeezed};
 use crate::window::Window;
 use crate::{ConvertError, Engine, Monitor, Source, Target};
 use alloc::vec::Vec;
-use instar_storage::overlap::{Crew, Overlap};
+use instar_storage::overlap::Overlap;
 
 /// Compressed bytes that are written at once.
 const PACK_BYTES: usize = 1 << 20;
@@ -22,13 +22,12 @@ pub(crate) struct Pack {
     bytes: Vec<u8>,
 }
 
-impl<I, S, T, M, C> Engine<'_, I, S, T, M, C>
+impl<I, S, T, M> Engine<'_, I, S, T, M>
 where
     I: Overlap,
     S: Source,
     T: Target + ?Sized,
     M: Monitor,
-    C: Crew<Job>,
 {
     /// Has a window's clusters compressed.
     pub(crate) fn squeeze_window(
@@ -79,7 +78,7 @@ where
     }
 
     /// Gives the clusters of a job their places.
-    fn store(&mut self, job: &Job) -> Result<(), ConvertError> {
+    fn store(&mut self, job: &Squeeze) -> Result<(), ConvertError> {
         for (guest, squeezed) in job.results() {
             match squeezed {
                 Squeezed::Packed(bytes) => self.pack(guest, bytes)?,
@@ -113,7 +112,7 @@ where
     }
 
     /// Writes the compressed clusters that have their places.
-    fn write_pack(&mut self) {
+    pub(crate) fn write_pack(&mut self) {
         let Pack {
             file,
             offset,

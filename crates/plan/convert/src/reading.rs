@@ -3,26 +3,26 @@
 use crate::engine::{PIECE_BITS, size};
 use crate::error::Salvaged;
 use crate::source::What;
-use crate::squeeze::Job;
 use crate::window::{Part, PartKind, Piece, WINDOW_BYTES, Window};
 use crate::{ConvertError, Engine, Monitor, Source, Target};
 use alloc::vec::Vec;
-use instar_storage::overlap::{Crew, Overlap, Transfer, Work};
+use instar_storage::overlap::{Overlap, Transfer, Work};
 
 /// A stretch without data ends a window if it is this long, in bytes.
 const BREAK_BYTES: u64 = 64 << 10;
 /// Reads of a window that are done by requests of their own; more go in one batch.
 const MAX_PIECES: usize = 128;
+/// Compressed bytes of a window that is decompressed by a job.
+const MAX_INPUT_BYTES: u64 = 2 * WINDOW_BYTES;
 /// Bytes of a sector, the least that is salvaged.
 const SECTOR: usize = 512;
 
-impl<I, S, T, M, C> Engine<'_, I, S, T, M, C>
+impl<I, S, T, M> Engine<'_, I, S, T, M>
 where
     I: Overlap,
     S: Source,
     T: Target + ?Sized,
     M: Monitor,
-    C: Crew<Job>,
 {
     /// Begins to read the window at `at`.
     pub(crate) fn open_window(&mut self, at: u64) -> Result<(), ConvertError> {
@@ -33,33 +33,69 @@ where
             Some(buf) => buf,
             None => self.new_buffer()?,
         };
-        match window.pieces.as_slice() {
-            pieces if window.packed || pieces.len() > MAX_PIECES => {
-                window.pieces.clear();
-                let bytes = buf.get_mut(..window.len).unwrap_or_default();
-                if let Err(reason) = self.source.read_at(at, bytes) {
-                    if !self.settings.salvage {
-                        return Err(ConvertError::Read { offset: at, reason });
-                    }
-                    window.failed = Some((at, reason.errno));
-                }
+        window.buf = core::mem::take(&mut buf);
+        if self.is_read_whole(&window) {
+            window.pieces.clear();
+            (window.streams, window.inputs) = (Vec::new(), Vec::new());
+            self.read_whole(&mut window)?;
+        } else {
+            self.read_pieces(&mut window);
+        }
+        self.windows.push_back(window);
+        Ok(())
+    }
+
+    /// Whether only the source itself can give the bytes of `window`, or does it with fewer requests.
+    fn is_read_whole(&self, window: &Window) -> bool {
+        let requests = window.pieces.len().saturating_add(window.inputs.len());
+        let bytes = window.inputs.iter().map(|input| input.len);
+        let bytes = bytes.fold(0, u64::saturating_add);
+        window.packed
+            || requests > MAX_PIECES
+            || bytes > MAX_INPUT_BYTES
+            || (!window.streams.is_empty() && self.unpacker.is_none())
+    }
+
+    /// Has the source read a window, which waits for it.
+    pub(crate) fn read_whole(&self, window: &mut Window) -> Result<(), ConvertError> {
+        let offset = window.offset;
+        let bytes = window.buf.get_mut(..window.len).unwrap_or_default();
+        if let Err(reason) = self.source.read_at(offset, bytes) {
+            if !self.settings.salvage {
+                return Err(ConvertError::Read { offset, reason });
             }
-            [only] if only.at == 0 => {
-                clear(&mut buf, &window.parts);
-                self.read(&window, 0, *only, core::mem::take(&mut buf));
+            window.failed = Some((offset, reason.errno));
+        }
+        Ok(())
+    }
+
+    /// Begins to read the pieces of a window, and what its clusters are compressed to.
+    fn read_pieces(&mut self, window: &mut Window) {
+        clear(&mut window.buf, &window.parts);
+        window.unpacking = !window.streams.is_empty();
+        match window.pieces.as_slice() {
+            [only] if only.at == 0 && !window.unpacking => {
+                let buf = core::mem::take(&mut window.buf);
+                self.read(window, 0, *only, buf);
                 window.reading = 1;
             }
             pieces => {
-                clear(&mut buf, &window.parts);
                 for (index, piece) in pieces.iter().enumerate() {
-                    self.read(&window, index, *piece, alloc::vec![0; piece.len]);
+                    self.read(window, index, *piece, alloc::vec![0; piece.len]);
                 }
-                window.reading = window.pieces.len();
+                for (index, input) in (pieces.len()..).zip(&window.inputs) {
+                    let piece = Piece {
+                        at: 0,
+                        len: size(input.len),
+                        file: input.file,
+                        offset: input.offset,
+                    };
+                    self.read(window, index, piece, alloc::vec![0; piece.len]);
+                }
+                let requests = pieces.len().saturating_add(window.inputs.len());
+                window.reading = requests.saturating_add(window.unpacking.into());
             }
         }
-        window.buf = buf;
-        self.windows.push_back(window);
-        Ok(())
     }
 
     /// What the window at `at` consists of.
@@ -72,6 +108,10 @@ where
             parts: Vec::new(),
             pieces: Vec::new(),
             packed: false,
+            streams: Vec::new(),
+            inputs: Vec::new(),
+            unpacking: false,
+            again: false,
             reading: 0,
             failed: None,
             buf: Vec::new(),
@@ -83,7 +123,7 @@ where
             let no_data = match span.what {
                 What::Zero => !self.settings.fill,
                 What::Below => true,
-                What::Data { .. } | What::Packed => false,
+                What::Data { .. } | What::Packed(_) => false,
             };
             if no_data && here > at && span.len >= BREAK_BYTES.max(self.block) {
                 let block_end = here.checked_next_multiple_of(self.block);
@@ -149,8 +189,11 @@ fn add_part(window: &mut Window, at: usize, len: usize, what: What) {
     let kind = match what {
         What::Zero => PartKind::Zero,
         What::Below => PartKind::Below,
-        What::Packed => {
-            window.packed = true;
+        What::Packed(stream) => {
+            match stream.filter(|stream| len == size(stream.cluster_bytes.into())) {
+                Some(stream) => window.add_stream(at, stream),
+                None => window.packed = true,
+            }
             PartKind::Data
         }
         What::Data { file, offset } => {

@@ -1,6 +1,7 @@
 //! What is read.
 
 use crate::ReadError;
+use instar_layers::CompressionType;
 
 /// The unit of a disk's size, in bytes.
 const SECTOR_BYTES: u64 = 512;
@@ -24,12 +25,28 @@ pub enum What {
         /// Where they start there.
         offset: u64,
     },
-    /// Bytes that only [`Source::read_at`] gives: compressed ones.
-    Packed,
+    /// Bytes that [`Source::read_at`] gives: compressed ones. What they are made of, if the span is all that is
+    /// made of it.
+    Packed(Option<Stream>),
     /// Zeros.
     Zero,
     /// Left to the target's backing file.
     Below,
+}
+
+/// A compressed cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stream {
+    /// Number of the file, as [`instar_storage::overlap::Transfer::file`].
+    pub file: u16,
+    /// Where its compressed bytes start there.
+    pub offset: u64,
+    /// They are at most this many.
+    pub max_bytes: u32,
+    /// Bytes of the cluster.
+    pub cluster_bytes: u32,
+    /// How it is compressed.
+    pub kind: CompressionType,
 }
 
 /// What is copied: one image after the other, as one disk.

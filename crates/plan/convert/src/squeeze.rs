@@ -35,7 +35,7 @@ struct Cluster {
 
 /// Clusters that are compressed together, with all the memory that it takes.
 #[derive(Debug)]
-pub struct Job {
+pub struct Squeeze {
     encoder: Encoder,
     serial: u64,
     cluster_bytes: usize,
@@ -53,7 +53,7 @@ pub(crate) enum Squeezed<'a> {
     Plain(&'a [u8]),
 }
 
-impl Job {
+impl Squeeze {
     fn new(kind: CompressionType, cluster_bytes: usize) -> Result<Self, ConvertError> {
         let bytes = JOB_BYTES.max(cluster_bytes);
         let mut job = Self {
@@ -111,21 +111,21 @@ impl Job {
 }
 
 /// Jobs in all their states.
-pub struct Squeezer<'a, C> {
-    crew: &'a C,
+pub struct Squeezer<'a> {
+    crew: &'a dyn Crew<Squeeze>,
     kind: CompressionType,
     cluster_bytes: usize,
-    free: VecDeque<Box<Job>>,
+    free: VecDeque<Box<Squeeze>>,
     /// Jobs that exist.
     jobs: usize,
-    filling: Option<Box<Job>>,
-    waiting: VecDeque<Box<Job>>,
-    done: VecDeque<Box<Job>>,
+    filling: Option<Box<Squeeze>>,
+    waiting: VecDeque<Box<Squeeze>>,
+    done: VecDeque<Box<Squeeze>>,
     /// Number of the next job that is filled, and of the next whose result is taken.
     next: Range<u64>,
 }
 
-impl<C> fmt::Debug for Squeezer<'_, C> {
+impl fmt::Debug for Squeezer<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Squeezer")
             .field("kind", &self.kind)
@@ -134,9 +134,13 @@ impl<C> fmt::Debug for Squeezer<'_, C> {
     }
 }
 
-impl<'a, C: Crew<Job>> Squeezer<'a, C> {
+impl<'a> Squeezer<'a> {
     /// Compresses clusters of `cluster_bytes` on `crew`.
-    pub const fn new(crew: &'a C, kind: CompressionType, cluster_bytes: usize) -> Self {
+    pub const fn new(
+        crew: &'a dyn Crew<Squeeze>,
+        kind: CompressionType,
+        cluster_bytes: usize,
+    ) -> Self {
         Self {
             crew,
             kind,
@@ -189,12 +193,12 @@ impl<'a, C: Crew<Job>> Squeezer<'a, C> {
         Ok(())
     }
 
-    fn new_job(&mut self) -> Result<Box<Job>, ConvertError> {
+    fn new_job(&mut self) -> Result<Box<Squeeze>, ConvertError> {
         let mut job = match self.free.pop_back() {
             Some(job) => job,
             None => {
                 self.jobs = self.jobs.saturating_add(1);
-                Box::new(Job::new(self.kind, self.cluster_bytes)?)
+                Box::new(Squeeze::new(self.kind, self.cluster_bytes)?)
             }
         };
         job.input.clear();
@@ -235,7 +239,7 @@ impl<'a, C: Crew<Job>> Squeezer<'a, C> {
     }
 
     /// The next job in order, if it is done.
-    pub(crate) fn next_done(&mut self) -> Option<Box<Job>> {
+    pub(crate) fn next_done(&mut self) -> Option<Box<Squeeze>> {
         let next = self.next.start;
         let index = self.done.iter().position(|job| job.serial == next)?;
         self.next.start = next.saturating_add(1);
@@ -243,7 +247,7 @@ impl<'a, C: Crew<Job>> Squeezer<'a, C> {
     }
 
     /// Takes a job back whose results were used.
-    pub(crate) fn give_back(&mut self, job: Box<Job>) {
+    pub(crate) fn give_back(&mut self, job: Box<Squeeze>) {
         self.free.push_back(job);
     }
 

@@ -59,11 +59,34 @@ pub trait Target {
     /// It cannot.
     fn zeros(&mut self, guest: u64, len: u64) -> Result<Zeros, TargetError>;
 
+    /// Bytes that [`Self::zeros`] takes at once.
+    fn longest_zeros(&self) -> u64 {
+        u64::MAX
+    }
+
+    /// Zeros take room between the data, so that they should come in the guest's order, too.
+    fn keeps_order(&self) -> bool {
+        false
+    }
+
     /// Reads what the target's backing file has, zeros where there is none.
     ///
     /// # Errors
     /// It cannot be read.
     fn read_below(&self, guest: u64, buf: &mut [u8]) -> Result<(), TargetError>;
+
+    /// It has given as many places as it can keep in mind, and wants to write its tables.
+    fn is_full(&self) -> bool {
+        false
+    }
+
+    /// Writes its tables. Everything that was given a place has been written.
+    ///
+    /// # Errors
+    /// It cannot.
+    fn commit(&mut self) -> Result<(), TargetError> {
+        Ok(())
+    }
 }
 
 /// A raw file or device.

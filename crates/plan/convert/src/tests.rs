@@ -1,8 +1,8 @@
 //! Copies over memory, with requests that end in any order.
 
 use crate::{
-    Cancelled, ConvertError, Engine, Job, Monitor, Place, RawTarget, ReadError, Salvaged, Settings,
-    Source, Span, Squeezer, Target, TargetError, What, Zeros,
+    Cancelled, ConvertError, Engine, Monitor, Place, RawTarget, ReadError, Salvaged, Settings,
+    Source, Span, Squeeze, Squeezer, Target, TargetError, What, Zeros,
 };
 use alloc::vec;
 use alloc::vec::Vec;
@@ -10,12 +10,14 @@ use instar_layers::{CompressionType, Decompress};
 use instar_storage::overlap::{Inline, MemOverlap};
 use instar_storage::{MemStorage, Storage, StorageMut};
 
+mod unpacking;
+
 /// Number of the source's file and of the target's.
 const FROM: u16 = 0;
 const TO: u16 = 1;
 
 /// No compression.
-const NONE: Option<Squeezer<'static, Inline<Job>>> = None;
+const NONE: Option<Squeezer<'static>> = None;
 
 /// A disk of spans with what it reads as.
 struct Disk {
@@ -105,7 +107,7 @@ fn disk(random: &mut Random, sectors: u64) -> (Disk, MemStorage) {
         let len = (unit * (1 + random.below(40))).min(left);
         let what = match random.below(6) {
             0 | 1 => What::Zero,
-            2 => What::Packed,
+            2 => What::Packed(None),
             _ => {
                 place -= len + random.below(3) * 512;
                 What::Data {
@@ -405,7 +407,7 @@ fn compressed_clusters_come_in_order_and_decompress() {
         let (source, file) = disk(&mut random, sectors);
         let to = MemStorage::default();
         let io = MemOverlap::new([(FROM, &file), (TO, &to)], 16, seed);
-        let crew = Inline::new(Job::run);
+        let crew = Inline::new(Squeeze::run);
         let mut target = Packed {
             places: Vec::new(),
             next: 327_680,

@@ -1,11 +1,15 @@
 //! A part of the disk on its way.
 
+use crate::Stream;
 use alloc::vec::Vec;
 
 /// Bytes of a window at most.
 pub const WINDOW_BYTES: u64 = 2 << 20;
 /// Windows that are on their way at once.
 pub const WINDOWS: usize = 8;
+
+/// Most bytes between two compressed clusters that are read at once.
+const GAP_BYTES: u64 = 4096;
 
 /// What a part of a window is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +46,30 @@ pub(crate) struct Piece {
     pub offset: u64,
 }
 
+/// Compressed bytes of a file, read at once.
+#[derive(Debug)]
+pub(crate) struct Input {
+    /// Number of the file.
+    pub file: u16,
+    /// First byte there.
+    pub offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// They, once they are read.
+    pub bytes: Vec<u8>,
+}
+
+/// A compressed cluster of a window.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Placed {
+    /// First byte of the cluster in the window.
+    pub at: usize,
+    /// Which input it is in.
+    pub input: usize,
+    /// What it is.
+    pub stream: Stream,
+}
+
 /// A part of the disk on its way.
 #[derive(Debug)]
 pub(crate) struct Window {
@@ -57,7 +85,15 @@ pub(crate) struct Window {
     pub pieces: Vec<Piece>,
     /// Only [`crate::Source::read_at`] gives its bytes.
     pub packed: bool,
-    /// Reads that have not ended.
+    /// Compressed clusters, and the stretches that they are in.
+    pub streams: Vec<Placed>,
+    /// Numbered behind the pieces.
+    pub inputs: Vec<Input>,
+    /// It has, or had, compressed clusters that a job decompresses.
+    pub unpacking: bool,
+    /// What came is of no use: [`crate::Source::read_at`] gives its bytes, or says what is wrong.
+    pub again: bool,
+    /// Reads that have not ended, and one more while `unpacking` has not.
     pub reading: usize,
     /// The errno of a read that failed, and where its bytes are as the guest counts.
     pub failed: Option<(u64, u32)>,
@@ -65,10 +101,42 @@ pub(crate) struct Window {
     pub buf: Vec<u8>,
 }
 
+impl Input {
+    /// Whether `stream` begins in it or close behind, so that one read serves both.
+    const fn reaches(&self, stream: &Stream) -> bool {
+        let end = self.offset.saturating_add(self.len);
+        stream.offset >= self.offset
+            && stream.offset <= end.saturating_add(GAP_BYTES)
+            && self.len < WINDOW_BYTES
+    }
+}
+
 impl Window {
+    /// Adds a compressed cluster at byte `at`.
+    pub fn add_stream(&mut self, at: usize, stream: Stream) {
+        let end = stream.offset.saturating_add(stream.max_bytes.into());
+        match self.inputs.last_mut() {
+            Some(last) if last.file == stream.file && last.reaches(&stream) => {
+                last.len = last.len.max(end.saturating_sub(last.offset));
+            }
+            _ => self.inputs.push(Input {
+                file: stream.file,
+                offset: stream.offset,
+                len: stream.max_bytes.into(),
+                bytes: Vec::new(),
+            }),
+        }
+        let input = self.inputs.len().saturating_sub(1);
+        self.streams.push(Placed { at, input, stream });
+    }
+
     /// Puts what a read gave into its place.
     pub fn take(&mut self, index: usize, buf: Vec<u8>) {
         let Some(piece) = self.pieces.get(index).copied() else {
+            let input = index.saturating_sub(self.pieces.len());
+            if let Some(input) = self.inputs.get_mut(input) {
+                input.bytes = buf;
+            }
             return;
         };
         if self.buf.is_empty() {

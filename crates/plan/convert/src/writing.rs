@@ -2,19 +2,18 @@
 
 use crate::blocks::{self, Block, Stretch};
 use crate::engine::{WINDOW, WRITE, size, write_error};
-use crate::squeeze::{Job, Squeezer};
+use crate::squeeze::Squeezer;
 use crate::window::{WINDOW_BYTES, WINDOWS, Window};
 use crate::{ConvertError, Engine, Monitor, Source, Target};
 use alloc::vec::Vec;
-use instar_storage::overlap::{Crew, Overlap, Transfer, Work};
+use instar_storage::overlap::{Overlap, Transfer, Work};
 
-impl<I, S, T, M, C> Engine<'_, I, S, T, M, C>
+impl<I, S, T, M> Engine<'_, I, S, T, M>
 where
     I: Overlap,
     S: Source,
     T: Target + ?Sized,
     M: Monitor,
-    C: Crew<Job>,
 {
     /// Writes the windows that have been read; true if there was one.
     pub(crate) fn finish_windows(&mut self) -> Result<bool, ConvertError> {
@@ -39,6 +38,9 @@ where
 
     /// Writes what a window holds.
     fn finish(&mut self, mut window: Window) -> Result<(), ConvertError> {
+        if window.again {
+            self.read_whole(&mut window)?;
+        }
         if window.failed.is_some() {
             self.salvage(&mut window)?;
         }

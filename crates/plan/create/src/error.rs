@@ -1,5 +1,6 @@
 //! Why an image was not made, in `qemu-img`'s words.
 
+use crate::raw::EFBIG;
 use alloc::vec::Vec;
 use core::fmt;
 use instar_plan_resize::{Preallocation, ReserveError};
@@ -146,6 +147,12 @@ impl CreateError {
         hint: " (try using a larger cluster size)",
     };
 
+    /// The error as `convert` and `dd` word it: `create` alone has a sentence of its own for sizes.
+    #[must_use]
+    pub const fn of_a_copy(&self) -> OfACopy<'_> {
+        OfACopy(self)
+    }
+
     /// Tells cancellation from failure of a reservation.
     pub(crate) fn reserve(what: fn(ReserveError) -> Self) -> impl Fn(ReserveError) -> Self {
         move |e| match e {
@@ -159,6 +166,25 @@ impl CreateError {
         move |e| match e {
             Self::Storage(e) => what(e),
             e => e,
+        }
+    }
+}
+
+/// What [`CreateError::of_a_copy`] gives.
+#[derive(Clone, Copy, Debug)]
+pub struct OfACopy<'a>(&'a CreateError);
+
+impl fmt::Display for OfACopy<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            CreateError::TooLarge { format: "raw", .. } => {
+                write!(f, "Could not resize file: {}", Errno(EFBIG))
+            }
+            CreateError::TooLarge { .. } => {
+                let what = "Could not resize image: Failed to grow the L1 table";
+                write!(f, "{what}: {}", Errno(EFBIG))
+            }
+            error => error.fmt(f),
         }
     }
 }

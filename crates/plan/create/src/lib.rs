@@ -50,7 +50,7 @@ mod refcounts;
 mod spec;
 
 pub use bitmaps::NewBitmap;
-pub use error::CreateError;
+pub use error::{CreateError, OfACopy};
 pub use image::NewImage;
 pub use instar_plan_resize::{Preallocation, ReserveError};
 pub use measure::{Content, MeasureError, Measured, measure, measure_bitmaps, measure_raw};

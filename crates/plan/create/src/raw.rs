@@ -8,7 +8,7 @@ use instar_plan_txn::Monitor;
 use instar_storage::StorageMut;
 
 /// File too large.
-const EFBIG: u32 = 27;
+pub(crate) const EFBIG: u32 = 27;
 /// What holds a header's magic, in bytes.
 const SECTOR: usize = 512;
 

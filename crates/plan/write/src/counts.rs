@@ -27,6 +27,22 @@ struct Block {
     fresh: bool,
 }
 
+/// Runs of clusters: first and count.
+#[derive(Debug, Default)]
+struct Runs(Vec<(u64, u64)>);
+
+impl Runs {
+    /// Adds a cluster, to the last run if it adjoins.
+    fn add(&mut self, cluster: u64) {
+        match self.0.last_mut() {
+            Some((first, count)) if first.saturating_add(*count) == cluster => {
+                *count = count.saturating_add(1);
+            }
+            _ => self.0.push((cluster, 1)),
+        }
+    }
+}
+
 /// All refcounts.
 #[derive(Debug)]
 pub struct Counts {
@@ -39,10 +55,14 @@ pub struct Counts {
     blocks: BTreeMap<usize, Block>,
     /// No cluster below it is free.
     hint: u64,
+    /// Runs are looked for from here on.
+    next_run: u64,
     /// First cluster that there can be no more.
     limit: u64,
     /// The file's length is given.
     fixed: bool,
+    /// Blocks of clusters that become free go back to the host.
+    pub punch: bool,
     /// Runs that are to lose a reference when nothing refers to them: first and count.
     drops: Vec<(u64, u64)>,
 }
@@ -85,8 +105,10 @@ impl Counts {
             outgrown: false,
             blocks: BTreeMap::new(),
             hint: 1,
+            next_run: 1,
             limit,
             fixed,
+            punch: false,
             drops: Vec::new(),
         })
     }
@@ -168,21 +190,107 @@ impl Counts {
         }
     }
 
+    /// At most `most` free clusters in a row; their refcounts become 1. Gives the first one's offset, and how many they
+    /// are: fewer where no refcount block speaks of the rest.
+    pub fn allocate_run<S: StorageMut>(
+        &mut self,
+        image: &S,
+        most: u64,
+    ) -> Result<(u64, u64), WriteError> {
+        loop {
+            let start = self.next_run.max(self.hint);
+            let (first, count) = match self.find_from(image, start, most) {
+                Ok(first) => (first, most),
+                // One by one, wherever there is room.
+                Err(_) => (self.find(image, 1)?, 1),
+            };
+            let end = self.end_of_blocks(first, first.saturating_add(count));
+            let count = end.saturating_sub(first);
+            if self.make_blocks(first, end)? {
+                continue;
+            }
+            for cluster in first..end {
+                self.set(image, cluster, 1)?;
+            }
+            if first == self.hint {
+                self.hint = end;
+            }
+            self.next_run = end;
+            return Ok((first << self.bits.get(), count));
+        }
+    }
+
+    /// How far a run goes at most: a refcount block that is missing will stand in the first cluster that it speaks of.
+    fn end_of_blocks(&self, first: u64, end: u64) -> u64 {
+        let (_, at) = self.block_of(first);
+        let mut next = first.saturating_sub(at).saturating_add(self.per_block());
+        while next < end {
+            let (index, _) = self.block_of(next);
+            if self.table.get(index).copied().unwrap_or(0) == 0 {
+                return next;
+            }
+            next = next.saturating_add(self.per_block());
+        }
+        end
+    }
+
+    /// Whether a cluster can be allocated.
+    pub fn is_free<S: StorageMut>(&mut self, image: &S, cluster: u64) -> Result<bool, WriteError> {
+        if cluster >= self.limit {
+            return Ok(false);
+        }
+        let width = self.width;
+        let (index, at) = self.block_of(cluster);
+        Ok(match self.block(image, index)? {
+            Some(block) => width.get(&block.bytes, at) == Some(0),
+            None => true,
+        })
+    }
+
+    /// Allocates a certain cluster, which is free; false if its refcount block had to be put there.
+    pub fn take<S: StorageMut>(&mut self, image: &S, cluster: u64) -> Result<bool, WriteError> {
+        if self.make_blocks(cluster, cluster.saturating_add(1))? {
+            return Ok(false);
+        }
+        self.set(image, cluster, 1)?;
+        Ok(true)
+    }
+
+    /// Counts one more reference to a cluster that has one; false if it has none, or as many as can be counted.
+    pub fn share<S: StorageMut>(&mut self, image: &S, cluster: u64) -> Result<bool, WriteError> {
+        let width = self.width;
+        let (index, at) = self.block_of(cluster);
+        let old = match self.block(image, index)? {
+            Some(block) => width.get(&block.bytes, at).unwrap_or(0),
+            None => 0,
+        };
+        if old == 0 || old >= width.max() {
+            return Ok(false);
+        }
+        self.set(image, cluster, old.saturating_add(1))?;
+        Ok(true)
+    }
+
     /// The first of `count` free clusters in a row.
     fn find<S: StorageMut>(&mut self, image: &S, count: u64) -> Result<u64, WriteError> {
-        let (mut first, mut cluster) = (self.hint, self.hint);
+        self.find_from(image, self.hint, count)
+    }
+
+    /// The first of `count` free clusters in a row, at or behind `start`.
+    fn find_from<S: StorageMut>(
+        &mut self,
+        image: &S,
+        start: u64,
+        count: u64,
+    ) -> Result<u64, WriteError> {
+        let (mut first, mut cluster) = (start, start);
         while cluster.saturating_sub(first) < count {
             if cluster >= self.limit {
                 return Err(self.no_room());
             }
-            let width = self.width;
-            let (index, at) = self.block_of(cluster);
-            let used = match self.block(image, index)? {
-                Some(block) => width.get(&block.bytes, at).is_none_or(|count| count != 0),
-                None => false,
-            };
+            let free = self.is_free(image, cluster)?;
             cluster = cluster.saturating_add(1);
-            if used {
+            if !free {
                 first = cluster;
             }
         }
@@ -268,6 +376,7 @@ impl Counts {
         let cluster = host >> self.bits.get();
         self.set(image, cluster, 0)?;
         self.hint = self.hint.min(cluster);
+        self.next_run = self.next_run.min(cluster);
         Ok(())
     }
 
@@ -378,7 +487,8 @@ impl Counts {
 
     /// Step 4 of a commit: lowers what is to fall.
     pub fn apply_drops<S: StorageMut>(&mut self, image: &S) -> Result<(), WriteError> {
-        while let Some((first, count)) = self.drops.pop() {
+        let mut freed = Runs::default();
+        for (first, count) in core::mem::take(&mut self.drops) {
             for cluster in first..first.saturating_add(count) {
                 let width = self.width;
                 let (index, at) = self.block_of(cluster);
@@ -391,10 +501,21 @@ impl Counts {
                     self.set(image, cluster, new)?;
                     if new == 0 {
                         self.hint = self.hint.min(cluster);
+                        self.next_run = self.next_run.min(cluster);
+                        freed.add(cluster);
                     }
                 }
             }
         }
-        self.write_counts(image)
+        self.write_counts(image)?;
+        if self.punch {
+            for (first, count) in freed.0 {
+                let (offset, len) = (first << self.bits.get(), count << self.bits.get());
+                let end = image.len_bytes().saturating_sub(offset);
+                // It is a hint.
+                let _ = image.discard(offset, len.min(end));
+            }
+        }
+        Ok(())
     }
 }

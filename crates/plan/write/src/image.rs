@@ -1,8 +1,9 @@
 //! Writes into an image.
 
-use crate::bitmaps::mark_in_use;
 use crate::counts::Counts;
 use crate::mapping::{Division, Mapping, mask};
+use crate::place::Packed;
+use crate::record::Recorder;
 use crate::tables::Tables;
 use crate::{WriteError, zeroed};
 use alloc::boxed::Box;
@@ -51,16 +52,18 @@ impl<S: Storage, D: Decompress> Below for (Chain<S>, D) {
 
 /// An image that takes writes.
 pub struct WriteImage<'a, S> {
-    image: &'a S,
-    data: Option<&'a S>,
+    pub(crate) image: &'a S,
+    pub(crate) data: Option<&'a S>,
     below: Box<dyn Below + 'a>,
     codec: Box<dyn Decompress + 'a>,
-    header: Header,
-    division: Division,
-    tables: Tables,
-    counts: Counts,
+    pub(crate) header: Header,
+    pub(crate) division: Division,
+    pub(crate) tables: Tables,
+    pub(crate) counts: Counts,
     /// Clusters with metadata, ascending: nothing may be written there as data.
-    metadata: Vec<u64>,
+    pub(crate) metadata: Vec<u64>,
+    pub(crate) packed: Packed,
+    pub(crate) recorder: Recorder,
 }
 
 impl<S> fmt::Debug for WriteImage<'_, S> {
@@ -96,7 +99,7 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
         let metadata = metadata(header, &counts, &tables)?;
         // Unknown autoclear bits are cleared by whoever writes.
         let header = write_header(image, header, header)?;
-        mark_in_use(image, &header)?;
+        let recorder = Recorder::open(image, &header)?;
         Ok(Self {
             image,
             data,
@@ -107,6 +110,8 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
             tables,
             counts,
             metadata,
+            packed: Packed::default(),
+            recorder,
         })
     }
 
@@ -121,10 +126,8 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
     /// # Errors
     /// A part may have been written.
     pub fn write_at(&mut self, guest: u64, bytes: &[u8]) -> Result<(), WriteError> {
-        let end = guest.checked_add(bytes.len() as u64);
-        if end.is_none_or(|end| end > self.len_bytes()) {
-            return Err(WriteError::PastEnd);
-        }
+        self.check_range(guest, bytes.len() as u64)?;
+        self.recorder.note(guest, bytes.len() as u64);
         let bits = self.header.cluster_bits;
         let (mut at, mut rest) = (guest, bytes);
         while !rest.is_empty() {
@@ -135,9 +138,51 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
             self.write_cluster(at >> bits.get(), start, now)?;
             at = at.saturating_add(now.len() as u64);
             rest = later;
-            if self.tables.is_full() || self.counts.is_full() {
+            if self.is_full() {
                 self.commit()?;
             }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn check_range(&self, guest: u64, len: u64) -> Result<(), WriteError> {
+        let end = guest.checked_add(len);
+        if end.is_none_or(|end| end > self.len_bytes()) {
+            return Err(WriteError::PastEnd);
+        }
+        Ok(())
+    }
+
+    /// Fills `buf` with what a guest reads at `guest` now; writes to places that were given must have ended.
+    ///
+    /// # Errors
+    /// The tables, the data or the backing file cannot be read.
+    pub fn read_at(&mut self, guest: u64, buf: &mut [u8]) -> Result<(), WriteError> {
+        self.check_range(guest, buf.len() as u64)?;
+        let (bits, unit) = (self.header.cluster_bits, self.division.unit());
+        let (mut at, mut rest) = (guest, buf);
+        while !rest.is_empty() {
+            let (cluster, start) = (at >> bits.get(), at & bits.mask());
+            let old = self.mapping(cluster)?;
+            let whole = if old.compressed.is_some() {
+                bits.size_bytes()
+            } else {
+                unit
+            };
+            let skip = start & whole.saturating_sub(1);
+            let len = usize::try_from(whole.saturating_sub(skip)).unwrap_or(usize::MAX);
+            let (now, later) = rest.split_at_mut(len.min(rest.len()));
+            if let Some(data) = old.compressed {
+                let mut all = zeroed(whole)?;
+                self.decompress(data, &mut all)?;
+                let skip = usize::try_from(skip).unwrap_or(usize::MAX);
+                let part = all.get(skip..).unwrap_or_default();
+                now.iter_mut().zip(part).for_each(|(to, from)| *to = *from);
+            } else {
+                self.read_unit(cluster, &old, start, now)?;
+            }
+            at = at.saturating_add(now.len() as u64);
+            rest = later;
         }
         Ok(())
     }
@@ -168,6 +213,7 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
             return Ok(None);
         }
         self.check_place(mapping.host)?;
+        self.recorder.note(guest, len);
         let at = mapping.host.saturating_add(start);
         Ok(Some((self.data.is_some(), at, len)))
     }
@@ -177,6 +223,13 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
     /// # Errors
     /// The store's; the same may be tried again.
     pub fn commit(&mut self) -> Result<(), WriteError> {
+        if self.recorder.is_full() {
+            self.record()?;
+        }
+        self.commit_tables()
+    }
+
+    pub(crate) fn commit_tables(&mut self) -> Result<(), WriteError> {
         if self.tables.is_dirty() || self.counts.is_dirty() {
             self.header = self.counts.name_blocks(self.image, &self.header)?;
             self.counts.write_counts(self.image)?;
@@ -215,13 +268,13 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
         }
     }
 
-    fn mapping(&mut self, cluster: u64) -> Result<Mapping, WriteError> {
+    pub(crate) fn mapping(&mut self, cluster: u64) -> Result<Mapping, WriteError> {
         let words = self.tables.get(self.image, cluster)?;
         Mapping::decode(words, self.division, self.data.is_some())
     }
 
     /// The units that hold `len` bytes from byte `start` of a cluster on.
-    const fn units(&self, start: u64, len: u64) -> u32 {
+    pub(crate) const fn units(&self, start: u64, len: u64) -> u32 {
         if !self.division.extended {
             return 1;
         }
@@ -231,7 +284,7 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
     }
 
     /// Whether data may be written to a cluster.
-    fn check_place(&self, host: u64) -> Result<(), WriteError> {
+    pub(crate) fn check_place(&self, host: u64) -> Result<(), WriteError> {
         let cluster = host >> self.header.cluster_bits.get();
         if self.data.is_none() && self.metadata.binary_search(&cluster).is_ok() {
             let what = "data cluster overlaps with metadata";
@@ -241,15 +294,36 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
     }
 
     /// Writes `bytes` at byte `start` of a guest cluster.
-    fn write_cluster(&mut self, cluster: u64, start: u64, bytes: &[u8]) -> Result<(), WriteError> {
+    pub(crate) fn write_cluster(
+        &mut self,
+        cluster: u64,
+        start: u64,
+        bytes: &[u8],
+    ) -> Result<(), WriteError> {
+        let len = bytes.len() as u64;
+        self.place_part(cluster, start, len, Some(bytes)).map(drop)
+    }
+
+    /// Gives the `len` bytes at byte `start` of a guest cluster a place, with all that surrounds them, and writes them
+    /// if they are there. Returns where the cluster lies.
+    pub(crate) fn place_part(
+        &mut self,
+        cluster: u64,
+        start: u64,
+        len: u64,
+        bytes: Option<&[u8]>,
+    ) -> Result<u64, WriteError> {
         let old = self.mapping(cluster)?;
-        let touched = self.units(start, bytes.len() as u64);
+        let touched = self.units(start, len);
         let stays = old.placed && old.owned;
         if stays {
             self.check_place(old.host)?;
             if old.data & touched == touched {
-                let at = old.host.saturating_add(start);
-                return Ok(self.file().write_at(at, bytes)?);
+                if let Some(bytes) = bytes {
+                    let at = old.host.saturating_add(start);
+                    self.file().write_at(at, bytes)?;
+                }
+                return Ok(old.host);
             }
         }
         self.tables.own(self.image, &mut self.counts, cluster)?;
@@ -266,7 +340,8 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
             (false, Some(_)) => self.division.all(),
             (false, None) => old.data,
         };
-        let written = self.fill(cluster, &old, host, start, bytes, carried);
+        let end = start.saturating_add(len);
+        let written = self.fill(cluster, &old, host, (start, end), bytes, carried);
         if let Err(error) = written {
             if !stays && self.data.is_none() {
                 self.counts.give_back(self.image, host)?;
@@ -287,26 +362,29 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
         if !stays {
             self.leave(&old);
         }
-        Ok(())
+        Ok(host)
     }
 
-    /// Writes `bytes` and, around them, what the units that they touch and the `carried` ones held.
+    /// Writes what the units that hold `range` and the `carried` ones held, around the range, and the range if `bytes`
+    /// are there.
     fn fill(
         &mut self,
         cluster: u64,
         old: &Mapping,
         host: u64,
-        start: u64,
-        bytes: &[u8],
+        (start, end): (u64, u64),
+        bytes: Option<&[u8]>,
         carried: u32,
     ) -> Result<(), WriteError> {
         let unit = self.division.unit();
-        let end = start.saturating_add(bytes.len() as u64);
         let (mut low, mut high) = (start & !unit.saturating_sub(1), end.next_multiple_of(unit));
         if carried != 0 {
             let first = u64::from(carried.trailing_zeros()).saturating_mul(unit);
             let last = u64::from(32_u32.saturating_sub(carried.leading_zeros()));
             (low, high) = (low.min(first), high.max(last.saturating_mul(unit)));
+        }
+        if (low, high) == (start, end) {
+            return self.write_around(host, low, &[], (start, end), bytes);
         }
         let mut buf = zeroed(high.saturating_sub(low))?;
         let at = |offset: u64| usize::try_from(offset.saturating_sub(low)).unwrap_or(usize::MAX);
@@ -324,10 +402,41 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
                 offset = next;
             }
         }
-        if let Some(part) = buf.get_mut(at(start)..at(end)) {
-            part.copy_from_slice(bytes);
+        self.write_around(host, low, &buf, (start, end), bytes)
+    }
+
+    /// Writes `bytes` with what is around them, at once, or without them what is around them.
+    fn write_around(
+        &self,
+        host: u64,
+        low: u64,
+        around: &[u8],
+        (start, end): (u64, u64),
+        bytes: Option<&[u8]>,
+    ) -> Result<(), WriteError> {
+        let file = self.file();
+        let head = usize::try_from(start.saturating_sub(low)).unwrap_or(usize::MAX);
+        let tail = usize::try_from(end.saturating_sub(low)).unwrap_or(usize::MAX);
+        let before = around.get(..head).unwrap_or_default();
+        let after = around.get(tail..).unwrap_or_default();
+        match bytes {
+            Some(bytes) if before.is_empty() && after.is_empty() => {
+                file.write_at(host.saturating_add(start), bytes)?;
+            }
+            Some(bytes) => {
+                let all = [before, bytes, after].concat();
+                file.write_at(host.saturating_add(low), &all)?;
+            }
+            None => {
+                if !before.is_empty() {
+                    file.write_at(host.saturating_add(low), before)?;
+                }
+                if !after.is_empty() {
+                    file.write_at(host.saturating_add(end), after)?;
+                }
+            }
         }
-        Ok(self.file().write_at(host.saturating_add(low), &buf)?)
+        Ok(())
     }
 
     /// Reads a unit of a cluster that is not compressed, at byte `offset` of it.
@@ -362,7 +471,7 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
     }
 
     /// Nothing refers to the old place of a cluster any more.
-    fn leave(&mut self, old: &Mapping) {
+    pub(crate) fn leave(&mut self, old: &Mapping) {
         let bits = self.header.cluster_bits.get();
         if let Some(data) = old.compressed {
             let first = data.first_sector_offset().get() >> bits;

@@ -16,12 +16,16 @@
 //!
 //! A cluster that is freed is not given again before step 3 is durable.
 //!
-//! Bitmaps that record writes are marked as in use before the first write, which is the truth: they miss what is
-//! written here. Other programs call them inconsistent from then on.
+//! Data comes in three ways: [`WriteImage::write_at`] writes it; [`WriteImage::place`] says where the caller writes it
+//! itself, overlapped with other requests and before the next commit; [`WriteImage::zeros`] has the tables say it.
+//!
+//! Bitmaps that record writes are marked as in use before the first write. [`WriteImage::finish`] records what was
+//! written and takes the mark off. Other programs call what is marked inconsistent.
 //!
 //! Left out: encrypted images.
 //!
-//! Modules: `image` (writes), `mapping` (L2 entries), `tables` (L1 and L2 tables), `counts` (refcounts), `bitmaps`.
+//! Modules: `image` (writes), `place` (places, zeros), `mapping` (L2 entries), `tables` (L1 and L2 tables), `counts`
+//! (refcounts), `record` (bitmaps).
 //!
 //! Memory: the L1 table and the refcount table, [`CACHE_BYTES`] of L2 tables and refcount blocks each or four of
 //! them, two clusters.
@@ -33,13 +37,15 @@
 
 extern crate alloc;
 
-mod bitmaps;
 mod counts;
 mod image;
 mod mapping;
+mod place;
+mod record;
 mod tables;
 
 pub use image::{Below, NothingBelow, WriteImage};
+pub use place::Placed;
 
 use instar_layers::DataError;
 use instar_plan_txn::TxnError;
@@ -78,6 +84,12 @@ pub enum WriteError {
     /// The image is encrypted.
     #[error("Operation not supported")]
     Encrypted,
+    /// The image cannot hold that: compressed data beside a data file.
+    #[error("Operation not supported")]
+    NotSupported,
+    /// There is something where compressed data should go.
+    #[error("Input/output error")]
+    Occupied,
 }
 
 impl WriteError {
@@ -86,11 +98,11 @@ impl WriteError {
     pub const fn errno(&self) -> u32 {
         match self {
             Self::Storage(e) => e.errno,
-            Self::PastEnd | Self::Corrupt { .. } => 5,
+            Self::PastEnd | Self::Corrupt { .. } | Self::Occupied => 5,
             Self::OldData { errno } => *errno,
             Self::TooLarge => 27,
             Self::OutOfMemory => 12,
-            Self::Encrypted => 95,
+            Self::Encrypted | Self::NotSupported => 95,
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::locks::{Conflict, Reads, Wanted};
 use crate::names::{self, Name};
 use crate::open::{self, FileId, Opened, Refusal};
 use crate::output::{FailedOpen, FileFacts, OpenFailure};
-use crate::policy::Rules;
+use crate::policy::{Base, Passed, Rules};
 use crate::wire::{Reply, Request};
 use instar_shared::control::FileRole;
 use std::collections::BTreeMap;
@@ -19,6 +19,8 @@ struct Held {
     id: FileId,
     path: Vec<u8>,
     parent: Option<u16>,
+    /// What it is to its parent.
+    role: Option<FileRole>,
     /// Slot of the typed image that it hangs on: its own, if it is one.
     root: u16,
     writable: bool,
@@ -40,6 +42,8 @@ enum Denied {
     Named(Refusal),
     /// The job makes this file, so it must not be made.
     Output(Refusal),
+    /// It can be read, but not be opened again to be written.
+    Again(Refusal),
 }
 
 impl From<Refusal> for Denied {
@@ -56,6 +60,8 @@ pub struct Files {
     held: BTreeMap<u16, Held>,
     /// The target of the job, as typed, if it makes one.
     target: Vec<u8>,
+    /// Which backing file may be written.
+    base: Option<Base>,
 }
 
 impl Files {
@@ -71,6 +77,7 @@ impl Files {
                 id: opened.id,
                 path: opened.facts.name.as_bytes().to_vec(),
                 parent: None,
+                role: None,
                 root: slot,
                 writable: opened.writable,
                 output: opened.target.is_some(),
@@ -81,6 +88,7 @@ impl Files {
             roots: job.inputs.iter().zip(inputs).map(root).collect(),
             held: (0..).zip(inputs).map(held).collect(),
             target: open::name_of_target(&job.inputs).to_vec(),
+            base: job.policy.base.clone(),
         }
     }
 
@@ -107,6 +115,10 @@ impl Files {
                 let failed = refusal.of_typed(request.slot, &self.target, true);
                 return (Reply::Failed(failed), None);
             }
+            Err(Denied::Again(refusal)) => {
+                let failed = refusal.of_typed(request.slot, &given, false);
+                return (Reply::Failed(failed), None);
+            }
             Err(Denied::Named(refusal)) => Err(refusal),
             Ok(opened) => Ok(opened),
         };
@@ -116,6 +128,7 @@ impl Files {
                     id: opened.id,
                     path: opened.facts.name.as_bytes().to_vec(),
                     parent: Some(request.parent_slot),
+                    role: Some(request.role),
                     root,
                     writable: opened.writable,
                     output: false,
@@ -125,10 +138,12 @@ impl Files {
                     parent_slot: Some(request.parent_slot),
                     ..opened.facts
                 };
-                (
-                    Reply::Opened(facts, opened.format_conflict),
-                    Some(opened.file),
-                )
+                let reply = if opened.writable {
+                    Reply::OpenedToWrite(facts)
+                } else {
+                    Reply::Opened(facts, opened.format_conflict)
+                };
+                (reply, Some(opened.file))
             }
             Err(refusal) => {
                 let failed = FailedOpen {
@@ -145,18 +160,46 @@ impl Files {
         }
     }
 
-    /// Only the data file of an image that is changed may be written, and it has but one; anything
-    /// may be read.
+    /// Only the data file of an image that is changed may be written, and it has but one, and a backing file where
+    /// the job has a base; anything may be read.
     fn may_write(&self, request: &Request, root: u16) -> bool {
         let root_changes = self
             .root(root)
             .is_some_and(|root| root.access == Access::Change);
-        let has_one = self
-            .held
-            .values()
-            .any(|held| held.writable && held.parent == Some(root));
-        let is_its_data = request.role == FileRole::Data && request.parent_slot == root;
-        !request.writable || (root_changes && is_its_data && !has_one)
+        let parent = request.parent_slot;
+        let parent_changes = self.held.get(&parent).is_some_and(|held| held.writable);
+        let may = match request.role {
+            FileRole::Data => parent_changes && !self.has_writable(FileRole::Data, Some(parent)),
+            FileRole::Backing => self.base.is_some() && root == 0,
+        };
+        !request.writable || (root_changes && may)
+    }
+
+    /// Whether a file with this role may be written, of this parent if one is given.
+    fn has_writable(&self, role: FileRole, parent: Option<u16>) -> bool {
+        self.held.values().any(|held| {
+            held.writable
+                && held.role == Some(role)
+                && parent.is_none_or(|parent| held.parent == Some(parent))
+        })
+    }
+
+    /// Whether a backing file, which has passed, is the one that the images above it are committed to.
+    fn is_base(&self, request: &Request, passed: &Passed) -> bool {
+        let Some(parent) = self.held.get(&request.parent_slot) else {
+            return false;
+        };
+        let is_named = |name: &OsString| {
+            let path = names::combine(&parent.path, name.as_bytes());
+            let is_it = || open::identity(&path) == Some(FileId::of(&passed.stat));
+            name.as_bytes() == request.name || is_it()
+        };
+        let is_it = match &self.base {
+            None => false,
+            Some(Base::Nearest) => parent.parent.is_none(),
+            Some(Base::Named(name)) => is_named(name),
+        };
+        is_it && !self.has_writable(FileRole::Backing, None)
     }
 
     fn root(&self, slot: u16) -> Option<&Root> {
@@ -169,29 +212,55 @@ impl Files {
             kind: OpenFailure::Refused,
             reason: open::name_reason(&e),
         })?;
-        let Some(root) = self.roots.get_mut(usize::from(root)) else {
+        let backing = request.role == FileRole::Backing;
+        let Some(found) = self.roots.get_mut(usize::from(root)) else {
             return Err(Refusal::could_not_open(&name.path, rustix::io::Errno::BADF).into());
         };
-        let passed = root.rules.open(&name, request.writable)?;
-        let reads = root.access.reads();
-        let wanted = Wanted {
-            access: if request.writable {
-                Access::Change
-            } else {
-                Access::Read(reads)
-            },
-            data_file: request.role == FileRole::Data,
-            share: root.share,
+        // A backing file is opened to be read first: nothing else of a chain is opened in another way.
+        let passed = found.rules.open(&name, request.writable && !backing)?;
+        let reads = found.access.reads();
+        let reading = Wanted {
+            access: Access::Read(reads),
+            data_file: !backing,
+            share: found.share,
         };
-        self.judge_identity(request, FileId::of(&passed.stat), given, &name)?;
+        let writing = Wanted {
+            access: Access::Change,
+            ..reading
+        };
+        let is_base = request.writable && backing && self.is_base(request, &passed);
+        let writes = request.writable && (!backing || is_base);
+        let id = FileId::of(&passed.stat);
+        self.judge_identity(request, writes, id, given, &name)?;
+        let wanted = if writes && !is_base { writing } else { reading };
         let opened = open::lock_and_describe(passed.fd, &passed.stat, &name, given, wanted)?;
         match opened.format_conflict {
             // Nothing tells later whether it is raw.
             Some(conflict) if reads == Reads::Contents => {
                 Err(Refusal::in_use(conflict, &name.path).into())
             }
+            _ if is_base => {
+                // Its locks would keep the next descriptor from its own.
+                drop(opened);
+                self.open_again(root, &name, given, writing)
+            }
             _ => Ok(opened),
         }
+    }
+
+    /// Opens a file that could be read to be written, too.
+    fn open_again(
+        &mut self,
+        root: u16,
+        name: &Name,
+        given: &[u8],
+        wanted: Wanted,
+    ) -> Result<Opened, Denied> {
+        let root = self.roots.get_mut(usize::from(root));
+        let root =
+            root.ok_or_else(|| Refusal::could_not_open(&name.path, rustix::io::Errno::BADF))?;
+        let passed = root.rules.open(name, true).map_err(Denied::Again)?;
+        open::lock_and_describe(passed.fd, &passed.stat, name, given, wanted).map_err(Denied::Again)
     }
 
     /// Refuses a file that is written twice, or written and read, and a chain that comes back to itself.
@@ -201,11 +270,12 @@ impl Files {
     fn judge_identity(
         &self,
         request: &Request,
+        writes: bool,
         id: FileId,
         given: &[u8],
         name: &Name,
     ) -> Result<(), Denied> {
-        let written = |held: &&Held| held.id == id && (held.writable || request.writable);
+        let written = |held: &&Held| held.id == id && (held.writable || writes);
         if let Some(held) = self.held.values().find(written) {
             if held.output {
                 return Err(Denied::Output(Refusal::in_use(Conflict::OPEN, &held.path)));

@@ -38,7 +38,10 @@ impl Scratch {
         let allowed = allowed.iter().map(|name| self.path(name)).collect();
         Rules::new(
             self.path("images/top").as_os_str().as_bytes(),
-            &Policy { allowed },
+            &Policy {
+                allowed,
+                base: None,
+            },
         )
     }
 
@@ -263,6 +266,7 @@ fn only_regular_files_pass_and_opening_wakes_nobody() {
         b"images/top",
         &Policy {
             allowed: vec!["/dev".into()],
+            base: None,
         },
     );
     let null = rules

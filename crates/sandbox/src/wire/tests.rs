@@ -126,6 +126,7 @@ fn replies() -> Vec<Reply> {
         .into_iter()
         .chain(failures)
         .chain([Reply::Failed(failed), Reply::Invalid])
+        .chain([Reply::OpenedToWrite(facts)])
         .chain([Reply::Begun(Ok(())), Reply::Begun(Err(libc::EPERM))])
         .collect()
 }

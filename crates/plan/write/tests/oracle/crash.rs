@@ -1,6 +1,7 @@
 //! Power cuts: each sector is old or new, the rest is as it was, and there are leaks at worst.
 
 use crate::image::{NAME, SIZE, check, content, load, make, open, save};
+use crate::random::write_placed;
 use crate::run_of;
 use instar_storage::{CrashStorage, MemStorage, crash};
 use std::path::Path;
@@ -41,6 +42,9 @@ const WRITES: &[(u64, usize, u8)] = &[
     (100 << 10, 66 << 10, 0xa3),
 ];
 
+/// What is made zeros at last.
+const ZEROS: (u64, u64) = (130 << 10, 230 << 10);
+
 fn cut(dir: &Path, options: &str, what: &[&str], seed: u64) -> usize {
     make(dir, options, what);
     let old = content(dir, NAME, false);
@@ -49,13 +53,21 @@ fn cut(dir: &Path, options: &str, what: &[&str], seed: u64) -> usize {
     let mut ours = open(dir, &store, None);
     let mut new = old.clone();
     for (at, len, byte) in WRITES {
-        ours.write_at(*at, &vec![*byte; *len]).unwrap();
+        let bytes = vec![*byte; *len];
+        if *at > 50 << 10 {
+            write_placed(&mut ours, (&store, None), *at, &bytes);
+        } else {
+            ours.write_at(*at, &bytes).unwrap();
+        }
         new[*at as usize..][..*len].fill(*byte);
         if *at == 1000 {
             ours.commit().unwrap();
         }
     }
-    ours.flush().unwrap();
+    let (start, end) = ZEROS;
+    ours.zeros(start, end - start).unwrap();
+    new[start as usize..end as usize].fill(0);
+    ours.finish().unwrap();
     drop(ours);
     let recording = store.finish();
     let states: Vec<(crash::Label, MemStorage)> =

@@ -3,6 +3,8 @@
 use crate::image::NAME;
 use crate::image::{SIZE, check, content, load, make, ok, open, save};
 use crate::{Rng, run_of};
+use instar_codec::Encoder;
+use instar_layers::CompressionType;
 use instar_plan_write::WriteImage;
 use instar_storage::{MemStorage, StorageMut};
 use std::path::Path;
@@ -73,8 +75,37 @@ const KINDS: &[(&str, &[&str])] = &[
     ),
 ];
 
+/// Files that an image lies in: its own and its data file.
+type Files<'a, S> = (&'a S, Option<&'a S>);
+
+/// Asks for places and writes there.
+pub fn write_placed<S: StorageMut>(
+    ours: &mut WriteImage<'_, S>,
+    (image, data): Files<'_, S>,
+    guest: u64,
+    bytes: &[u8],
+) {
+    let (mut at, mut rest) = (guest, bytes);
+    while !rest.is_empty() {
+        let placed = ours.place(at, rest.len() as u64).unwrap();
+        let (now, later) = rest.split_at(placed.len as usize);
+        let file = if placed.in_data_file {
+            data.unwrap()
+        } else {
+            image
+        };
+        file.write_at(placed.offset, now).unwrap();
+        (at, rest) = (at + placed.len, later);
+    }
+}
+
 /// A write, to the image and to the model of its content.
-fn write_one<S: StorageMut>(rng: &mut Rng, ours: &mut WriteImage<'_, S>, model: &mut [u8]) {
+fn write_one<S: StorageMut>(
+    rng: &mut Rng,
+    ours: &mut WriteImage<'_, S>,
+    files: Files<'_, S>,
+    model: &mut [u8],
+) {
     let at = rng.below(SIZE / 512) * 512;
     let most = if rng.below(4) == 0 {
         100 << 10
@@ -89,9 +120,21 @@ fn write_one<S: StorageMut>(rng: &mut Rng, ours: &mut WriteImage<'_, S>, model: 
         len = (len - rng.below(512)).min(SIZE - at).max(1);
     }
     let byte = rng.below(256) as u8;
-    let data = vec![byte; len as usize];
-    ours.write_at(at, &data)
-        .unwrap_or_else(|e| panic!("{at}+{len}: {e:?}"));
+    let mut data = vec![byte; len as usize];
+    match rng.below(3) {
+        0 => ours
+            .write_at(at, &data)
+            .unwrap_or_else(|e| panic!("{at}+{len}: {e:?}")),
+        1 => write_placed(ours, files, at, &data),
+        _ => {
+            ours.zeros(at, len)
+                .unwrap_or_else(|e| panic!("{at}+{len}: {e:?}"));
+            data.fill(0);
+        }
+    }
+    let mut read = vec![0xee; len as usize];
+    ours.read_at(at, &mut read).unwrap();
+    assert!(read == data, "{at}+{len} reads back");
     model[at as usize..][..len as usize].copy_from_slice(&data);
 }
 
@@ -109,12 +152,12 @@ fn random_case(kind: &(&str, &[&str]), rng: &mut Rng, writes: u64) {
     for _ in 0..3 {
         let mut ours = open(dir, &image, data.as_ref());
         for _ in 0..writes {
-            write_one(rng, &mut ours, &mut model);
+            write_one(rng, &mut ours, (&image, data.as_ref()), &mut model);
             if rng.below(8) == 0 {
                 ours.commit().unwrap();
             }
         }
-        ours.flush().unwrap();
+        ours.finish().unwrap();
         drop(ours);
         save(&image, &dir.join(NAME));
         if let Some(data) = &data {
@@ -126,6 +169,10 @@ fn random_case(kind: &(&str, &[&str]), rng: &mut Rng, writes: u64) {
         assert_eq!((differs, now.len()), (None, model.len()), "{kind:?}");
         if let Some(frozen) = &frozen {
             assert!(*frozen == content(dir, NAME, true), "snapshot of {kind:?}");
+        }
+        if let (Some(data), true) = (&data, options.contains("data_file_raw")) {
+            let raw = data.to_vec();
+            assert!(raw[..model.len()] == model, "raw file of {kind:?}");
         }
     }
 }
@@ -161,6 +208,134 @@ fn a_refcount_table_that_is_too_short_is_moved() {
     save(&image, &dir.join(NAME));
     assert_eq!(check(dir, NAME), 0);
     assert!(content(dir, NAME, false) == data);
+}
+
+#[test]
+fn compressed_data_goes_behind_other_and_not_over_anything() {
+    let (seed, _) = run_of("compressed clusters", 1);
+    let mut rng = Rng::of(seed, 0);
+    for options in [
+        "cluster_size=4k",
+        "cluster_size=64k",
+        "cluster_size=4k,refcount_bits=1",
+        "cluster_size=4k,refcount_bits=2",
+        "cluster_size=16k,extended_l2=on",
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path();
+        // Free clusters between others.
+        let holes = ["write -P 1 0 190k", "discard 64k 16k", "write -z 0 32k"];
+        make(dir, options, &holes);
+        let image = load(&dir.join(NAME));
+        let mut ours = open(dir, &image, None);
+        let cluster = ours.cluster_bytes();
+        let (mut model, mut guest) = (content(dir, NAME, false), 192 << 10);
+        let mut encoder = Encoder::new(CompressionType::Zlib, cluster as usize).unwrap();
+        assert!(ours.place_compressed(128 << 10, 100).is_err());
+        while guest + cluster <= SIZE {
+            // Of a different share each time it is left how it is.
+            let mut plain = vec![(guest >> 9) as u8; cluster as usize];
+            let noise = rng.below(cluster * 9 / 10) as usize;
+            plain[..noise].fill_with(|| rng.number() as u8);
+            let mut packed = vec![0; cluster as usize];
+            let len = encoder.compress(&plain, &mut packed).unwrap();
+            packed.truncate(len);
+            let at = ours.place_compressed(guest, packed.len() as u32).unwrap();
+            image.write_at(at, &packed).unwrap();
+            model[guest as usize..][..plain.len()].copy_from_slice(&plain);
+            assert!(ours.place_compressed(guest, 10).is_err());
+            guest += cluster;
+        }
+        ours.finish().unwrap();
+        drop(ours);
+        save(&image, &dir.join(NAME));
+        assert_eq!(check(dir, NAME), 0, "{options}");
+        assert!(content(dir, NAME, false) == model, "{options}");
+    }
+}
+
+#[test]
+fn what_is_abandoned_is_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    make(dir, "cluster_size=4k", &["bitmap", "write -P 1 0 50k"]);
+    let before = content(dir, NAME, false);
+    let image = load(&dir.join(NAME));
+    let mut ours = open(dir, &image, None);
+    ours.place(100 << 10, 64 << 10).unwrap();
+    ours.zeros(0, 8 << 10).unwrap();
+    ours.abandon().unwrap();
+    drop(ours);
+    save(&image, &dir.join(NAME));
+    assert_eq!(check(dir, NAME), 0);
+    assert!(content(dir, NAME, false) == before);
+    let info = String::from_utf8(ok(dir, "qemu-img", &["info", NAME])).unwrap();
+    assert!(!info.contains("in-use"), "{info}");
+}
+
+/// The bits of a bitmap, as ranges of set bytes.
+fn dirty(dir: &Path, bitmap: &str) -> String {
+    let args = ["map", "--output=json", "--image-opts"];
+    let url = format!(
+        "driver=nbd,server.type=unix,server.path=s,export=e,x-dirty-bitmap=qemu:dirty-bitmap:{bitmap}"
+    );
+    let mut served = std::process::Command::new("qemu-nbd")
+        .args(["-r", "-f", "qcow2", "-k"])
+        .arg(dir.join("s"))
+        .args(["-x", "e", "-B", bitmap, NAME])
+        .current_dir(dir)
+        .spawn()
+        .expect("qemu-nbd is needed");
+    while !dir.join("s").exists() {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let out = ok(dir, "qemu-img", &[args[0], args[1], args[2], &url]);
+    served.wait().unwrap();
+    let _ = std::fs::remove_file(dir.join("s"));
+    String::from_utf8(out).unwrap()
+}
+
+#[test]
+fn finished_bitmaps_have_the_bits_that_the_oracle_sets() {
+    for options in ["cluster_size=4k", "cluster_size=512"] {
+        let (theirs, ours) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let commands = [
+            "write -P 2 1000 5000",
+            "write -P 3 100k 90k",
+            "write -z 220k 9k",
+        ];
+        for folder in [&theirs, &ours] {
+            let dir = folder.path();
+            make(dir, options, &[]);
+            for words in ["--add -g 512", "--add -g 4k", "--add --disable -g 64k"] {
+                let name = words.split(' ').next_back().unwrap();
+                let mut args = vec!["bitmap"];
+                args.extend(words.split(' '));
+                args.extend([NAME, name]);
+                ok(dir, "qemu-img", &args);
+            }
+            ok(dir, "qemu-io", &["-c", "write -P 1 64k 1k", NAME]);
+        }
+        for command in commands {
+            ok(theirs.path(), "qemu-io", &["-c", command, NAME]);
+        }
+        let image = load(&ours.path().join(NAME));
+        let mut writer = open(ours.path(), &image, None);
+        writer.write_at(1000, &[2; 5000]).unwrap();
+        write_placed(&mut writer, (&image, None), 100 << 10, &[3; 90 << 10]);
+        writer.zeros(220 << 10, 9 << 10).unwrap();
+        writer.finish().unwrap();
+        drop(writer);
+        save(&image, &ours.path().join(NAME));
+        assert_eq!(check(ours.path(), NAME), 0);
+        let info = String::from_utf8(ok(ours.path(), "qemu-img", &["info", NAME])).unwrap();
+        assert!(!info.contains("in-use"), "{info}");
+        for bitmap in ["512", "4k", "64k"] {
+            let [want, got] = [&theirs, &ours].map(|folder| dirty(folder.path(), bitmap));
+            assert_eq!(want, got, "{options} {bitmap}");
+            assert!(want.contains("false"), "{want}");
+        }
+    }
 }
 
 #[test]

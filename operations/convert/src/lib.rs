@@ -1,0 +1,62 @@
+//! What the operations that copy images into another one have in common: the sources, the copy, and what is said.
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+mod bitmaps;
+mod copy;
+mod files;
+mod request;
+pub mod say;
+mod sources;
+
+pub use copy::{Files, Job, Sources};
+pub use request::Request;
+
+use alloc::vec::Vec;
+use instar_guest_ops::Context;
+use instar_shared::convert::{CONVERT_BITMAPS, CONVERT_LOOK_ONLY, ConvertConfig, ConvertResult};
+use instar_shared::op::Outcome;
+use op_chain::Reported;
+
+/// Does what the host's [`ConvertConfig`] says, and tells the host how it went. `fill` makes the target, or fills it.
+pub fn convert(
+    ctx: &mut Context,
+    fill: impl FnOnce(&Job<'_, Sources<'_>>, &mut Context) -> Result<(), Reported>,
+) {
+    let config: ConvertConfig = ctx.config();
+    let mut result = ConvertResult::zeroed();
+    let outcome = Request::new(&config)
+        .ok_or(Reported)
+        .and_then(|request| convert_as(ctx, &request, &mut result, fill));
+    let failed = if ctx.cancelled() {
+        Outcome::Cancelled
+    } else {
+        Outcome::Failed
+    };
+    result.outcome.set(outcome.unwrap_or(failed).raw());
+    ctx.set_result(&result);
+}
+
+fn convert_as(
+    ctx: &mut Context,
+    request: &Request<'_>,
+    result: &mut ConvertResult,
+    fill: impl FnOnce(&Job<'_, Sources<'_>>, &mut Context) -> Result<(), Reported>,
+) -> Result<Outcome, Reported> {
+    let sources = sources::open(ctx, request)?;
+    if let Some(first) = sources.first() {
+        result.source_format.set(first.format.raw());
+    }
+    let bitmaps = if request.has(CONVERT_BITMAPS) {
+        bitmaps::find(ctx, request, &sources)?
+    } else {
+        Vec::new()
+    };
+    if request.has(CONVERT_LOOK_ONLY) {
+        return Ok(Outcome::Done);
+    }
+    let size = copy::copy(ctx, request, &sources, &bitmaps, fill)?;
+    result.size.set(size);
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,89 @@
+//! An image whose guest data is written to, with everything below it.
+
+use crate::clean;
+use alloc::boxed::Box;
+use instar_codec::Decoder;
+use instar_guest_ops::{Context, Disk};
+use instar_plan_write::{Below, CACHE_BYTES, NothingBelow, WriteError, WriteImage};
+use instar_qcow2::header::CryptMethod;
+use instar_qcow2::{Header, OpenMode};
+use instar_shared::control::{FileAccess, FileRole};
+use op_chain::{
+    NamedBy, Reported, fail, format_of, open_layers, open_named, open_qcow2, stated_format,
+};
+
+/// The files of an image that is written to.
+#[derive(Debug)]
+pub struct Written<'d> {
+    /// The image.
+    pub disk: &'d Disk,
+    /// Its header; it is neither dirty nor corrupt.
+    pub header: Header,
+    /// Its external data file, open for writing.
+    pub data: Option<Disk>,
+}
+
+/// Opens the qcow2 image in `disk` for writes of guest data, as QEMU does: a corrupt image is refused, a dirty one is
+/// repaired. Also opens what lies below it.
+///
+/// # Errors
+/// The record that says why has been sent.
+pub fn open_written<'d>(
+    ctx: &mut Context,
+    disk: &'d Disk,
+) -> Result<(Written<'d>, Box<dyn Below>), Reported> {
+    let slot = disk.slot();
+    let (header, data) = open_qcow2(ctx, disk, OpenMode::Change, FileAccess::ReadWrite)?;
+    let refusal = if header.crypt_method != CryptMethod::None {
+        Some("Parameter 'encrypt.key-secret' is required for cipher")
+    } else if header.incompatible.corrupt() {
+        Some("qcow2: Image is corrupt; cannot be opened read/write")
+    } else {
+        None
+    };
+    if let Some(refusal) = refusal {
+        return Err(fail(ctx, slot, format_args!("{refusal}")));
+    }
+    let below = below(ctx, slot, &header)?;
+    let header = clean(ctx, disk, header)?;
+    let written = Written { disk, header, data };
+    Ok((written, below))
+}
+
+/// Opens what lies below the image in `slot`.
+fn below(ctx: &mut Context, slot: u16, header: &Header) -> Result<Box<dyn Below>, Reported> {
+    let Some(name) = &header.backing_file else {
+        return Ok(Box::new(NothingBelow));
+    };
+    let below = open_named(ctx, slot, name, FileRole::Backing, FileAccess::Read)?;
+    let stated = header.extensions.backing_format.as_deref();
+    let stated = stated_format(ctx, below.slot(), stated)?;
+    let format = format_of(ctx, &below, stated, NamedBy::Image)?;
+    let layers = open_layers(ctx, below, format)?;
+    Ok(Box::new((layers.chain, Decoder::new())))
+}
+
+impl Written<'_> {
+    /// Numbers of the image's file and of its data file; 0 if it has none.
+    #[must_use]
+    pub fn slots(&self) -> (u16, u16) {
+        (self.disk.slot(), self.data.as_ref().map_or(0, Disk::slot))
+    }
+
+    /// Begins to write, over `below`. Asks for the memory that this takes.
+    ///
+    /// # Errors
+    /// The image's tables cannot be used.
+    pub fn begin<'a>(
+        &'a self,
+        ctx: &mut Context,
+        below: Box<dyn Below + 'a>,
+    ) -> Result<WriteImage<'a, Disk>, WriteError> {
+        let tables = self.header.l1_entries_needed().saturating_mul(16);
+        let tables = tables.saturating_add(self.header.refcount_table_bytes());
+        // What is not granted is missed where it is needed.
+        let _ = ctx.grant(tables.saturating_add(CACHE_BYTES.saturating_mul(4)));
+        let codec = Box::new(Decoder::new());
+        WriteImage::open(self.disk, self.data.as_ref(), &self.header, below, codec)
+    }
+}
