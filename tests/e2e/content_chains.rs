@@ -5,11 +5,12 @@
 
 use anyhow::{Context, Result, ensure};
 use instar_tests::compare::{differences, manners};
-use instar_tests::image::qemu_img;
-use instar_tests::rng::Rng;
+use instar_tests::image::{qemu_img, random_options};
+use instar_tests::rng::{Rng, count};
 use instar_tests::run::Run;
 use instar_tests::scratch::Scratch;
 use instar_tests::tools;
+use instar_tests::totals::total;
 use instar_tests::twins::{Twins, sum, without_node_numbers};
 
 use crate::Outcome;
@@ -24,26 +25,11 @@ const LARGEST: u64 = 48 << 20;
 
 /// Options of a new image.
 fn options(rng: &mut Rng, compress: bool) -> String {
-    let bits = *rng.pick(&[9, 12, 14, 16, 16, 16, 18, 21]);
-    let mut options = vec![format!("cluster_size={}", 1_u64 << bits)];
-    if rng.below(4) == 0 {
-        options.push(format!("compat={}", rng.pick(&["0.10", "v2"])));
-    } else {
-        options.push(format!("refcount_bits={}", 1 << rng.below(7)));
-        if bits >= 14 && rng.below(3) == 0 {
-            options.push("extended_l2=on".into());
-        }
-        if rng.below(3) == 0 {
-            options.push("compression_type=zstd".into());
-        }
-        if rng.below(4) == 0 {
-            options.push("lazy_refcounts=on".into());
-        }
-    }
+    let mut options = random_options(rng, &[9, 12, 14, 16, 16, 16, 18, 21]);
     if !compress && rng.below(6) == 0 {
-        options.push("preallocation=metadata".into());
+        options += ",preallocation=metadata";
     }
-    options.join(",")
+    options
 }
 
 /// Twins with a chain, and what has been made of it since.
@@ -267,19 +253,22 @@ fn content(folder: &Scratch, name: &str, format: &str) -> Result<(u64, u64)> {
 
 fn chains(test: &str) -> Outcome {
     let mut rng = Rng::for_test(test);
-    let count = std::env::var("INSTAR_CHAINS").ok();
-    let count = count.and_then(|n| n.parse().ok()).unwrap_or(CHAINS);
+    let count = count("INSTAR_CHAINS", CHAINS);
     let mut failures = Vec::new();
+    let mut done = 0;
     for number in 0..count {
         let mut pool = Pool::new(&mut rng)?;
         let steps = 4 + rng.below(6);
         for step in 0..steps {
+            done += 1;
             if let Err(e) = pool.step(&mut rng) {
                 failures.push(format!("chain {number}, step {step}: {e:#}"));
                 break;
             }
         }
     }
+    total(count, "chains of copies");
+    total(done, "steps of chains of copies");
     ensure!(
         failures.is_empty(),
         "seed {}: {} of {count} chains failed:\n{}",

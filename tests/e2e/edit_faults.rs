@@ -8,8 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use instar_tests::faults::{self, Seen, Victim};
 use instar_tests::image;
-use instar_tests::rng::Rng;
+use instar_tests::rng::{Rng, count};
 use instar_tests::scratch::Scratch;
+use instar_tests::totals::total;
 
 use crate::Outcome;
 
@@ -178,10 +179,8 @@ fn every_power_cut(stage: &Stage) -> Result<()> {
 
 fn random_kills(stage: &Stage) -> Result<()> {
     let mut rng = Rng::for_test("kills");
-    let kills = std::env::var("INSTAR_KILLS")
-        .ok()
-        .and_then(|n| n.parse().ok());
-    for _ in 0..kills.unwrap_or(KILLS) {
+    let kills = count("INSTAR_KILLS", KILLS);
+    for _ in 0..kills {
         let victim = *rng.pick(&[Victim::Broker, Victim::Worker]);
         let delay = Duration::from_micros(rng.below(6000));
         stage.restore()?;
@@ -191,6 +190,8 @@ fn random_kills(stage: &Stage) -> Result<()> {
         let again = faults::plain(&stage.scratch, stage.args)?.go()?;
         ensure!(matches!(again.code, Some(0 | 1)), "{}", again.describe());
     }
+    let command = stage.args.first().unwrap_or(&NAME);
+    total(kills, &format!("kills of {command}"));
     Ok(())
 }
 

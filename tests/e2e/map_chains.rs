@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use instar_tests::image::qemu_img;
-use instar_tests::rng::Rng;
+use instar_tests::rng::{Rng, count};
 use instar_tests::run::Run;
 use instar_tests::scratch::Scratch;
 use instar_tests::tools;
@@ -155,8 +155,7 @@ fn run(scratch: &Scratch, program: &str, args: &[&str]) -> Result<()> {
 
 /// How many random cases a test does: `INSTAR_CASES`, or this many.
 pub fn cases(default: u64) -> u64 {
-    let text = std::env::var("INSTAR_CASES").ok();
-    text.and_then(|text| text.parse().ok()).unwrap_or(default)
+    count("INSTAR_CASES", default)
 }
 
 /// A change of one table of an image of 4 MiB with 300 KiB of data at its start, as `image` makes it.

@@ -50,7 +50,7 @@ pub fn recorded(scratch: &Scratch, args: &[&str]) -> Result<(Outcome, Vec<Call>)
         .env("LD_PRELOAD", library()?)
         .env("INSTAR_TEST_RECORD", &path)
         .go()?;
-    let file = File::open(&path)?;
+    let file = File::open(&path).context("no recording: is the program linked statically?")?;
     let mut bytes = vec![0; 8];
     std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0)?;
     let filled = u64::from_ne_bytes(bytes.as_slice().try_into()?);

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 
 use anyhow::{Context, Result};
 
+use crate::rng::Rng;
 use crate::run::{Outcome, Run};
 use crate::scratch::Scratch;
 use crate::tools;
@@ -46,6 +47,27 @@ pub fn create_encrypted(scratch: &Scratch, name: &str, options: &[&str]) -> Resu
     }
     args.extend([name, "1M"]);
     qemu_img(scratch, &args).map(drop)
+}
+
+/// Random options of an image with clusters of 2 to the power of one of `bits`.
+pub fn random_options(rng: &mut Rng, bits: &[u32]) -> String {
+    let bits = *rng.pick(bits);
+    let mut options = vec![format!("cluster_size={}", 1_u64 << bits)];
+    if rng.below(4) == 0 {
+        options.push(format!("compat={}", rng.pick(&["0.10", "v2"])));
+    } else {
+        options.push(format!("refcount_bits={}", 1 << rng.below(7)));
+        if bits >= 14 && rng.below(3) == 0 {
+            options.push("extended_l2=on".into());
+        }
+        if rng.below(3) == 0 {
+            options.push("compression_type=zstd".into());
+        }
+        if rng.below(4) == 0 {
+            options.push("lazy_refcounts=on".into());
+        }
+    }
+    options.join(",")
 }
 
 /// Makes an overlay with a backing file that need not exist.

@@ -22,4 +22,5 @@ pub mod run;
 pub mod scratch;
 pub mod terminal;
 pub mod tools;
+pub mod totals;
 pub mod twins;

@@ -1,5 +1,11 @@
 //! A small seeded generator, so that a failing run can be repeated.
 
+/// How often something is done: the number in the environment variable, or `default`.
+pub fn count(variable: &str, default: u64) -> u64 {
+    let text = std::env::var(variable).ok();
+    text.and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
 /// SplitMix64: every seed gives a full-period sequence.
 #[derive(Debug, Clone)]
 pub struct Rng {

@@ -1,5 +1,6 @@
 //! A folder of its own for each test, removed afterwards.
 
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hasher};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -63,6 +64,18 @@ impl Scratch {
     /// at most 64 MiB.
     pub fn fingerprint(&self, name: &str) -> Result<Fingerprint> {
         Fingerprint::of(&self.file(name))
+    }
+
+    /// The names of all regular files of the folder.
+    pub fn names(&self) -> Result<BTreeSet<String>> {
+        let mut all = BTreeSet::new();
+        for entry in std::fs::read_dir(self.path())? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() {
+                all.insert(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+        Ok(all)
     }
 
     /// Fingerprints of all regular files of the folder.

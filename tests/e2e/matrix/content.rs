@@ -12,12 +12,8 @@ use instar_tests::{image, tools};
 use super::build::qemu_img;
 use super::rows::{Both, Make, NAME, No, Prepared, ROWS, Row};
 use super::table::Table;
-use super::{Cell, comparable, copy, into_device, unchanged};
+use super::{Cell, Listed, comparable, copy, into_device, unchanged};
 use crate::Outcome;
-
-/// What the program says of what it does not do yet, and the number of that in the list of differences.
-const NOT_YET: &str = "does not write into qcow2 images that exist yet";
-const NOT_YET_NUMBER: u32 = 12;
 
 /// What a command makes.
 const OUT: &str = "out.img";
@@ -121,11 +117,15 @@ const COLUMNS: [(&str, Prepared, &str); 28] = [
 ];
 
 /// What writes into the image.
-const INTO: [(&str, &str); 2] = [
+const INTO: [(&str, &str); 3] = [
     ("convert -n", "convert -n -O qcow2 base.qcow2 disk.qcow2"),
     (
         "convert -n, chain",
         "convert -n -O qcow2 over.qcow2 disk.qcow2",
+    ),
+    (
+        "bench -w",
+        "bench -w -c 90 -d 4 -s 20k -S 28k -o 1000k --pattern 7 disk.qcow2",
     ),
 ];
 
@@ -136,8 +136,8 @@ Written by the tests in `tests/e2e/matrix/content.rs` (`INSTAR_BLESS=1` writes i
 as it says here. The rows and the words in the cells are those of the [operation matrix](operation-matrix.md): `same`
 means the same exit code, the same text on both streams and, where an image is made or written to, the same `info`,
 `check`, `map`, length and content.
-The columns `convert -n` copy another image, and a chain, into the image with the feature; all others read it.
-Difference 12: `instar` does not write into qcow2 images that exist yet.
+The columns `convert -n` copy another image, and a chain, into the image with the feature, and `bench -w` writes into
+it; all others read it. Difference 20: the repair of a dirty image says other things, and comes to the same.
 ";
 
 fn table() -> Table {
@@ -190,9 +190,11 @@ impl<'a> Stage<'a> {
                 .args(&args)
                 .go()?,
         );
-        if got.err().contains(NOT_YET) {
-            ensure!(got.code == Some(1), "{}", got.describe());
-            return Ok(Cell::Difference(NOT_YET_NUMBER));
+        if want.err().contains("Rebuilding refcount structure") {
+            let alike = want.code == got.code && want.stdout == got.stdout;
+            let told = || format!("qemu-img {}\ninstar {}", want.describe(), got.describe());
+            ensure!(alike && manners(&got).is_empty(), "{}", told());
+            return Ok(Cell::Difference(Listed::Dirty.number()));
         }
         let mut complaints = differences(&want, &got);
         complaints.extend(manners(&got));
@@ -245,7 +247,7 @@ impl<'a> Stage<'a> {
     /// A command that writes into the image.
     fn writes(&self, words: &str) -> Result<Cell> {
         let found = self.run(words)?;
-        if found == Cell::Same {
+        if found != Cell::Refused {
             self.twins.compare_after_io(NAME)?;
         } else if !matches!(self.row.make, Make::Device | Make::RawDevice) {
             let same = unchanged(self.template, self.twins.ours())?;

@@ -1,7 +1,7 @@
 //! The calls themselves. Each does its work by the system call, so that nothing is found twice.
 
 use crate::recording;
-use libc::{c_int, iovec, off_t, ssize_t};
+use libc::{c_int, c_uint, iovec, off_t, ssize_t};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What is to happen at a call.
@@ -207,4 +207,34 @@ pub extern "C" fn fallocate(fd: c_int, mode: c_int, offset: off_t, len: off_t) -
 #[unsafe(no_mangle)]
 pub extern "C" fn fallocate64(fd: c_int, mode: c_int, offset: off_t, len: off_t) -> c_int {
     fallocate(fd, mode, offset, len)
+}
+
+/// As `copy_file_range(2)`; not recorded.
+///
+/// # Safety
+/// As `copy_file_range(2)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn copy_file_range(
+    from: c_int,
+    from_at: *mut off_t,
+    to: c_int,
+    to_at: *mut off_t,
+    len: usize,
+    flags: c_uint,
+) -> ssize_t {
+    let result = guarded(|| {
+        // SAFETY: the caller's promise.
+        unsafe {
+            libc::syscall(
+                libc::SYS_copy_file_range,
+                from,
+                from_at,
+                to,
+                to_at,
+                len,
+                flags,
+            )
+        }
+    });
+    ssize_t::try_from(result).unwrap_or(-1)
 }

@@ -8,8 +8,9 @@
 //! | `INSTAR_TEST_FAULT=N:tear` | the process ends half way through the Nth call, if it is a write |
 //! | `INSTAR_TEST_RECORD=FILE` | all calls are written to FILE, in the format of [`read_recording`] |
 //!
-//! Counted and recorded are `pwritev`, `fdatasync`, `ftruncate` and `fallocate`. The recording is memory that
-//! is mapped before the worker is confined, so that it costs no system call.
+//! Counted and recorded are `pwritev`, `fdatasync`, `ftruncate` and `fallocate`; `copy_file_range` is only counted.
+//! Several threads may make them, but a recording is of a run in which one does. The recording is memory that is
+//! mapped before the worker is confined, so that it costs no system call.
 
 #![allow(clippy::expect_used)] // a wrong variable is to end the test
 

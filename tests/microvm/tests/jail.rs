@@ -59,6 +59,7 @@ fn run(case: Case, argument: u64, files: &[PathBuf], threads: Threads) -> u8 {
         },
         policy: Policy {
             allowed: Vec::new(),
+            base: None,
         },
     };
     instar_sandbox::run_job(job, Box::new(Ending))
