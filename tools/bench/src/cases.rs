@@ -1,6 +1,7 @@
 //! The cases, and what is promised of them.
 
 use crate::images::Image;
+use crate::place::Place;
 
 /// One command line for both programs.
 pub struct Case {
@@ -8,12 +9,27 @@ pub struct Case {
     pub name: &'static str,
     /// The image it works on.
     pub image: Image,
-    /// Arguments of both programs.
+    /// Where that lies.
+    pub place: Place,
+    /// Arguments of instar, and of `qemu-img` if it is the other one.
     pub args: &'static [&'static str],
+    /// Against whom instar is measured.
+    pub rival: Rival,
+    /// The file that both make: no run finds it.
+    pub output: Option<&'static str>,
     /// What `SPECIFICATION.md` promises.
     pub promise: Promise,
     /// A run takes `qemu-img` many seconds: there are [`SLOW_RUNS`] of them, whatever the command line says.
     pub slow: bool,
+}
+
+/// The other program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rival {
+    /// `qemu-img` with the same arguments.
+    QemuImg,
+    /// `cp` with these.
+    Cp(&'static [&'static str]),
 }
 
 /// Runs of a slow case.
@@ -22,9 +38,12 @@ pub const SLOW_RUNS: usize = 3;
 impl Case {
     /// The file that the command changes: every run gets it as it was made.
     pub fn changes(&self) -> Option<&'static str> {
+        if self.output.is_some() {
+            return None;
+        }
         let repairs = self.args.contains(&"-r");
         match self.args.first() {
-            Some(&("info" | "check" | "map" | "compare")) if !repairs => None,
+            Some(&("info" | "check" | "map" | "compare" | "measure")) if !repairs => None,
             _ => self
                 .args
                 .iter()
@@ -43,6 +62,8 @@ pub struct Promise {
     pub memory_bytes: Option<u64>,
     /// Largest resident set over `qemu-img`'s, in bytes.
     pub memory_over_bytes: Option<u64>,
+    /// Length of the file made as a part of the other's.
+    pub size: Option<f64>,
     /// VM exits.
     pub exits: Option<u64>,
     /// Median of the time from VM creation to the first guest instruction, in µs.
@@ -55,6 +76,7 @@ const NONE: Promise = Promise {
     ratio: None,
     memory_bytes: None,
     memory_over_bytes: None,
+    size: None,
     exits: None,
     setup_us: None,
 };
@@ -75,7 +97,10 @@ pub fn case(
     Case {
         name,
         image,
+        place: Place::Disk,
         args,
+        rival: Rival::QemuImg,
+        output: None,
         promise,
         slow: false,
     }
@@ -89,6 +114,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(snapshot());
     cases.extend(quick());
     cases.extend(crate::cases_content::all());
+    cases.extend(crate::cases_copy::all());
     cases
 }
 

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use crate::measure::Program;
+use crate::noise;
 
 /// An image, or an image and what it stands on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,18 @@ pub enum Image {
     Scattered,
     /// 4 GiB of bytes without a pattern, raw and as qcow2.
     Twins,
+    /// Those of [`Image::Twins`], of so many GiB, as `one.raw`.
+    NoiseRaw(u64),
+    /// The same as `two.qcow2`.
+    Noise(u64),
+    /// The same, no cluster behind its neighbour of the disk.
+    NoiseScattered(u64),
+    /// The same, over which every other 64 KiB have been written again.
+    NoiseLayers(u64),
+    /// Text, programs and free space, raw.
+    Corpus,
+    /// None.
+    Nothing,
 }
 
 /// Makes an image in the folder of `qemu_img`.
@@ -84,8 +97,17 @@ pub fn make(image: Image, qemu_img: &Program) -> Result<()> {
             writes(qemu_img, "bitmaps.qcow2", 2000)?;
             add("two")
         }
-        Image::Scattered => crate::cases_content::make_scattered(qemu_img),
-        Image::Twins => crate::cases_content::make_twins(qemu_img),
+        Image::Scattered => {
+            create("scattered.qcow2", "preallocation=metadata", "64G")?;
+            noise::scatter(&qemu_img.folder().join("scattered.qcow2"))
+        }
+        Image::Twins => noise::twins(qemu_img, 4),
+        Image::NoiseRaw(gib) => noise::raw(qemu_img, gib),
+        Image::Noise(gib) => noise::qcow2(qemu_img, gib),
+        Image::NoiseScattered(gib) => noise::scattered(qemu_img, gib),
+        Image::NoiseLayers(gib) => noise::layers(qemu_img, gib),
+        Image::Corpus => noise::corpus(qemu_img),
+        Image::Nothing => Ok(()),
         Image::Fragmented => {
             create("fragmented.qcow2", "cluster_size=4k", "8G")?;
             writes(qemu_img, "fragmented.qcow2", 20_000)
@@ -102,7 +124,21 @@ pub fn make(image: Image, qemu_img: &Program) -> Result<()> {
 /// Removes all images.
 pub fn remove(qemu_img: &Program) -> Result<()> {
     for entry in std::fs::read_dir(qemu_img.folder())? {
-        std::fs::remove_file(entry?.path())?;
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Has what was made written to the disk, so that no run meets the writing.
+pub fn settle(qemu_img: &Program) -> Result<()> {
+    for entry in std::fs::read_dir(qemu_img.folder())? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            std::fs::File::open(entry.path())?.sync_all()?;
+        }
     }
     Ok(())
 }
@@ -121,6 +157,11 @@ fn writes(qemu_img: &Program, file: &str, count: usize) -> Result<()> {
         let place = (state >> 33) % PLACES;
         writeln!(commands, "write -q -P 1 {} 4k", place * 4096)?;
     }
+    qemu_io(qemu_img, file, &commands)
+}
+
+/// Has `qemu-io` do what `commands` says, line by line, with a qcow2 image.
+pub fn qemu_io(qemu_img: &Program, file: &str, commands: &str) -> Result<()> {
     let mut child = Command::new("qemu-io")
         .args(["-f", "qcow2", "-t", "unsafe", file])
         .current_dir(qemu_img.folder())

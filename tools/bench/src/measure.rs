@@ -1,6 +1,7 @@
 //! Runs a program and takes its time.
 
 use std::cell::RefCell;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,6 +14,8 @@ pub struct Program {
     folder: PathBuf,
     /// A file that every run gets as it was when this was set.
     fresh: RefCell<Option<PathBuf>>,
+    /// A file that no run finds.
+    output: RefCell<Option<PathBuf>>,
 }
 
 /// One timed run.
@@ -23,6 +26,8 @@ pub struct Sample {
     /// `ru_maxrss` as `wait4` gives it: the largest single process of those
     /// that the program was and waited for, in bytes.
     pub max_rss_bytes: u64,
+    /// CPU time, user and system, of the same processes together.
+    pub cpu: Duration,
 }
 
 /// What instar says of itself with `INSTAR_STATS=1`.
@@ -41,7 +46,19 @@ impl Program {
             path,
             folder: folder.to_owned(),
             fresh: RefCell::new(None),
+            output: RefCell::new(None),
         }
+    }
+
+    /// The same program in another folder.
+    pub fn within(&self, folder: &Path) -> Self {
+        Self::new(self.path.clone(), folder)
+    }
+
+    /// Removes `file` before every run from now on. What is removed so soon has not been written to the disk, so
+    /// that no run pays for what another one made.
+    pub fn remove_first(&self, file: Option<&str>) {
+        *self.output.borrow_mut() = file.map(|name| self.folder.join(name));
     }
 
     /// Keeps a copy of `file`, which every run from now on gets back first; `None` ends that.
@@ -55,6 +72,12 @@ impl Program {
     }
 
     fn restore(&self) -> Result<()> {
+        if let Some(path) = &*self.output.borrow() {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
+        }
         match &*self.fresh.borrow() {
             Some(path) => copy(&pristine(path), path),
             None => Ok(()),
@@ -119,10 +142,11 @@ impl Program {
         self.restore()?;
         let started = Instant::now();
         let child = self.start_as_it_is(args)?;
-        let max_rss_bytes = wait(&child, 0)?.context("the process has not ended")?;
+        let usage = wait(&child, 0)?.context("the process has not ended")?;
         Ok(Sample {
             wall: started.elapsed(),
-            max_rss_bytes,
+            max_rss_bytes: usage.max_rss_bytes,
+            cpu: usage.cpu,
         })
     }
 
@@ -175,9 +199,18 @@ fn field(line: &str, name: &str) -> Result<u64> {
     Ok(value.parse()?)
 }
 
-/// Waits for a child with `wait4`: its `ru_maxrss` in bytes, or `None` if
-/// `options` has `WNOHANG` and it still runs. A failed child is an error.
-pub fn wait(child: &Child, options: i32) -> Result<Option<u64>> {
+/// What a process used, with those that it waited for.
+#[derive(Clone, Copy, Debug)]
+pub struct Usage {
+    /// `ru_maxrss`, in bytes.
+    pub max_rss_bytes: u64,
+    /// User and system time.
+    pub cpu: Duration,
+}
+
+/// Waits for a child with `wait4`: what it used, or `None` if `options` has `WNOHANG` and it still
+/// runs. A failed child is an error.
+pub fn wait(child: &Child, options: i32) -> Result<Option<Usage>> {
     let id = i32::try_from(child.id())?;
     let mut status = 0;
     // SAFETY: rusage is plain integers, for which all zeros is a value.
@@ -191,10 +224,18 @@ pub fn wait(child: &Child, options: i32) -> Result<Option<u64>> {
                 status == 0,
                 "the program ended with wait status {status:#x}"
             );
-            Ok(Some(u64::try_from(usage.ru_maxrss)? * 1024))
+            Ok(Some(Usage {
+                max_rss_bytes: u64::try_from(usage.ru_maxrss)? * 1024,
+                cpu: time(usage.ru_utime)? + time(usage.ru_stime)?,
+            }))
         }
         _ => bail!("wait4: {}", std::io::Error::last_os_error()),
     }
+}
+
+fn time(time: libc::timeval) -> Result<Duration> {
+    let micros = Duration::from_micros(u64::try_from(time.tv_usec)?);
+    Ok(Duration::from_secs(u64::try_from(time.tv_sec)?) + micros)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::measure::{Program, Sample, wait};
 
@@ -16,6 +16,17 @@ use crate::measure::{Program, Sample, wait};
 pub const RUNS: usize = 5;
 /// Time between two looks.
 const PAUSE: Duration = Duration::from_micros(200);
+
+/// Forgets how much this process had at most: until a program has started, its `ru_maxrss` is that of the process that
+/// started it, and images and outputs were in memory here.
+///
+/// # Errors
+/// `/proc` says no.
+pub fn forget_own_peak() -> Result<()> {
+    /// "Reset peak RSS", proc_pid_clear_refs(5).
+    const PEAK: &str = "5";
+    std::fs::write("/proc/self/clear_refs", PEAK).context("/proc/self/clear_refs")
+}
 
 /// The highest sum of `runs` watched runs, in bytes; at least the highest of `samples`.
 pub fn peak(program: &Program, args: &[&str], samples: &[Sample], runs: usize) -> Result<u64> {
@@ -68,6 +79,15 @@ fn children(pid: u32) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_that_this_process_had_is_not_the_programs() {
+        let program = Program::new("true".into(), "/".as_ref());
+        drop(std::hint::black_box(vec![1_u8; 256 << 20]));
+        forget_own_peak().unwrap();
+        let sample = program.run(&[]).unwrap();
+        assert!(sample.max_rss_bytes < 128 << 20, "{sample:?}");
+    }
 
     #[test]
     fn peak_adds_a_child_to_its_parent() {

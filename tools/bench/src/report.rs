@@ -17,6 +17,8 @@ pub struct Row {
     pub instar_memory: u64,
     /// Peak of `qemu-img`, in bytes.
     pub qemu_img_memory: u64,
+    /// Lengths of the file that instar made, and of the other's, in bytes.
+    pub output: Option<(u64, u64)>,
     /// What instar says of itself.
     pub own: Option<OwnStatistics>,
 }
@@ -26,28 +28,37 @@ impl Row {
     fn ratio(&self) -> f64 {
         self.instar.median.as_secs_f64() / self.qemu_img.median.as_secs_f64()
     }
+
+    /// Length of the file made as a part of `qemu-img`'s.
+    fn size(&self) -> Option<f64> {
+        self.output.map(|(ours, theirs)| mib(ours) / mib(theirs))
+    }
 }
 
 /// The table in Markdown.
 pub fn table(rows: &[(Case, Row)]) -> String {
     let mut text = String::from(
         "| case | instar median (min, p90) ms | qemu-img median (min, p90) ms | ratio \
-         | memory MiB, instar / qemu-img | exits | setup µs |\n\
-         |---|---|---|---|---|---|---|\n",
+         | CPU ms, instar / qemu-img | memory MiB, instar / qemu-img | file made | exits | setup µs |\n\
+         |---|---|---|---|---|---|---|---|---|\n",
     );
     for (case, row) in rows {
         let (exits, setup) = match row.own {
             Some(own) => (own.exits.to_string(), own.setup_us.to_string()),
             None => ("–".to_owned(), "–".to_owned()),
         };
+        let size = row.size();
+        let size = size.map_or_else(|| "–".to_owned(), |size| format!("{size:.3}"));
         // Writing to a string cannot fail.
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {:.2} | {:.1} / {:.1} | {exits} | {setup} |",
+            "| {} | {} | {} | {:.2} | {:.1} / {:.1} | {:.1} / {:.1} | {size} | {exits} | {setup} |",
             case.name,
             times(row.instar),
             times(row.qemu_img),
             row.ratio(),
+            ms(row.instar.cpu),
+            ms(row.qemu_img.cpu),
             mib(row.instar_memory),
             mib(row.qemu_img_memory),
         );
@@ -99,6 +110,13 @@ pub fn missed(case: &Case, row: &Row) -> Vec<String> {
         let text = format!("{:.1} MiB, promised {:.1}", mib(memory), mib(limit));
         say(memory <= limit, text);
     }
+    if let Some(limit) = promise.size {
+        let size = row.size();
+        say(
+            size.is_some_and(|size| size <= limit),
+            format!("a file of {size:.3?} times the length, promised {limit:.2}"),
+        );
+    }
     if let Some(limit) = promise.exits {
         let exits = row.own.map(|own| own.exits);
         say(
@@ -126,12 +144,14 @@ mod tests {
             min: Duration::from_millis(ms),
             median: Duration::from_millis(ms),
             p90: Duration::from_millis(ms),
+            cpu: Duration::from_millis(ms * 2),
         };
         Row {
             instar: summary(ms),
             qemu_img: summary(100),
             instar_memory: memory,
             qemu_img_memory: 20 << 20,
+            output: Some((103 << 20, 100 << 20)),
             own: Some(OwnStatistics {
                 exits,
                 setup_us: 1000,
@@ -148,6 +168,9 @@ mod tests {
         let mut silent = row(75, 12 << 20, 24);
         silent.own = None;
         assert_eq!(missed(small, &silent).len(), 2);
+        let mut packed = cases::all().remove(0);
+        packed.promise.size = Some(1.02);
+        assert_eq!(missed(&packed, &row(75, 12 << 20, 24)).len(), 1);
     }
 
     #[test]
@@ -158,6 +181,9 @@ mod tests {
             .collect();
         let text = table(&rows);
         assert_eq!(text.lines().count(), rows.len() + 2);
-        assert!(text.contains("| 0.50 | 1.0 / 20.0 | 1 | 1000 |"), "{text}");
+        assert!(
+            text.contains("| 0.50 | 100.0 / 200.0 | 1.0 / 20.0 | 1.030 | 1 | 1000 |"),
+            "{text}"
+        );
     }
 }

@@ -13,6 +13,8 @@ pub struct Summary {
     pub median: Duration,
     /// The wall time that nine in ten runs do not exceed.
     pub p90: Duration,
+    /// Median CPU time, likewise.
+    pub cpu: Duration,
 }
 
 impl Summary {
@@ -20,11 +22,14 @@ impl Summary {
     pub fn of(samples: &[Sample]) -> Self {
         let mut walls: Vec<Duration> = samples.iter().map(|sample| sample.wall).collect();
         walls.sort_unstable();
+        let mut cpus: Vec<Duration> = samples.iter().map(|sample| sample.cpu).collect();
+        cpus.sort_unstable();
         let at = |index: usize| walls.get(index).copied().unwrap_or_default();
         Self {
             min: at(0),
             median: at(walls.len() / 2),
             p90: at((walls.len() * 9).div_ceil(10).saturating_sub(1)),
+            cpu: cpus.get(cpus.len() / 2).copied().unwrap_or_default(),
         }
     }
 }
@@ -40,11 +45,13 @@ mod tests {
             .map(|ms| Sample {
                 wall: Duration::from_millis(ms),
                 max_rss_bytes: 0,
+                cpu: Duration::from_millis(ms * 2),
             })
             .collect();
         let summary = Summary::of(&samples);
         assert_eq!(summary.min, Duration::from_millis(1));
         assert_eq!(summary.median, Duration::from_millis(11));
         assert_eq!(summary.p90, Duration::from_millis(18));
+        assert_eq!(summary.cpu, Duration::from_millis(22));
     }
 }
