@@ -272,7 +272,7 @@ const HINTS: [(&str, &str); 24] = [
     ),
     (
         "Invalid parameter '",
-        "'instar amend -f qcow2 -o help' lists what can be changed",
+        "-o help, with the format, lists the options that there are",
     ),
     (
         "File too large",
