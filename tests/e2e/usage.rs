@@ -46,11 +46,7 @@ fn wrong_use_has_one_line() -> Outcome {
         bench.same("option", args)?;
     }
     // getopt takes the next word for the value, whatever it is.
-    bench.refused(
-        "option",
-        &["info", "-f", "-U", "disk.qcow2"],
-        &["instar info"],
-    )?;
+    bench.refused("option", &["info", "-f", "-U", "disk.qcow2"], &["--format"])?;
     bench.finish()
 }
 

@@ -247,6 +247,10 @@ pub fn normal_stderr(raw: &[u8]) -> Vec<u8> {
     }
     lines.retain(|line| !(line.starts_with(b"Try '") && line.ends_with(b"for more info\n")));
     for line in &mut lines {
+        // `getopt_long` names the program as it was started.
+        if let Some(rest) = without_folder(line) {
+            *line = rest;
+        }
         if let Some(rest) = line.strip_prefix(b"instar") {
             let names = COMMANDS
                 .iter()
@@ -262,6 +266,14 @@ pub fn normal_stderr(raw: &[u8]) -> Vec<u8> {
         text.remove(at + WITHOUT_LINE_END.len());
     }
     text
+}
+
+/// A line that starts with the path of the oracle, from the program's name on.
+fn without_folder(line: &[u8]) -> Option<Vec<u8>> {
+    let program = tools::qemu_img().ok()?;
+    let folder = [program.parent()?.as_os_str().as_encoded_bytes(), b"/"].concat();
+    let rest = line.strip_prefix(folder.as_slice())?;
+    rest.starts_with(b"qemu-img").then(|| rest.to_vec())
 }
 
 /// What differs beyond the allowed differences.

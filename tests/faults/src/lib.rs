@@ -9,8 +9,8 @@
 //! | `INSTAR_TEST_RECORD=FILE` | all calls are written to FILE, in the format of [`read_recording`] |
 //!
 //! Counted and recorded are `pwritev`, `fdatasync`, `ftruncate` and `fallocate`; `copy_file_range` is only counted.
-//! Several threads may make them, but a recording is of a run in which one does. The recording is memory that is
-//! mapped before the worker is confined, so that it costs no system call.
+//! Several threads may make them. The recording is memory that is mapped before the worker is confined, so that it
+//! costs no system call.
 
 #![allow(clippy::expect_used)] // a wrong variable is to end the test
 

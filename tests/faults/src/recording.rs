@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Result;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
 /// Room for entries, sparse until used.
 const CAPACITY: usize = 1 << 30;
@@ -44,6 +44,7 @@ const RESERVE: u64 = 1 << 32;
 
 static MAP: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
 static FILLED: AtomicU64 = AtomicU64::new(0);
+static BUSY: AtomicBool = AtomicBool::new(false);
 
 /// Makes the file and maps it; the mapping outlives the descriptor.
 pub(crate) fn start(path: &str) -> Result<()> {
@@ -93,12 +94,20 @@ fn fd_word(fd: i32) -> u64 {
     u64::from(fd.unsigned_abs())
 }
 
-/// One thread changes images, so there is one writer.
+/// Adds an entry; the threads of a worker take turns. They spin: a lock of the standard library makes system calls.
 fn append(head: [u64; 4], parts: &[&[u8]]) {
     let map = MAP.load(Ordering::Acquire);
     if map.is_null() {
         return;
     }
+    while BUSY.swap(true, Ordering::Acquire) {
+        std::hint::spin_loop();
+    }
+    append_alone(map, head, parts);
+    BUSY.store(false, Ordering::Release);
+}
+
+fn append_alone(map: *mut u8, head: [u64; 4], parts: &[&[u8]]) {
     let filled = usize::try_from(FILLED.load(Ordering::Relaxed)).unwrap_or(CAPACITY);
     let data: usize = parts.iter().map(|part| part.len()).sum();
     let needed = HEAD + filled + ENTRY_HEAD + data;
