@@ -3,6 +3,7 @@
 //!
 //! `INSTAR_KILLS` says how often each operation is killed; `INSTAR_SEED` repeats a run.
 
+use std::cell::RefCell;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -21,6 +22,9 @@ const KILLS: u64 = 8;
 const STATES: usize = 25;
 /// Calls of one change that fail.
 const CALLS: usize = 20;
+
+/// Judged files that are kept.
+const JUDGED: usize = 64;
 
 /// A change, and the image that it is made to.
 struct Change {
@@ -72,6 +76,8 @@ struct Stage {
     args: &'static [&'static str],
     old: Seen,
     new: Seen,
+    /// Files that were judged, and whether they are the new image: the same bytes are judged once.
+    judged: RefCell<Vec<(Vec<u8>, bool)>>,
 }
 
 impl Stage {
@@ -97,6 +103,7 @@ impl Stage {
             args,
             old,
             new,
+            judged: RefCell::default(),
         })
     }
 
@@ -107,6 +114,24 @@ impl Stage {
 
     /// The image is the old or the new one; true if it is the new one.
     fn judge(&self, what: &str) -> Result<bool> {
+        let bytes = std::fs::read(self.scratch.file(self.name))?;
+        let before = self
+            .judged
+            .borrow()
+            .iter()
+            .find_map(|(b, is_new)| (*b == bytes).then_some(*is_new));
+        if let Some(is_new) = before {
+            return Ok(is_new);
+        }
+        let is_new = self.judge_unseen(what)?;
+        let mut judged = self.judged.borrow_mut();
+        if judged.len() < JUDGED {
+            judged.push((bytes, is_new));
+        }
+        Ok(is_new)
+    }
+
+    fn judge_unseen(&self, what: &str) -> Result<bool> {
         let told = || format!("{:?}, {what}", self.args);
         let now = faults::seen(&self.scratch, self.name).with_context(told)?;
         ensure!(

@@ -229,7 +229,7 @@ impl Twins {
                 most += most / 50 + 8;
             }
             if key == "fragmented-clusters" {
-                most += self.fragments;
+                most = most.saturating_add(self.fragments);
             }
             ensure!(
                 has <= most,

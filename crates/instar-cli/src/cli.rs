@@ -343,7 +343,7 @@ fn parse_words(words: Vec<OsString>) -> Result<Cli, Stop> {
     parsed.map_err(|error| {
         use clap::error::ErrorKind;
         match error.kind() {
-            ErrorKind::DisplayHelp => Stop::Print(persona::printed(error.to_string(), false)),
+            ErrorKind::DisplayHelp => Stop::Print(persona::printed(help(&error, &words), false)),
             ErrorKind::DisplayVersion => Stop::Print(persona::printed(error.to_string(), true)),
             ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
                 Stop::Wrong(UsageError::with_help("Not enough arguments"))
@@ -352,9 +352,31 @@ fn parse_words(words: Vec<OsString>) -> Result<Cli, Stop> {
                 "Command not found: {}",
                 invalid_subcommand(&error)
             ))),
-            _ => Stop::Wrong(wrong::sentence(&error, Cli::command(), &words)),
+            _ => Stop::Wrong(wrong::sentence(&error, &whole_program(), &words)),
         }
     })
+}
+
+/// The program with the options of all commands; parsing makes those of one.
+#[must_use]
+pub fn whole_program() -> clap::Command {
+    let mut program = Cli::command();
+    let abouts: Vec<_> = program
+        .get_subcommands()
+        .map(|command| command.get_about().cloned().unwrap_or_default())
+        .collect();
+    // What documents a command's options takes the place of what the command is about.
+    program.build();
+    let mut abouts = abouts.into_iter();
+    program.mut_subcommands(|command| command.about(abouts.next().unwrap_or_default()))
+}
+
+/// The help that `words` ask for, which `error` holds for a command whose options came late.
+fn help(error: &clap::Error, words: &[OsString]) -> String {
+    match whole_program().try_get_matches_from(words) {
+        Err(complete) if complete.kind() == error.kind() => complete.to_string(),
+        _ => error.to_string(),
+    }
 }
 
 /// The name of the command that `words`, the program's own name first, name.

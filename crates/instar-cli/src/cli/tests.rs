@@ -216,6 +216,30 @@ fn wrong_use_is_one_sentence() {
 }
 
 #[test]
+fn each_commands_help_starts_with_what_it_is_about() {
+    let abouts: Vec<(String, String)> = Cli::command()
+        .get_subcommands()
+        .map(|command| {
+            let about = command.get_about().map(ToString::to_string);
+            (command.get_name().to_owned(), about.unwrap_or_default())
+        })
+        .collect();
+    assert!(abouts.len() > 10);
+    for (command, about) in abouts {
+        let words = ["instar", &command, "-h"].map(OsString::from);
+        match parse(words) {
+            Err(Stop::Print(text)) => {
+                assert!(
+                    !about.is_empty() && text.starts_with(&about),
+                    "{command}: {text}"
+                );
+            }
+            other => panic!("{command}: {other:?}"),
+        }
+    }
+}
+
+#[test]
 fn help_and_version_are_printed() {
     for (line, part) in [
         ("instar --help", "Exit codes:"),

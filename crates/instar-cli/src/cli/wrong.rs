@@ -5,17 +5,15 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, Error};
 use std::ffi::OsString;
 
-/// What is wrong with `words`, of which `error` complains.
-pub fn sentence(error: &Error, mut program: Command, words: &[OsString]) -> UsageError {
-    // Only now are the options of all commands made.
-    program.build();
-    let command = command_of(&program, words);
+/// What is wrong with `words`, of which `error` complains; `program` has the options of all commands.
+pub fn sentence(error: &Error, program: &Command, words: &[OsString]) -> UsageError {
+    let command = command_of(program, words);
     let option = match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(name)) => name.as_str(),
         _ => "",
     };
     let said = match error.kind() {
-        ErrorKind::UnknownArgument => unknown(option, command.unwrap_or(&program), words),
+        ErrorKind::UnknownArgument => unknown(option, command.unwrap_or(program), words),
         ErrorKind::InvalidValue if value_is_missing(error) => words.last().and_then(missing),
         ErrorKind::TooManyValues => {
             let name = option.split([' ', '=']).next().unwrap_or_default();

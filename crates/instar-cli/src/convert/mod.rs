@@ -168,7 +168,8 @@ fn flags(options: &ConvertOptions, manner: &options::Manner) -> u32 {
         (options.skip_broken_bitmaps, CONVERT_SKIP_BROKEN_BITMAPS),
         (options.salvage, CONVERT_SALVAGE),
         (manner.copy_range || unseen, CONVERT_COPY_RANGE),
-        (options.oob_writes, CONVERT_ANY_ORDER),
+        // One request at a time has an order.
+        (options.oob_writes && manner.parallel > 1, CONVERT_ANY_ORDER),
         (manner.sparse_bytes == 0 && !manner.copy_range, CONVERT_FILL),
         (options.quiet, CONVERT_QUIET),
     ]
