@@ -2,12 +2,14 @@
 
 use crate::disk::DiskError;
 use crate::page::{Boot, Shared, cancel_word};
-use crate::{Disk, Machine, Platform, Records};
+use crate::secrets::Secrets;
+use crate::{Disk, Machine, Platform, Records, Secret};
 use alloc::vec::Vec;
 use instar_shared::abi::ABI_VERSION;
 use instar_shared::boot::{BOOT_MAGIC, BootPage, CANCEL_REQUESTED};
 use instar_shared::doorbell::{Control, Kick};
 use instar_shared::layout::{CONFIG, RESULT};
+use instar_shared::secret::SecretRole;
 use instar_shared::zerocopy::little_endian::U32;
 use instar_shared::zerocopy::{FromBytes, IntoBytes};
 
@@ -23,24 +25,31 @@ pub struct Context<P: Platform = Machine> {
     records: Records<P>,
     /// Slots that have a driver.
     taken: Vec<u16>,
+    secrets: Secrets,
 }
 
 impl<P: Platform> Context<P> {
-    /// Looks at the boot page of `platform`.
+    /// Looks at the boot page of `platform`, and takes the secrets out of their region.
     ///
     /// # Panics
-    /// If it is not one of this contract's version.
+    /// If it is not one of this contract's version, or the secrets are damaged.
     #[must_use]
     pub fn new(platform: P) -> Self {
         let boot = Boot::new(&platform).read();
         let known = boot.magic.get() == BOOT_MAGIC && boot.abi_version.get() == ABI_VERSION;
         assert!(known, "the host speaks another ABI");
+        let secrets = if boot.secrets.get() == 0 {
+            Secrets::none()
+        } else {
+            Secrets::take(&platform)
+        };
         Self {
             records: Records::new(platform.clone(), boot.tsc_hz.get()),
             cancel: cancel_word(&platform),
             boot,
             platform,
             taken: Vec::new(),
+            secrets,
         }
     }
 
@@ -67,6 +76,13 @@ impl<P: Platform> Context<P> {
     pub fn set_result<T: FromBytes + IntoBytes + Copy>(&mut self, result: &T) {
         const { assert!(size_of::<T>() <= MAX_RESULT_BYTES) };
         Shared::at(&self.platform, RESULT.start).write(*result);
+    }
+
+    /// The secret that the user gives for an image: the one named for `slot`, or the one that is `depth` steps
+    /// down its backing chain. `None` if there is none.
+    #[must_use]
+    pub fn secret(&self, slot: u16, depth: u32, role: SecretRole) -> Option<Secret> {
+        self.secrets.find(slot.into(), depth, role)
     }
 
     /// The disk in `slot`; slot 0 is the image that the user named. Costs no exit.

@@ -40,6 +40,7 @@ mod queue;
 mod records;
 #[cfg(any(instar_guest, target_os = "none"))]
 mod runtime;
+mod secrets;
 
 #[cfg(test)]
 mod fake;
@@ -54,6 +55,7 @@ pub use machine::Machine;
 pub use platform::Platform;
 pub use queue::{Queue, QueueError, Segment};
 pub use records::{PROGRESS_INTERVAL_MS, RecordTooLong, Records};
+pub use secrets::Secret;
 
 pub use instar_shared as shared;
 pub use instar_storage as storage;

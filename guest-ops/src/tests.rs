@@ -7,11 +7,12 @@ use crate::fake::{FakeMachine, TICKS_PER_SECOND, answer};
 use crate::storage::{Extent, Read, Storage, StorageError};
 use crate::{Context, Disk, DiskError, MAX_PIECE_BYTES, OpenError, RecordTooLong};
 use instar_devices::blk::{CompletionOrder, Errno, IoKind};
-use instar_shared::boot::CANCEL_REQUESTED;
+use instar_shared::boot::{BootPage, CANCEL_REQUESTED};
 use instar_shared::check::{CheckConfig, CheckResult};
 use instar_shared::control::{FileRole, FileStatus, MAX_NAME_BYTES};
-use instar_shared::layout::{BOOT, CONFIG, RECORDS, RESULT};
+use instar_shared::layout::{BOOT, CONFIG, RECORDS, RESULT, SECRETS};
 use instar_shared::record::{FailureKind, MAX_PAYLOAD, RecordKind};
+use instar_shared::secret::{self, SecretRole, SecretUse};
 use instar_shared::zerocopy::IntoBytes;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -515,4 +516,66 @@ fn progress_is_seen_at_once_but_not_more_than_ten_times_a_second() {
     first.extend(300_000_u64.to_le_bytes());
     assert_eq!(records[0].1, first);
     assert_eq!(machine.0.kicks.borrow().len(), 29);
+}
+
+/// A machine with two secrets in its region.
+fn machine_with_secrets() -> FakeMachine {
+    let machine = FakeMachine::new();
+    let uses = [
+        (0, SecretRole::Open, &b"first"[..]),
+        (2, SecretRole::New, b""),
+    ];
+    let uses = uses.map(|(depth, role, bytes)| SecretUse {
+        slot: 1,
+        depth,
+        role,
+        bytes,
+    });
+    let mut region = vec![0; SECRETS.size as usize];
+    secret::encode(uses.into_iter(), &mut region).unwrap();
+    let write = |bytes: &[u8], at: u64| {
+        machine.0.mem.write_slice(bytes, GuestAddress(at)).unwrap();
+    };
+    write(&region, SECRETS.start);
+    let count = core::mem::offset_of!(BootPage, secrets) as u64;
+    write(&2_u32.to_le_bytes(), BOOT.start + count);
+    machine
+}
+
+#[test]
+fn secrets_are_taken_out_of_their_region_at_once() {
+    let machine = machine_with_secrets();
+    let ctx = Context::new(machine.clone());
+    let mut region = vec![1; SECRETS.size as usize];
+    let at = GuestAddress(SECRETS.start);
+    machine.0.mem.read_slice(&mut region, at).unwrap();
+    assert!(region.iter().all(|byte| *byte == 0));
+    let secret = |slot, depth, role| ctx.secret(slot, depth, role).map(|s| s.to_vec());
+    assert_eq!(secret(1, 0, SecretRole::Open), Some(b"first".to_vec()));
+    assert_eq!(secret(1, 2, SecretRole::New), Some(Vec::new()));
+    assert_eq!(secret(1, 0, SecretRole::New), None);
+    assert_eq!(secret(0, 0, SecretRole::Open), None);
+    let text = format!("{ctx:?} {:?}", ctx.secret(1, 0, SecretRole::Open));
+    assert!(
+        !text.contains("first") && !text.contains("102, 105"),
+        "{text}"
+    );
+}
+
+#[test]
+fn without_secrets_their_region_is_not_touched() {
+    let machine = FakeMachine::new();
+    let at = GuestAddress(SECRETS.start);
+    machine.0.mem.write_slice(b"rubbish", at).unwrap();
+    let ctx = Context::new(machine);
+    assert!(ctx.secret(0, 0, SecretRole::Open).is_none());
+}
+
+#[test]
+#[should_panic = "the secret region is damaged"]
+fn damaged_secrets_end_the_operation() {
+    let machine = machine_with_secrets();
+    let at = GuestAddress(SECRETS.start);
+    machine.0.mem.write_slice(b"rubbish", at).unwrap();
+    let _ = Context::new(machine);
 }

@@ -41,9 +41,14 @@ wire_struct! {
         pub wall_clock_ns: U64,
         /// Fresh random bytes from the host.
         pub entropy: [u8; 64],
+        /// Secrets in [`crate::layout::SECRETS`]; if 0, the region is not mapped.
+        pub secrets: U32,
+        /// Zero.
+        pub reserved: U32,
     }
 }
-wire_layout!(BootPage, size = 120, {
+wire_layout!(BootPage, size = 128, {
     magic @ 0, abi_version @ 4, cancel @ 8, vcpus @ 12, heap_start @ 16, heap_end @ 24,
-    cpu_features @ 32, tsc_hz @ 40, wall_clock_ns @ 48, entropy @ 56,
+    cpu_features @ 32, tsc_hz @ 40, wall_clock_ns @ 48, entropy @ 56, secrets @ 120,
+    reserved @ 124,
 });

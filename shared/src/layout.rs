@@ -15,6 +15,7 @@
 //! | result | 17 MiB | 4 KiB | read, write |
 //! | control | 17 MiB + 64 KiB | 16 KiB | read, write |
 //! | records | 17 MiB + 128 KiB | 256 KiB | read, write |
+//! | secrets | 17 MiB + 448 KiB | 16 KiB | read, write; mapped only if there are any |
 //! | stack | 20 MiB | 256 KiB | read, write; devices too |
 //! | further stacks | 20 MiB + 512 KiB | 256 KiB for each further vCPU | read, write; devices too |
 //! | queues | 22 MiB | 8 MiB | read, write; devices too |
@@ -87,6 +88,11 @@ pub const CONTROL: Region = Region {
 pub const RECORDS: Region = Region {
     start: 0x112_0000,
     size: 0x4_0000,
+};
+/// Passwords: see [`crate::secret`]. Below [`DMA_START`], so that no request can carry one into a file.
+pub const SECRETS: Region = Region {
+    start: 0x117_0000,
+    size: 0x4000,
 };
 /// The stack; grows down from its end.
 pub const STACK: Region = Region {
@@ -166,6 +172,7 @@ pub const REGIONS: &[(&str, Region)] = &[
     ("result", RESULT),
     ("control page", CONTROL),
     ("records", RECORDS),
+    ("secrets", SECRETS),
     ("stack", STACK),
     ("further stacks", FURTHER_STACKS),
     ("queues", QUEUES),

@@ -36,6 +36,7 @@ pub mod op;
 pub mod rebase;
 pub mod record;
 pub mod ring;
+pub mod secret;
 #[cfg(test)]
 mod tripwires;
 

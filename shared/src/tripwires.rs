@@ -56,8 +56,8 @@ fn each_vcpu_has_a_stack_and_room_for_its_last_words() {
 }
 
 #[test]
-fn numbers_of_version_4() {
-    assert_eq!(crate::abi::ABI_VERSION, 4);
+fn numbers_of_version_5() {
+    assert_eq!(crate::abi::ABI_VERSION, 5);
     assert_eq!(
         (
             doorbell::KICK_PORT,
@@ -70,10 +70,18 @@ fn numbers_of_version_4() {
     assert_eq!(layout::HEAP_START, 0x200_0000);
     assert_eq!(doorbell::VCPU_BASE, 0xffff_0100);
     assert_eq!(crate::boot::BOOT_MAGIC, 0x5241_5453);
+    assert_eq!(layout::SECRETS.start, 0x117_0000);
+    assert!(layout::SECRETS.end() <= layout::DMA_START);
+    assert_eq!(crate::secret::SECRET_MAGIC, 0x5443_4553);
+    let roles: Vec<u32> = crate::secret::SecretRole::ALL
+        .iter()
+        .map(|role| role.raw())
+        .collect();
+    assert_eq!(roles, [1, 2, 3]);
 }
 
 #[test]
-fn requests_of_version_4() {
+fn requests_of_version_5() {
     use crate::blk::RequestType;
     let numbers: Vec<u32> = RequestType::ALL.iter().map(|kind| kind.raw()).collect();
     let (virtio, vendor) = numbers.split_at(6);

@@ -48,6 +48,14 @@ pub enum VmError {
         /// The version found.
         found: i32,
     },
+    /// The passwords do not fit their region.
+    #[error(
+        "the passwords are too many or too long; at most 4096 bytes each, and about 16,000 in all"
+    )]
+    Secrets,
+    /// No random bytes for keys.
+    #[error("the kernel gives no random bytes: {0}; keys cannot be made without")]
+    Random(#[source] io::Error),
     /// A hypervisor call was refused.
     #[error("the hypervisor refused {call}: {source}; {hint}")]
     Call {

@@ -150,6 +150,27 @@ impl GuestSlot {
         let _ = (skip, len);
     }
 
+    /// Keeps what the guest's memory holds out of core dumps.
+    ///
+    /// # Errors
+    /// [`VmError::Memory`]: the kernel does not do it.
+    pub fn keep_out_of_dumps(&self) -> Result<(), VmError> {
+        #[cfg(target_os = "linux")]
+        // SAFETY: our own mapping; the advice changes no contents.
+        unsafe {
+            rustix::mm::madvise(
+                self.map_start,
+                self.map_len,
+                rustix::mm::Advice::LinuxDontDump,
+            )
+        }
+        .map_err(|e| VmError::Memory {
+            bytes: self.size,
+            source: e.into(),
+        })?;
+        Ok(())
+    }
+
     /// Writes a wire struct at `gpa`.
     ///
     /// # Errors

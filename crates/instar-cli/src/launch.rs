@@ -10,7 +10,7 @@ use instar_shared::check::CheckConfig;
 use instar_shared::info::{INFO_BACKING_CHAIN, InfoConfig};
 use instar_shared::op::ImageFormat;
 use instar_shared::zerocopy::IntoBytes;
-use instar_vmm::operation::Threads;
+use instar_vmm::operation::{Secret, Threads};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -186,7 +186,7 @@ pub fn start_on(
 ) -> Result<u8, UsageError> {
     let how = How {
         threads,
-        base: None,
+        ..How::default()
     };
     start_as(how, elf, config, inputs, limits, output)
 }
@@ -198,6 +198,8 @@ pub struct How {
     pub threads: Threads,
     /// The backing file that may be written.
     pub base: Option<Base>,
+    /// Passwords for the images, by slot of the inputs.
+    pub secrets: Vec<Secret>,
 }
 
 /// As [`start`], in another way.
@@ -221,6 +223,7 @@ pub fn start_as(
         elf,
         config: config.to_vec(),
         inputs,
+        secrets: how.secrets,
         limits: Limits {
             memory_bytes,
             stall: STALL_LIMIT,

@@ -391,6 +391,7 @@ fn main() {
         elf: &[],
         config: Vec::new(),
         inputs: [first].into_iter().chain(second).collect(),
+        secrets: Vec::new(),
         limits: Limits {
             memory_bytes: 0,
             stall: Duration::from_secs(60),

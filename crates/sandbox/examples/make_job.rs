@@ -234,6 +234,7 @@ fn main() {
         elf: &[],
         config: Vec::new(),
         inputs,
+        secrets: Vec::new(),
         limits: Limits {
             memory_bytes: 0,
             stall: Duration::from_secs(60),

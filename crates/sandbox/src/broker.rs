@@ -75,6 +75,7 @@ pub fn run<M: Machine>(
             let start = worker::Start {
                 elf: job.elf,
                 config: job.config,
+                secrets: job.secrets,
                 limits: job.limits,
                 inputs: job.inputs.into_iter().zip(inputs).collect(),
                 socket: worker_end,
@@ -84,7 +85,7 @@ pub fn run<M: Machine>(
             std::process::exit(worker::run(start, output, prepare).into())
         }
         Ok(ForkResult::Parent { child }) => {
-            drop((worker_end, inputs));
+            drop((worker_end, inputs, job.secrets));
             let ended =
                 Child::new(child.as_raw()).and_then(|child| broker.serve(&child, own_end, &mask));
             match broker.outputs.settle(ended) {

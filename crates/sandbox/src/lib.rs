@@ -39,7 +39,7 @@ pub use policy::{Base, Policy};
 pub use worker::Machine;
 
 use instar_vmm::VmError;
-use instar_vmm::operation::{Limits, Operation, OperationSpec};
+use instar_vmm::operation::{Limits, Operation, OperationSpec, Secret};
 
 /// An operation to run, and on what.
 #[derive(Debug)]
@@ -51,6 +51,8 @@ pub struct Job {
     /// The files that the user names, by device slot: at least one. The first decides what a lock
     /// conflict means for the whole job; the first that is made is its target.
     pub inputs: Vec<InputFile>,
+    /// Passwords for the images, by slot of [`Self::inputs`].
+    pub secrets: Vec<Secret>,
     /// What the guest may use.
     pub limits: Limits,
     /// Which files images may name.

@@ -17,7 +17,7 @@ use instar_shared::zerocopy::FromBytes;
 use instar_vmm::VmError;
 use instar_vmm::operation::{
     Completed, Confine, Limits, Operation, OperationFile, OperationHost, OperationSpec,
-    RESULT_BYTES, RunError, ThreadKind,
+    RESULT_BYTES, RunError, Secret, ThreadKind,
 };
 use nix::sys::signal::SigSet;
 use rustix::net::{
@@ -68,6 +68,8 @@ pub struct Start {
     pub elf: &'static [u8],
     /// Its config.
     pub config: Vec<u8>,
+    /// Passwords for the images.
+    pub secrets: Vec<Secret>,
     /// What the guest may use.
     pub limits: Limits,
     /// The images that the user typed, by slot.
@@ -106,6 +108,7 @@ pub fn run<M: Machine>(
         elf: start.elf,
         config: start.config,
         files: start.inputs.into_iter().map(typed_file).collect(),
+        secrets: start.secrets,
         limits: start.limits,
         cancel: &signals::CANCEL,
     };

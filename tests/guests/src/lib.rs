@@ -128,6 +128,8 @@ impl Hash {
 
 /// How long a disk may become that [`Case::is_writing`] writes, in bytes.
 pub const WRITE_LIMIT: u64 = 2 << 20;
+/// The secret of [`Case::has_secret`].
+pub const SECRET: [u8; 9] = *b"pass word";
 /// What [`Case::WriteFails`] writes.
 pub const FAILING_BYTES: usize = 5 << 20;
 
@@ -135,7 +137,13 @@ impl Case {
     /// Whether slot 0 must be a disk that may be written, up to [`WRITE_LIMIT`].
     #[must_use]
     pub const fn is_writing(self) -> bool {
-        matches!(self.raw(), 141..150)
+        matches!(self.raw(), 141..150 | 161)
+    }
+
+    /// Whether the machine must have [`SECRET`], for the image two steps below the one in slot 0.
+    #[must_use]
+    pub const fn has_secret(self) -> bool {
+        matches!(self.raw(), 160..165)
     }
 }
 
@@ -388,6 +396,9 @@ cases! {
     /// Jumps past the heap.
     ExecutePastHeap = 72 => PAGE_FAULT;
 
+    /// Reads the secret region of a machine that has no secrets.
+    ReadSecrets = 73 => PAGE_FAULT;
+
     /// Loops without a doorbell.
     Loop = 80 => Ending::Stall;
     /// Rings a doorbell without a request, for ever.
@@ -520,6 +531,13 @@ cases! {
     AllocateAndFree = 156 => Ending::Done;
     /// Panics while the record window is full to the brim.
     PanicFullWindow = 157 => Ending::Panic("on purpose");
+
+    /// Has slot 0 read into the secret region.
+    ReadIntoSecrets = 160 => Ending::Refused;
+    /// Has slot 0 written from the secret region.
+    WriteFromSecrets = 161 => Ending::Refused;
+    /// Looks for its secret, finds it once, and not in the region any more; then fills the region.
+    TakeSecret = 162 => Ending::Done;
 
     /// Reads slot 0 and writes slot 1 in buffers of `argument` bytes, eight at once; the answer is the number
     /// of bytes.

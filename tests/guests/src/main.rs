@@ -17,6 +17,7 @@ mod memory;
 mod overlap;
 mod ring;
 mod ring_change;
+mod secrets;
 
 instar_guest_ops::entry!(run);
 
@@ -33,6 +34,7 @@ fn run(ctx: &mut Context) {
         80..120 => control::run(ctx, case),
         120..140 => ring::run(ctx, case),
         140..150 => ring_change::run(ctx, case),
+        160..165 => secrets::run(ctx, case),
         170..200 => overlap::run(ctx, case, config.argument.get()),
         _ => heap::run(ctx, case),
     }

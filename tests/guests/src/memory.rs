@@ -2,7 +2,9 @@
 
 use instar_guest_ops::Context;
 use instar_shared::control::{ControlPage, MemoryGrant};
-use instar_shared::layout::{BOOT, CONFIG, CONTROL, DEVICE_TABLE, MAX_SLOT_SIZE, RECORDS, STACK};
+use instar_shared::layout::{
+    BOOT, CONFIG, CONTROL, DEVICE_TABLE, MAX_SLOT_SIZE, RECORDS, SECRETS, STACK,
+};
 use instar_test_guests::Case;
 use zerocopy::FromBytes;
 
@@ -15,6 +17,7 @@ pub(crate) fn run(ctx: &mut Context, case: Case) {
         Case::PastControl => read(CONTROL.end()),
         Case::PastRecords => read(RECORDS.end()),
         Case::BeforeStack => read(STACK.start - 1),
+        Case::ReadSecrets => read(SECRETS.start),
         Case::PastStack => read(STACK.end()),
         Case::PastHeap => read(heap_end),
         Case::PastSlot => read(all_memory(ctx)),

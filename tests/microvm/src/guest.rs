@@ -8,7 +8,8 @@ use instar_shared::zerocopy::{FromBytes, IntoBytes};
 use instar_test_guests::{Case, DONE_MAGIC, GuestConfig, GuestResult, Step};
 use instar_vmm::memory::GuestSlot;
 use instar_vmm::operation::{
-    Completed, Limits, Operation, OperationFile, OperationHost, OperationSpec, RunError, Threads,
+    Completed, Limits, Operation, OperationFile, OperationHost, OperationSpec, RunError, Secret,
+    Threads,
 };
 use std::fs::File;
 use std::sync::Arc;
@@ -132,6 +133,7 @@ pub struct Guest {
     case: Case,
     config: Vec<u8>,
     files: Vec<OperationFile>,
+    secrets: Vec<Secret>,
     limits: Limits,
     cancel: &'static AtomicBool,
     host: Host,
@@ -149,6 +151,7 @@ impl Guest {
             case,
             config: GuestConfig::new(case).as_bytes().to_vec(),
             files: Vec::new(),
+            secrets: Vec::new(),
             limits: Limits {
                 threads,
                 ..limits(1000, 8000)
@@ -184,6 +187,13 @@ impl Guest {
     #[must_use]
     pub fn file(mut self, file: OperationFile) -> Self {
         self.files.push(file);
+        self
+    }
+
+    /// Gives it a password.
+    #[must_use]
+    pub fn secret(mut self, secret: Secret) -> Self {
+        self.secrets.push(secret);
         self
     }
 
@@ -244,6 +254,7 @@ impl Guest {
             elf: TEST_GUEST,
             config: self.config,
             files: self.files,
+            secrets: self.secrets,
             limits: self.limits,
             cancel: self.cancel,
         };

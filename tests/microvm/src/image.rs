@@ -82,6 +82,7 @@ fn run(elf: &'static [u8], config: &[u8], image: &File) -> Result<(Outcome, usiz
         elf,
         config: config.to_vec(),
         files: vec![operation_file(image.try_clone()?)?],
+        secrets: Vec::new(),
         limits: limits(10_000, 60_000),
         cancel: &NEVER,
     };

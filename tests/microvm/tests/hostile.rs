@@ -4,14 +4,18 @@ use anyhow::{Result, bail, ensure};
 use instar_microvm_tests::{
     Failed, Frozen, Guest, Host, Outcome, alone, limits, operation_file, writable_file,
 };
+use instar_shared::layout::SECRETS;
 use instar_shared::record::RecordKind;
-use instar_test_guests::{Case, DONE_MAGIC, Ending, WRITE_LIMIT};
-use instar_vmm::operation::{CrashReport, RunError};
+use instar_shared::secret::SecretRole;
+use instar_test_guests::{Case, DONE_MAGIC, Ending, SECRET, WRITE_LIMIT};
+use instar_vmm::memory::GuestSlot;
+use instar_vmm::operation::{CrashReport, RunError, Secret, Zeroizing};
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
+use std::sync::Arc;
 
 macro_rules! hostile {
     ($($name:ident => $case:ident;)+) => {
@@ -92,6 +96,10 @@ hostile! {
     past_slot => PastSlot;
     past_heap_wide => PastHeapWide;
     execute_past_heap => ExecutePastHeap;
+    read_secrets => ReadSecrets;
+    read_into_secrets => ReadIntoSecrets;
+    write_from_secrets => WriteFromSecrets;
+    take_secret => TakeSecret;
     endless_loop => Loop;
     kick_loop => KickLoop;
     wait_loop => WaitLoop;
@@ -203,11 +211,20 @@ fn judge(case: Case) -> Result<()> {
     } else {
         operation_file(disk.try_clone()?)?
     };
-    let (outcome, host) = Guest::new(case)
+    let left = Rc::new(RefCell::new(None));
+    let keep_memory = Rc::clone(&left);
+    let mut guest = Guest::new(case)
         .file(device)
         .limits(limits(1000, longest(case)))
-        .before(move |memory| *keep.borrow_mut() = Frozen::of(memory).ok())
-        .run()?;
+        .before(move |memory| {
+            *keep.borrow_mut() = Frozen::of(memory).ok();
+            *keep_memory.borrow_mut() = Some(Arc::clone(memory));
+        });
+    if case.has_secret() {
+        guest = guest.secret(secret());
+    }
+    let (outcome, host) = guest.run()?;
+    no_secret_is_left(left.take())?;
     match frozen.take() {
         Some(frozen) => frozen.compare(may_crash(case))?,
         None => bail!("the guest's memory could not be read"),
@@ -232,6 +249,26 @@ fn judge(case: Case) -> Result<()> {
         ensure!(host.records.len() > 100, "few records came through");
     }
     said_its_name(case, &host)
+}
+
+fn secret() -> Secret {
+    Secret {
+        slot: 0,
+        depth: 2,
+        role: SecretRole::Open,
+        bytes: Zeroizing::new(SECRET.to_vec()),
+    }
+}
+
+/// However the run ended, the secret region is empty.
+fn no_secret_is_left(memory: Option<Arc<GuestSlot>>) -> Result<()> {
+    let Some(memory) = memory else {
+        bail!("the guest's memory was not kept");
+    };
+    let mut region = vec![1; usize::try_from(SECRETS.size)?];
+    memory.read(SECRETS.start, &mut region)?;
+    ensure!(region.iter().all(|byte| *byte == 0), "a secret is left");
+    Ok(())
 }
 
 const fn may_crash(case: Case) -> bool {
@@ -323,6 +360,7 @@ fn told(case: Case, at_null: bool) -> &'static [&'static str] {
             &["read of unmapped", "between regions", SYMBOL]
         }
         Case::BeforeStack => &["read of unmapped", "stack overflow", SYMBOL],
+        Case::ReadSecrets => &["read of unmapped", "in the secrets region", SYMBOL],
         Case::PastSlot | Case::FarAbove => &["read of unmapped", "past it", SYMBOL],
         _ => &[SYMBOL],
     }

@@ -53,6 +53,7 @@ fn run(case: Case, argument: u64, files: &[PathBuf], threads: Threads) -> u8 {
         elf: TEST_GUEST,
         config: config.as_bytes().to_vec(),
         inputs: inputs.collect(),
+        secrets: Vec::new(),
         limits: Limits {
             threads,
             ..limits(10_000, 60_000)

@@ -5,6 +5,7 @@ use super::devices::Devices;
 use super::limits::Watch;
 use super::records::RecordStream;
 use super::report::describe;
+use super::secrets;
 use super::{
     Completed, CrashReport, OperationHost, OperationSpec, RESULT_BYTES, RunError, RunStats, control,
 };
@@ -20,7 +21,7 @@ use instar_shared::boot::{BOOT_MAGIC, BootPage, CANCEL_REQUESTED};
 use instar_shared::doorbell::{Control, Kick};
 use instar_shared::layout::{
     BOOT, CONFIG, CONTROL, DEVICE_TABLE, HEAP_START, INITIAL_HEAP_SIZE, LARGE_PAGE_SIZE,
-    MAX_SLOT_SIZE, MIN_HEAP_SIZE, QUEUES, RECORDS, RESULT, Region, STACK, stack_of,
+    MAX_SLOT_SIZE, MIN_HEAP_SIZE, QUEUES, RECORDS, RESULT, Region, SECRETS, STACK, stack_of,
 };
 use instar_shared::record::RecordKind;
 use std::mem::offset_of;
@@ -54,6 +55,8 @@ pub struct Operation {
     vm: Arc<NativeVm>,
     entry_gva: u64,
     beside: Option<Beside>,
+    // Overwritten when the run ends, however it ends.
+    _secrets: Option<secrets::Region>,
     setup: Duration,
 }
 
@@ -74,11 +77,12 @@ impl Operation {
         let vcpus = beside
             .as_ref()
             .map_or(1, |beside| 1 + beside.further_vcpus());
-        arch::native::install(
-            &memory,
-            &mappings(&image.mappings, heap_bytes, vcpus),
-            vcpus,
-        )?;
+        let secrets = std::mem::take(&mut spec.secrets);
+        let mut mappings = mappings(&image.mappings, heap_bytes, vcpus);
+        if !secrets.is_empty() {
+            mappings.push(map(SECRETS, Access::ReadWrite));
+        }
+        arch::native::install(&memory, &mappings, vcpus)?;
         let pool = beside.as_ref().map(Beside::pool);
         let mut devices = Devices::with_threads(Arc::clone(&memory), pool);
         for (slot, file) in (0_u16..).zip(spec.files.drain(..)) {
@@ -92,7 +96,13 @@ impl Operation {
         let vm = hypervisor.create_vm(Arc::clone(&memory))?;
         vm.map_memory(0, heap.end)?;
         let vcpu = vm.create_vcpu(0, &crew::entry(image.entry_gva, 0))?;
-        memory.store(BOOT.start, &boot_page(&vcpu, heap.end, vcpus))?;
+        let boot = boot_page(&vcpu, heap.end, vcpus, &secrets)?;
+        memory.store(BOOT.start, &boot)?;
+        let region = if secrets.is_empty() {
+            None
+        } else {
+            Some(secrets::Region::write(&memory, &secrets)?)
+        };
         let watch = Watch::start(spec.limits);
         Ok(Self {
             spec,
@@ -104,6 +114,7 @@ impl Operation {
             vm: Arc::new(vm),
             entry_gva: image.entry_gva,
             beside,
+            _secrets: region,
             setup: started.elapsed(),
         })
     }
@@ -411,11 +422,6 @@ fn heap_bytes(cap: u64) -> u64 {
 
 /// Everything ring 3 may reach.
 fn mappings(image: &[Mapping], heap_bytes: u64, vcpus: u8) -> Vec<Mapping> {
-    let map = |region: Region, access| Mapping {
-        start: region.start,
-        size: region.size,
-        access,
-    };
     let read = [BOOT, CONFIG, DEVICE_TABLE].map(|region| map(region, Access::Read));
     let heap = Region {
         start: HEAP_START,
@@ -429,13 +435,33 @@ fn mappings(image: &[Mapping], heap_bytes: u64, vcpus: u8) -> Vec<Mapping> {
     image.chain(read).chain(write).chain(stacks).collect()
 }
 
-fn boot_page(vcpu: &NativeVcpu, heap_end: u64, vcpus: u8) -> BootPage {
+const fn map(region: Region, access: Access) -> Mapping {
+    Mapping {
+        start: region.start,
+        size: region.size,
+        access,
+    }
+}
+
+/// The boot page.
+///
+/// # Errors
+/// [`VmError::Random`]: there may be keys to make, and the kernel has no random bytes.
+fn boot_page(
+    vcpu: &NativeVcpu,
+    heap_end: u64,
+    vcpus: u8,
+    secrets: &[secrets::Secret],
+) -> Result<BootPage, VmError> {
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
     let mut entropy = [0; 64];
-    random(&mut entropy);
-    BootPage {
+    let filled = random(&mut entropy);
+    if !secrets.is_empty() {
+        filled.map_err(VmError::Random)?;
+    }
+    Ok(BootPage {
         magic: BOOT_MAGIC.into(),
         abi_version: ABI_VERSION.into(),
         vcpus: u32::from(vcpus).into(),
@@ -445,19 +471,30 @@ fn boot_page(vcpu: &NativeVcpu, heap_end: u64, vcpus: u8) -> BootPage {
         tsc_hz: vcpu.counter_hz().into(),
         wall_clock_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX).into(),
         entropy,
+        secrets: u32::try_from(secrets.len()).unwrap_or(u32::MAX).into(),
         ..BootPage::zeroed()
-    }
+    })
 }
 
 /// Fills `bytes` from the kernel; what it does not give stays zero.
 #[cfg(target_os = "linux")]
-fn random(bytes: &mut [u8]) {
-    let _ = rustix::rand::getrandom(bytes, rustix::rand::GetRandomFlags::empty());
+fn random(bytes: &mut [u8]) -> std::io::Result<()> {
+    let flags = rustix::rand::GetRandomFlags::empty();
+    let wanted = bytes.len();
+    let given = rustix::io::retry_on_intr(|| rustix::rand::getrandom(&mut *bytes, flags))?;
+    if given == wanted {
+        Ok(())
+    } else {
+        Err(std::io::ErrorKind::UnexpectedEof.into())
+    }
 }
 
 /// Fills `bytes` from the kernel; what it does not give stays zero.
 #[cfg(not(target_os = "linux"))]
-fn random(bytes: &mut [u8]) {
+fn random(bytes: &mut [u8]) -> std::io::Result<()> {
     // SAFETY: the buffer is valid for its length; getentropy writes at most 256 bytes.
-    let _ = unsafe { libc::getentropy(bytes.as_mut_ptr().cast(), bytes.len()) };
+    match unsafe { libc::getentropy(bytes.as_mut_ptr().cast(), bytes.len()) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
 }

@@ -12,6 +12,7 @@ mod limits;
 mod machine;
 mod records;
 mod report;
+mod secrets;
 
 /// The parts that read what a guest writes, without a vCPU: for fuzzers.
 #[cfg(feature = "fuzzing")]
@@ -27,6 +28,8 @@ pub mod seam {
 pub use crate::threads::{Confine, ThreadKind};
 pub use machine::Operation;
 pub use report::{CrashReport, RunError};
+pub use secrets::Secret;
+pub use zeroize::Zeroizing;
 
 use instar_shared::control::{FileRequest, FileResponse, SizeStatus};
 use instar_shared::layout::MAX_VCPUS;
@@ -100,6 +103,8 @@ pub struct OperationSpec {
     pub config: Vec<u8>,
     /// Files by device slot.
     pub files: Vec<OperationFile>,
+    /// Passwords for images that it opens or makes.
+    pub secrets: Vec<Secret>,
     /// What it may use.
     pub limits: Limits,
     /// Set (by a signal handler) when the user cancels.

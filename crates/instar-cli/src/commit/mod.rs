@@ -83,6 +83,7 @@ pub fn run(options: &CommitOptions, limits: &LimitOptions) -> Result<u8, UsageEr
             vcpus: 0,
         },
         base: Some(base),
+        ..How::default()
     };
     let input = launch::to_change(image, Growth::default(), limits);
     launch::start_as(how, COMMIT, config.as_bytes(), vec![input], limits, output)

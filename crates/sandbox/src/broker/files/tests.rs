@@ -27,6 +27,7 @@ fn files_with_base(top: &Path, access: Access, writable: bool, base: Option<Base
         elf: &[],
         config: Vec::new(),
         inputs: vec![input(access, false)],
+        secrets: Vec::new(),
         limits: Limits {
             memory_bytes: 0,
             stall: Duration::from_secs(1),
