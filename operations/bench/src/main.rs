@@ -20,7 +20,7 @@ use instar_shared::record::{FailureKind, Progress, RecordKind};
 use instar_shared::zerocopy::IntoBytes;
 use instar_shared::zerocopy::little_endian::U64;
 use instar_storage::Storage;
-use op_chain::{NamedBy, Reported, fail, format_of, open_layers};
+use op_chain::{NO_KEYS, NamedBy, Reported, fail, format_of, open_layers};
 use op_edit::open_written;
 
 instar_guest_ops::entry!(run);
@@ -106,7 +106,7 @@ fn write(
         let set = set([disk]).ok_or(Reported)?;
         return time(ctx, &set, &mut image, settings, result);
     }
-    let (written, below) = open_written(ctx, disk)?;
+    let (written, below) = open_written(ctx, disk, NO_KEYS)?;
     let files = [Some(disk), written.data.as_ref()];
     let set = set(files.into_iter().flatten()).ok_or(Reported)?;
     let image = written.begin(ctx, below);

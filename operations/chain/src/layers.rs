@@ -1,16 +1,18 @@
 //! A whole backing chain, opened for its content.
 
+use crate::keys::{Image, NO_KEYS, Unlock};
 use crate::{NamedBy, Reported, fail, format_of, open_named, open_qcow2, stated_format};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use instar_guest_ops::{Context, Disk};
 use instar_layers::{Chain, DataError, Layer, View};
-use instar_qcow2::header::{CryptMethod, MAX_FILE_BYTES, MAX_L1_BYTES};
+use instar_qcow2::header::{MAX_FILE_BYTES, MAX_L1_BYTES};
 use instar_qcow2::snapshot::{Snapshot, SnapshotTable};
 use instar_qcow2::{Header, OpenMode};
 use instar_shared::control::{FileAccess, FileRole};
 use instar_shared::op::ImageFormat;
 use instar_shared::record::FailureKind;
+use instar_storage::Cipher;
 
 /// Memory that a layer takes at most: its tables, and its requests.
 const LAYER_BYTES: u64 = 512 << 10;
@@ -40,15 +42,28 @@ pub struct Layers {
     pub format: ImageFormat,
 }
 
-/// Opens `disk`, which the user named as `told`, and everything below it for its content.
+/// Opens `disk`, which the user named as `told`, and everything below it for its content. No key is known.
 ///
 /// # Errors
 /// The record that says why has been sent.
 pub fn open_layers(ctx: &mut Context, disk: Disk, told: ImageFormat) -> Result<Layers, Reported> {
-    open(ctx, disk, told, &|_, _| Ok(View::Active))
+    open_layers_with(ctx, disk, told, NO_KEYS)
 }
 
-/// As [`open_layers`], with the top image as it was at a snapshot. A raw image has none.
+/// As [`open_layers`], of images that `unlock` may have keys of.
+///
+/// # Errors
+/// The record that says why has been sent.
+pub fn open_layers_with(
+    ctx: &mut Context,
+    disk: Disk,
+    told: ImageFormat,
+    unlock: Unlock<'_>,
+) -> Result<Layers, Reported> {
+    open(ctx, disk, told, unlock, &|_, _| Ok(View::Active))
+}
+
+/// As [`open_layers_with`], with the top image as it was at a snapshot. A raw image has none.
 ///
 /// # Errors
 /// The record that says why has been sent.
@@ -57,12 +72,19 @@ pub fn open_layers_of(
     disk: Disk,
     told: ImageFormat,
     snapshot: Option<SnapshotName<'_>>,
+    unlock: Unlock<'_>,
 ) -> Result<Layers, Reported> {
-    open(ctx, disk, told, &|ctx, image| match (snapshot, image) {
-        (None, _) => Ok(View::Active),
-        (Some(_), None) => Err(no_snapshot(ctx, NO_SNAPSHOTS)),
-        (Some(name), Some((disk, header))) => snapshot_view(ctx, disk, header, name),
-    })
+    open(
+        ctx,
+        disk,
+        told,
+        unlock,
+        &|ctx, image| match (snapshot, image) {
+            (None, _) => Ok(View::Active),
+            (Some(_), None) => Err(no_snapshot(ctx, NO_SNAPSHOTS)),
+            (Some(name), Some((disk, header))) => snapshot_view(ctx, disk, header, name),
+        },
+    )
 }
 
 /// Says which state of the top image is meant; it gets the image if that is qcow2. What an operation does not ask
@@ -73,6 +95,7 @@ fn open(
     ctx: &mut Context,
     disk: Disk,
     told: ImageFormat,
+    mut unlock: Unlock<'_>,
     top: TopView<'_>,
 ) -> Result<Layers, Reported> {
     let format = format_of(ctx, &disk, told, NamedBy::User)?;
@@ -85,12 +108,22 @@ fn open(
         }
         let slot = disk.slot();
         let (header, data) = open_qcow2(ctx, &disk, OpenMode::Change, FileAccess::Read)?;
-        if header.crypt_method != CryptMethod::None {
-            return Err(fail(ctx, slot, format_args!("{}", DataError::KeyRequired)));
-        }
+        let cipher = unlock.cipher(
+            ctx,
+            &Image {
+                disk: &disk,
+                header: &header,
+            },
+        )?;
+        unlock = unlock.below();
         let below = header.backing_file.clone();
         let stated = header.extensions.backing_format.clone();
-        parts.push(Part::Qcow2(Box::new(Qcow2 { disk, data, header })));
+        parts.push(Part::Qcow2(Box::new(Qcow2 {
+            disk,
+            data,
+            header,
+            cipher,
+        })));
         if let Some(name) = below {
             next = Some(open_below(ctx, slot, &name, stated.as_deref())?);
         }
@@ -115,6 +148,7 @@ struct Qcow2 {
     disk: Disk,
     data: Option<Disk>,
     header: Header,
+    cipher: Option<&'static dyn Cipher>,
 }
 
 /// The chain of all that is open.
@@ -132,11 +166,14 @@ fn build(ctx: &mut Context, parts: Vec<Part>, top: TopView<'_>) -> Result<Chain<
                 Layer::raw(*disk)
             }
             Part::Qcow2(image) => {
-                let Qcow2 { disk, data, header } = *image;
+                let Qcow2 {
+                    disk,
+                    data,
+                    header,
+                    cipher,
+                } = *image;
                 let view = view(ctx, Some((&disk, &header)))?;
-                let slot = disk.slot();
-                Layer::qcow2(disk, data, header, view)
-                    .map_err(|e| fail(ctx, slot, format_args!("{e}")))?
+                Layer::qcow2_with(disk, data, header, view, cipher)
             }
         });
     }

@@ -8,10 +8,14 @@
 
 extern crate alloc;
 
+mod keys;
 mod layers;
 mod stopped;
 
-pub use layers::{Layers, SnapshotName, notice, open_layers, open_layers_of, snapshot_view};
+pub use keys::{Image, Keys, NO_KEYS, NoKeys, Unlock};
+pub use layers::{
+    Layers, SnapshotName, notice, open_layers, open_layers_of, open_layers_with, snapshot_view,
+};
 pub use stopped::{Stopped, stopped};
 
 use alloc::vec;

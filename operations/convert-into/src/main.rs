@@ -9,21 +9,21 @@ mod bitmaps;
 use instar_guest_ops::Context;
 use instar_plan_convert::{IntoImage, Manner, Source};
 use instar_shared::convert::{CONVERT_BITMAPS, CONVERT_COMPRESS, CONVERT_TARGET_IS_ZERO};
-use op_chain::{Reported, fail};
+use op_chain::{NoKeys, Reported, Unlock, fail};
 use op_copy::{Job, Sources, convert, say};
 use op_edit::open_written;
 
 instar_guest_ops::entry!(run);
 
 fn run(ctx: &mut Context) {
-    convert(ctx, fill);
+    convert(ctx, &NoKeys, fill);
 }
 
 /// Copies everything into the image in the target's slot.
 fn fill(job: &Job<'_, Sources<'_>>, ctx: &mut Context) -> Result<(), Reported> {
     let request = job.request;
     let disk = &job.files.target;
-    let (written, below) = open_written(ctx, disk)?;
+    let (written, below) = open_written(ctx, disk, Unlock::of(request.keys, disk.slot()))?;
     if request.has(CONVERT_BITMAPS) && written.header.version < 3 {
         let text = format_args!("Format driver 'qcow2' does not support bitmaps");
         return Err(say::sentence(ctx, text));

@@ -19,7 +19,7 @@ use instar_shared::convert::{
 };
 use instar_storage::overlap::Crew as _;
 use instar_storage::{Storage, StorageMut};
-use op_chain::{Layers, Reported, open_layers};
+use op_chain::{Layers, Reported, Unlock, open_layers_with};
 
 /// Memory for buffers, in bytes: twice what the windows take, and room for compression. What is not used costs nothing.
 const BUFFER_BYTES: u64 = 72 << 20;
@@ -39,7 +39,10 @@ impl Files {
     fn open(ctx: &mut Context, request: &Request<'_>) -> Result<Self, Reported> {
         let config = request.config;
         let below = match disk(ctx, config.backing_slot.get())? {
-            Some(disk) => Some(open_layers(ctx, disk, request.backing_format)?),
+            Some(disk) => {
+                let unlock = Unlock::of(request.keys, disk.slot());
+                Some(open_layers_with(ctx, disk, request.backing_format, unlock)?)
+            }
             None => None,
         };
         Ok(Self {

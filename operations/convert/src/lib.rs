@@ -17,16 +17,18 @@ use alloc::vec::Vec;
 use instar_guest_ops::Context;
 use instar_shared::convert::{CONVERT_BITMAPS, CONVERT_LOOK_ONLY, ConvertConfig, ConvertResult};
 use instar_shared::op::Outcome;
-use op_chain::Reported;
+use op_chain::{Keys, Reported};
 
 /// Does what the host's [`ConvertConfig`] says, and tells the host how it went. `fill` makes the target, or fills it.
+/// `keys` are those of encrypted images.
 pub fn convert(
     ctx: &mut Context,
+    keys: &dyn Keys,
     fill: impl FnOnce(&Job<'_, Sources<'_>>, &mut Context) -> Result<(), Reported>,
 ) {
     let config: ConvertConfig = ctx.config();
     let mut result = ConvertResult::zeroed();
-    let outcome = Request::new(&config)
+    let outcome = Request::new(&config, keys)
         .ok_or(Reported)
         .and_then(|request| convert_as(ctx, &request, &mut result, fill));
     let failed = if ctx.cancelled() {

@@ -5,12 +5,13 @@
 use instar_guest_ops::Context;
 use instar_shared::convert::CONVERT_NO_CREATE;
 use instar_shared::op::ImageFormat;
+use op_chain::NoKeys;
 use op_copy::convert;
 
 instar_guest_ops::entry!(run);
 
 fn run(ctx: &mut Context) {
-    convert(ctx, |job, ctx| {
+    convert(ctx, &NoKeys, |job, ctx| {
         match (
             job.request.target_format,
             job.request.has(CONVERT_NO_CREATE),

@@ -6,7 +6,7 @@ use instar_shared::convert::{
     SnapshotChoice,
 };
 use instar_shared::op::ImageFormat;
-use op_chain::SnapshotName;
+use op_chain::{Keys, SnapshotName};
 
 /// What the host asks for, read once.
 #[derive(Debug)]
@@ -25,12 +25,14 @@ pub struct Request<'a> {
     pub target_name: &'a [u8],
     /// The first source's name as typed.
     pub source_name: &'a [u8],
+    /// Keys of encrypted images.
+    pub keys: &'a dyn Keys,
 }
 
 impl<'a> Request<'a> {
     /// Nothing if the config makes no sense.
     #[must_use]
-    pub fn new(config: &'a ConvertConfig) -> Option<Self> {
+    pub fn new(config: &'a ConvertConfig, keys: &'a dyn Keys) -> Option<Self> {
         let text = |bytes: &'a [u8], len: u32| bytes.get(..usize::try_from(len).ok()?);
         let id = text(&config.snapshot_id, config.snapshot_id_len.get())?;
         let name = text(&config.snapshot_name, config.snapshot_name_len.get())?;
@@ -49,6 +51,7 @@ impl<'a> Request<'a> {
             snapshot,
             target_name: text(&config.target_name, config.target_name_len.get())?,
             source_name: text(&config.source_name, config.source_name_len.get())?,
+            keys,
             config,
         })
     }

@@ -4,7 +4,7 @@ use crate::request::Request;
 use alloc::vec::Vec;
 use instar_guest_ops::Context;
 use instar_layers::FileOf;
-use op_chain::{Layers, Reported, fail, open_layers_of};
+use op_chain::{Layers, Reported, Unlock, fail, open_layers_of};
 
 /// Opens all sources, each with its backing chain.
 ///
@@ -17,7 +17,13 @@ pub fn open(ctx: &mut Context, request: &Request<'_>) -> Result<Vec<Layers>, Rep
     let mut sources = Vec::new();
     for slot in 0..count {
         let disk = ctx.disk(slot).map_err(|_| Reported)?;
-        let layers = open_layers_of(ctx, disk, request.source_format, snapshot)?;
+        let layers = open_layers_of(
+            ctx,
+            disk,
+            request.source_format,
+            snapshot,
+            Unlock::of(request.keys, slot),
+        )?;
         for layer in layers.chain.layers() {
             let image = layer.store(FileOf::Image);
             layer

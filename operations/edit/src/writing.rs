@@ -5,11 +5,12 @@ use alloc::boxed::Box;
 use instar_codec::Decoder;
 use instar_guest_ops::{Context, Disk};
 use instar_plan_write::{Below, CACHE_BYTES, NothingBelow, WriteError, WriteImage};
-use instar_qcow2::header::CryptMethod;
 use instar_qcow2::{Header, OpenMode};
 use instar_shared::control::{FileAccess, FileRole};
+use instar_storage::Cipher;
 use op_chain::{
-    NamedBy, Reported, fail, format_of, open_layers, open_named, open_qcow2, stated_format,
+    Image, NamedBy, Reported, Unlock, fail, format_of, open_layers_with, open_named, open_qcow2,
+    stated_format,
 };
 
 /// The files of an image that is written to.
@@ -21,37 +22,51 @@ pub struct Written<'d> {
     pub header: Header,
     /// Its external data file, open for writing.
     pub data: Option<Disk>,
+    /// The cipher of its data, if that is encrypted.
+    pub cipher: Option<&'static dyn Cipher>,
 }
 
 /// Opens the qcow2 image in `disk` for writes of guest data, as QEMU does: a corrupt image is refused, a dirty one is
-/// repaired. Also opens what lies below it.
+/// repaired. Also opens what lies below it. `unlock` may have the keys of all of them.
 ///
 /// # Errors
 /// The record that says why has been sent.
 pub fn open_written<'d>(
     ctx: &mut Context,
     disk: &'d Disk,
+    unlock: Unlock<'_>,
 ) -> Result<(Written<'d>, Box<dyn Below>), Reported> {
     let slot = disk.slot();
     let (header, data) = open_qcow2(ctx, disk, OpenMode::Change, FileAccess::ReadWrite)?;
-    let refusal = if header.crypt_method != CryptMethod::None {
-        Some("Parameter 'encrypt.key-secret' is required for cipher")
-    } else if header.incompatible.corrupt() {
-        Some("qcow2: Image is corrupt; cannot be opened read/write")
-    } else {
-        None
-    };
-    if let Some(refusal) = refusal {
+    let cipher = unlock.cipher(
+        ctx,
+        &Image {
+            disk,
+            header: &header,
+        },
+    )?;
+    if header.incompatible.corrupt() {
+        let refusal = "qcow2: Image is corrupt; cannot be opened read/write";
         return Err(fail(ctx, slot, format_args!("{refusal}")));
     }
-    let below = below(ctx, slot, &header)?;
+    let below = below(ctx, slot, &header, unlock.below())?;
     let header = clean(ctx, disk, header)?;
-    let written = Written { disk, header, data };
+    let written = Written {
+        disk,
+        header,
+        data,
+        cipher,
+    };
     Ok((written, below))
 }
 
 /// Opens what lies below the image in `slot`.
-fn below(ctx: &mut Context, slot: u16, header: &Header) -> Result<Box<dyn Below>, Reported> {
+fn below(
+    ctx: &mut Context,
+    slot: u16,
+    header: &Header,
+    unlock: Unlock<'_>,
+) -> Result<Box<dyn Below>, Reported> {
     let Some(name) = &header.backing_file else {
         return Ok(Box::new(NothingBelow));
     };
@@ -59,7 +74,7 @@ fn below(ctx: &mut Context, slot: u16, header: &Header) -> Result<Box<dyn Below>
     let stated = header.extensions.backing_format.as_deref();
     let stated = stated_format(ctx, below.slot(), stated)?;
     let format = format_of(ctx, &below, stated, NamedBy::Image)?;
-    let layers = open_layers(ctx, below, format)?;
+    let layers = open_layers_with(ctx, below, format, unlock)?;
     Ok(Box::new((layers.chain, Decoder::new())))
 }
 
@@ -84,6 +99,7 @@ impl Written<'_> {
         // What is not granted is missed where it is needed.
         let _ = ctx.grant(tables.saturating_add(CACHE_BYTES.saturating_mul(4)));
         let codec = Box::new(Decoder::new());
-        WriteImage::open(self.disk, self.data.as_ref(), &self.header, below, codec)
+        let (data, cipher) = (self.data.as_ref(), self.cipher);
+        WriteImage::open_with(self.disk, data, &self.header, below, codec, cipher)
     }
 }

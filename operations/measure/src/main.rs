@@ -14,7 +14,7 @@ use instar_shared::convert::SnapshotChoice;
 use instar_shared::create::{MEASURE_IMAGE, MEASURED_BITMAPS, MeasureConfig, MeasureResult};
 use instar_shared::op::{ImageFormat, Outcome};
 use instar_shared::record::FailureKind;
-use op_chain::{Layers, Reported, SnapshotName, notice, open_layers_of};
+use op_chain::{Layers, NO_KEYS, Reported, SnapshotName, notice, open_layers_of};
 
 instar_guest_ops::entry!(run);
 
@@ -60,7 +60,7 @@ fn work(
 fn open(ctx: &mut Context, config: &MeasureConfig) -> Result<Layers, Reported> {
     let told = ImageFormat::try_from(config.source_format.get()).map_err(|_| Reported)?;
     let disk = ctx.disk(0).map_err(|_| Reported)?;
-    open_layers_of(ctx, disk, told, snapshot(config).ok_or(Reported)?)
+    open_layers_of(ctx, disk, told, snapshot(config).ok_or(Reported)?, NO_KEYS)
 }
 
 /// Which state is measured; `None` if the config makes no sense.

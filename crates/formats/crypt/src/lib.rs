@@ -7,6 +7,7 @@
 //! - `twofish`: that cipher.
 //! - `hash`: digests and PBKDF2 (RFC 8018 "5.2. PBKDF2") by name.
 //! - `random`: [`Random`], keys and salts from a seed.
+//! - `image`: [`ImageCipher`], an image's data as [`instar_storage::Cipher`] has it.
 //! - `store`: [`Deciphered`], the view of a store that deciphers what it reads and enciphers what it writes.
 //!
 //! Ciphers and hashes but Twofish are the RustCrypto project's. They find AES-NI, VAES and the SHA extensions by CPUID when
@@ -24,6 +25,7 @@ extern crate alloc;
 extern crate std;
 
 mod hash;
+mod image;
 mod iv;
 mod modes;
 mod names;
@@ -33,6 +35,7 @@ mod store;
 mod twofish;
 
 pub use hash::{Digest, digest, pbkdf2};
+pub use image::{Counted, ImageCipher};
 pub use names::{CipherAlgorithm, CipherMode, HashAlgorithm, IvGenerator};
 pub use random::{Random, SEED_BYTES};
 pub use sector::{CipherSpec, SECTOR_BYTES, SectorCipher};

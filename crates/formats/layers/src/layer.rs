@@ -10,7 +10,7 @@ use alloc::boxed::Box;
 use core::cell::{Cell, RefCell};
 use instar_qcow2::Header;
 use instar_qcow2::header::{CompressionType, CryptMethod};
-use instar_storage::Storage;
+use instar_storage::{Cipher, Storage};
 
 /// QEMU's unit of a disk's size: a file's last sector is filled up with zeros.
 const SECTOR_BYTES: u64 = 512;
@@ -53,6 +53,8 @@ enum Kind<S> {
 struct Qcow2<S> {
     data_file: Option<S>,
     header: Header,
+    /// Of its data, if that is encrypted and there is a key.
+    cipher: Option<&'static dyn Cipher>,
     rules: Rules,
     tables: RefCell<Tables>,
     /// Whether holes may lie under its data.
@@ -86,6 +88,18 @@ impl<S: Storage> Layer<S> {
         if header.crypt_method != CryptMethod::None {
             return Err(DataError::KeyRequired);
         }
+        Ok(Self::qcow2_with(store, data_file, header, at, None))
+    }
+
+    /// As [`Layer::qcow2`], with the cipher of its data if that is encrypted. Without one its data cannot be read,
+    /// but all else is known of it.
+    pub fn qcow2_with(
+        store: S,
+        data_file: Option<S>,
+        header: Header,
+        at: View,
+        cipher: Option<&'static dyn Cipher>,
+    ) -> Self {
         let (l1, len) = match at {
             View::Active => {
                 let l1 = (header.l1_table_offset.get(), header.l1_size.into());
@@ -106,16 +120,17 @@ impl<S: Storage> Layer<S> {
             data_file,
             rules: Rules::new(&header),
             header,
+            cipher,
             tables: RefCell::new(Tables::new(geometry, TABLE_BUDGET)),
             preallocated: Cell::new(false),
             extents: Extents::default(),
         };
-        Ok(Self {
+        Self {
             image: store,
             len,
             kind: Kind::Qcow2(Box::new(qcow2)),
             last: Cell::new(None),
-        })
+        }
     }
 
     /// Virtual size in bytes.
@@ -130,6 +145,22 @@ impl<S: Storage> Layer<S> {
         match &self.kind {
             Kind::Raw => None,
             Kind::Qcow2(qcow2) => Some(&qcow2.header),
+        }
+    }
+
+    /// Whether its data is encrypted; compressed clusters are not.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.header()
+            .is_some_and(|header| header.crypt_method != CryptMethod::None)
+    }
+
+    /// The cipher of its data, if that is encrypted and there is a key.
+    #[must_use]
+    pub fn cipher(&self) -> Option<&'static dyn Cipher> {
+        match &self.kind {
+            Kind::Raw => None,
+            Kind::Qcow2(qcow2) => qcow2.cipher,
         }
     }
 
@@ -183,7 +214,8 @@ impl<S: Storage> Layer<S> {
         len: u64,
     ) -> Result<Option<(bool, u64)>, DataError> {
         match &self.kind {
-            Kind::Qcow2(qcow2) if qcow2.preallocated.get() => {
+            // A hole is not zeros once it is deciphered.
+            Kind::Qcow2(qcow2) if qcow2.preallocated.get() && !self.is_encrypted() => {
                 let extent = qcow2.extents.find(self.store(file), host_offset)?;
                 let (data, end) = extent.map_or((false, u64::MAX), |extent| {
                     (extent.data, extent.offset.saturating_add(extent.len))

@@ -7,7 +7,7 @@ use crate::tables::grow;
 use crate::{FileOf, Run, RunKind};
 use alloc::vec::Vec;
 use instar_qcow2::header::CompressionType;
-use instar_storage::{Read, Storage};
+use instar_storage::{DataPlace, Read, Storage};
 
 /// The input is no stream of that type, or decompresses to another length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,6 +150,13 @@ impl<S: Storage> Chain<S> {
             let len = usize::try_from(run.len).unwrap_or(left.len());
             let (now, later) = left.split_at_mut(len.min(left.len()));
             match run.kind {
+                RunKind::Data { file, host_offset } if self.is_encrypted(run.depth) => {
+                    let place = DataPlace {
+                        host: host_offset,
+                        guest: at,
+                    };
+                    self.decipher(run.depth, file, place, now)?;
+                }
                 RunKind::Data { file, host_offset } => {
                     let read = Read {
                         offset: host_offset,
@@ -164,6 +171,24 @@ impl<S: Storage> Chain<S> {
             left = later;
         }
         Ok(())
+    }
+
+    fn is_encrypted(&self, depth: usize) -> bool {
+        self.layers().get(depth).is_some_and(Layer::is_encrypted)
+    }
+
+    /// Fills `to` with data that is encrypted.
+    fn decipher(
+        &self,
+        depth: usize,
+        file: FileOf,
+        at: DataPlace,
+        to: &mut [u8],
+    ) -> Result<(), DataError> {
+        let layer = self.layers().get(depth);
+        let keyed = layer.and_then(|layer| Some((layer.store(file), layer.cipher()?)));
+        let (store, cipher) = keyed.ok_or(DataError::KeyRequired)?;
+        Ok(cipher.read(store, at, to)?)
     }
 
     /// Fills `to` with the part of a compressed cluster that `run` is.

@@ -17,6 +17,7 @@ extern crate std;
 
 use core::fmt;
 
+pub mod cipher;
 #[cfg(feature = "std")]
 pub mod crash;
 #[cfg(feature = "std")]
@@ -26,6 +27,7 @@ mod host;
 #[cfg(feature = "std")]
 mod mem;
 pub mod overlap;
+pub use cipher::{Cipher, DataPlace};
 #[cfg(feature = "std")]
 pub use crash::CrashStorage;
 #[cfg(feature = "std")]

@@ -14,7 +14,7 @@ use instar_plan_txn::write_header;
 use instar_qcow2::Header;
 use instar_qcow2::entries::CompressedDescriptor;
 use instar_qcow2::header::CryptMethod;
-use instar_storage::{Storage, StorageMut};
+use instar_storage::{Cipher, DataPlace, Storage, StorageMut};
 
 /// What lies below the image.
 pub trait Below {
@@ -56,6 +56,8 @@ pub struct WriteImage<'a, S> {
     pub(crate) data: Option<&'a S>,
     below: Box<dyn Below + 'a>,
     codec: Box<dyn Decompress + 'a>,
+    /// Of the guest data, if that is encrypted.
+    cipher: Option<&'static dyn Cipher>,
     pub(crate) header: Header,
     pub(crate) division: Division,
     pub(crate) tables: Tables,
@@ -87,7 +89,22 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
         below: Box<dyn Below + 'a>,
         codec: Box<dyn Decompress + 'a>,
     ) -> Result<Self, WriteError> {
-        if header.crypt_method != CryptMethod::None {
+        Self::open_with(image, data, header, below, codec, None)
+    }
+
+    /// As [`Self::open`], with the cipher of the guest data if that is encrypted.
+    ///
+    /// # Errors
+    /// A table cannot be used; the image is encrypted and there is no cipher.
+    pub fn open_with(
+        image: &'a S,
+        data: Option<&'a S>,
+        header: &Header,
+        below: Box<dyn Below + 'a>,
+        codec: Box<dyn Decompress + 'a>,
+        cipher: Option<&'static dyn Cipher>,
+    ) -> Result<Self, WriteError> {
+        if cipher.is_some() != (header.crypt_method != CryptMethod::None) {
             return Err(WriteError::Encrypted);
         }
         if header.incompatible.external_data_file() != data.is_some() {
@@ -105,6 +122,7 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
             data,
             below,
             codec,
+            cipher,
             division: Division::of(&header),
             header,
             tables,
@@ -113,6 +131,13 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
             packed: Packed::default(),
             recorder,
         })
+    }
+
+    /// The cipher of the guest data, if that is encrypted. Whoever writes data to a place that was given enciphers it;
+    /// compressed data stays as it is.
+    #[must_use]
+    pub const fn cipher(&self) -> Option<&'static dyn Cipher> {
+        self.cipher
     }
 
     /// Virtual size in bytes.
@@ -320,8 +345,7 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
             self.check_place(old.host)?;
             if old.data & touched == touched {
                 if let Some(bytes) = bytes {
-                    let at = old.host.saturating_add(start);
-                    self.file().write_at(at, bytes)?;
+                    self.write_data(self.data_place(cluster, old.host).advanced(start), bytes)?;
                 }
                 return Ok(old.host);
             }
@@ -383,8 +407,9 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
             let last = u64::from(32_u32.saturating_sub(carried.leading_zeros()));
             (low, high) = (low.min(first), high.max(last.saturating_mul(unit)));
         }
+        let place = self.data_place(cluster, host);
         if (low, high) == (start, end) {
-            return self.write_around(host, low, &[], (start, end), bytes);
+            return self.write_around(place, low, &[], (start, end), bytes);
         }
         let mut buf = zeroed(high.saturating_sub(low))?;
         let at = |offset: u64| usize::try_from(offset.saturating_sub(low)).unwrap_or(usize::MAX);
@@ -402,37 +427,55 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
                 offset = next;
             }
         }
-        self.write_around(host, low, &buf, (start, end), bytes)
+        self.write_around(place, low, &buf, (start, end), bytes)
     }
 
-    /// Writes `bytes` with what is around them, at once, or without them what is around them.
+    /// The first byte of a guest cluster that lies at `host`.
+    const fn data_place(&self, cluster: u64, host: u64) -> DataPlace {
+        DataPlace {
+            host,
+            guest: cluster << self.header.cluster_bits.get(),
+        }
+    }
+
+    /// Writes guest data.
+    fn write_data(&self, at: DataPlace, bytes: &[u8]) -> Result<(), WriteError> {
+        let file = self.file();
+        let written = match self.cipher {
+            Some(cipher) => cipher.write(file, at, bytes),
+            None => file.write_at(at.host, bytes),
+        };
+        Ok(written?)
+    }
+
+    /// Writes `bytes` with what is around them, at once, or without them what is around them. `cluster` is where it
+    /// begins.
     fn write_around(
         &self,
-        host: u64,
+        cluster: DataPlace,
         low: u64,
         around: &[u8],
         (start, end): (u64, u64),
         bytes: Option<&[u8]>,
     ) -> Result<(), WriteError> {
-        let file = self.file();
         let head = usize::try_from(start.saturating_sub(low)).unwrap_or(usize::MAX);
         let tail = usize::try_from(end.saturating_sub(low)).unwrap_or(usize::MAX);
         let before = around.get(..head).unwrap_or_default();
         let after = around.get(tail..).unwrap_or_default();
         match bytes {
             Some(bytes) if before.is_empty() && after.is_empty() => {
-                file.write_at(host.saturating_add(start), bytes)?;
+                self.write_data(cluster.advanced(start), bytes)?;
             }
             Some(bytes) => {
                 let all = [before, bytes, after].concat();
-                file.write_at(host.saturating_add(low), &all)?;
+                self.write_data(cluster.advanced(low), &all)?;
             }
             None => {
                 if !before.is_empty() {
-                    file.write_at(host.saturating_add(low), before)?;
+                    self.write_data(cluster.advanced(low), before)?;
                 }
                 if !after.is_empty() {
-                    file.write_at(host.saturating_add(end), after)?;
+                    self.write_data(cluster.advanced(end), after)?;
                 }
             }
         }
@@ -449,8 +492,12 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
     ) -> Result<(), WriteError> {
         let unit = self.units(offset, 1);
         if old.data & unit != 0 {
-            let at = old.host.saturating_add(offset);
-            return Ok(self.file().read_at(at, buf)?);
+            let at = self.data_place(cluster, old.host).advanced(offset);
+            let read = match self.cipher {
+                Some(cipher) => cipher.read(self.file(), at, buf),
+                None => self.file().read_at(at.host, buf),
+            };
+            return Ok(read?);
         }
         if old.zeros & unit != 0 {
             buf.fill(0);

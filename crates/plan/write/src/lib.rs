@@ -22,7 +22,7 @@
 //! Bitmaps that record writes are marked as in use before the first write. [`WriteImage::finish`] records what was
 //! written and takes the mark off. Other programs call what is marked inconsistent.
 //!
-//! Left out: encrypted images.
+//! Data of an encrypted image is enciphered by the [`instar_storage::Cipher`] that the image was opened with.
 //!
 //! Modules: `image` (writes), `place` (places, zeros), `mapping` (L2 entries), `tables` (L1 and L2 tables), `counts`
 //! (refcounts), `record` (bitmaps).
@@ -81,7 +81,7 @@ pub enum WriteError {
     /// No memory.
     #[error("Cannot allocate memory")]
     OutOfMemory,
-    /// The image is encrypted.
+    /// The image is encrypted and there is no cipher, or the other way round.
     #[error("Operation not supported")]
     Encrypted,
     /// The image cannot hold that: compressed data beside a data file.

@@ -1,0 +1,101 @@
+//! Keys of encrypted images, for operations that have them.
+//!
+//! An operation without cryptography opens images with [`NO_KEYS`]; what unlocks is linked into those alone that name
+//! it.
+
+use crate::{Reported, fail};
+use core::fmt;
+use instar_guest_ops::{Context, Disk};
+use instar_layers::DataError;
+use instar_qcow2::Header;
+use instar_qcow2::header::CryptMethod;
+use instar_storage::Cipher;
+
+/// A qcow2 image that is being opened.
+#[derive(Debug)]
+pub struct Image<'a> {
+    /// Its file.
+    pub disk: &'a Disk,
+    /// Its header.
+    pub header: &'a Header,
+}
+
+/// Whatever has keys.
+pub trait Keys: fmt::Debug {
+    /// The cipher of the data of an encrypted image, which is `depth` below the one that the user named for slot
+    /// `input`. `None`: the data is not needed.
+    ///
+    /// # Errors
+    /// There is no key, or it does not fit: the record that says so has been sent.
+    fn cipher(
+        &self,
+        ctx: &mut Context,
+        image: &Image<'_>,
+        input: u16,
+        depth: u16,
+    ) -> Result<Option<&'static dyn Cipher>, Reported>;
+}
+
+/// No keys: encrypted images are refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoKeys;
+
+impl Keys for NoKeys {
+    fn cipher(
+        &self,
+        ctx: &mut Context,
+        image: &Image<'_>,
+        _input: u16,
+        _depth: u16,
+    ) -> Result<Option<&'static dyn Cipher>, Reported> {
+        let reason = format_args!("{}", DataError::KeyRequired);
+        Err(fail(ctx, image.disk.slot(), reason))
+    }
+}
+
+/// Whose keys are asked for: those of an image of a chain.
+#[derive(Clone, Copy, Debug)]
+pub struct Unlock<'k> {
+    keys: &'k dyn Keys,
+    input: u16,
+    depth: u16,
+}
+
+/// No image of any chain has a key.
+pub const NO_KEYS: Unlock<'static> = Unlock::of(&NoKeys, 0);
+
+impl<'k> Unlock<'k> {
+    /// The keys of the image that the user named for slot `input`.
+    #[must_use]
+    pub const fn of(keys: &'k dyn Keys, input: u16) -> Self {
+        Self {
+            keys,
+            input,
+            depth: 0,
+        }
+    }
+
+    /// The keys of the image below.
+    #[must_use]
+    pub const fn below(self) -> Self {
+        Self {
+            depth: self.depth.saturating_add(1),
+            ..self
+        }
+    }
+
+    /// The cipher of the image's data, if that is encrypted and is needed.
+    ///
+    /// # Errors
+    /// There is no key, or it does not fit: the record that says so has been sent.
+    pub fn cipher(
+        &self,
+        ctx: &mut Context,
+        image: &Image<'_>,
+    ) -> Result<Option<&'static dyn Cipher>, Reported> {
+        if image.header.crypt_method == CryptMethod::None {
+            return Ok(None);
+        }
+        self.keys.cipher(ctx, image, self.input, self.depth)
+    }
+}
