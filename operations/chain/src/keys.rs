@@ -75,13 +75,9 @@ impl<'k> Unlock<'k> {
         }
     }
 
-    /// The keys of the image below.
-    #[must_use]
-    pub const fn below(self) -> Self {
-        Self {
-            depth: self.depth.saturating_add(1),
-            ..self
-        }
+    /// Goes on to the keys of the image below.
+    pub const fn descend(&mut self) {
+        self.depth = self.depth.saturating_add(1);
     }
 
     /// The cipher of the image's data, if that is encrypted and is needed.

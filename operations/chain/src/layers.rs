@@ -108,14 +108,12 @@ fn open(
         }
         let slot = disk.slot();
         let (header, data) = open_qcow2(ctx, &disk, OpenMode::Change, FileAccess::Read)?;
-        let cipher = unlock.cipher(
-            ctx,
-            &Image {
-                disk: &disk,
-                header: &header,
-            },
-        )?;
-        unlock = unlock.below();
+        let image = Image {
+            disk: &disk,
+            header: &header,
+        };
+        let cipher = unlock.cipher(ctx, &image)?;
+        unlock.descend();
         let below = header.backing_file.clone();
         let stated = header.extensions.backing_format.clone();
         parts.push(Part::Qcow2(Box::new(Qcow2 {

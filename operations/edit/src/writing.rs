@@ -34,7 +34,7 @@ pub struct Written<'d> {
 pub fn open_written<'d>(
     ctx: &mut Context,
     disk: &'d Disk,
-    unlock: Unlock<'_>,
+    mut unlock: Unlock<'_>,
 ) -> Result<(Written<'d>, Box<dyn Below>), Reported> {
     let slot = disk.slot();
     let (header, data) = open_qcow2(ctx, disk, OpenMode::Change, FileAccess::ReadWrite)?;
@@ -49,7 +49,8 @@ pub fn open_written<'d>(
         let refusal = "qcow2: Image is corrupt; cannot be opened read/write";
         return Err(fail(ctx, slot, format_args!("{refusal}")));
     }
-    let below = below(ctx, slot, &header, unlock.below())?;
+    unlock.descend();
+    let below = below(ctx, slot, &header, unlock)?;
     let header = clean(ctx, disk, header)?;
     let written = Written {
         disk,

@@ -53,7 +53,7 @@ enum Kind<S> {
 struct Qcow2<S> {
     data_file: Option<S>,
     header: Header,
-    /// Of its data, if that is encrypted and there is a key.
+    /// Of its data, if that is encrypted.
     cipher: Option<&'static dyn Cipher>,
     rules: Rules,
     tables: RefCell<Tables>,
@@ -91,8 +91,8 @@ impl<S: Storage> Layer<S> {
         Ok(Self::qcow2_with(store, data_file, header, at, None))
     }
 
-    /// As [`Layer::qcow2`], with the cipher of its data if that is encrypted. Without one its data cannot be read,
-    /// but all else is known of it.
+    /// As [`Layer::qcow2`], with the cipher of its data if that is encrypted. Where the data of an
+    /// encrypted image is not wanted, there need not be one.
     pub fn qcow2_with(
         store: S,
         data_file: Option<S>,
@@ -148,14 +148,7 @@ impl<S: Storage> Layer<S> {
         }
     }
 
-    /// Whether its data is encrypted; compressed clusters are not.
-    #[must_use]
-    pub fn is_encrypted(&self) -> bool {
-        self.header()
-            .is_some_and(|header| header.crypt_method != CryptMethod::None)
-    }
-
-    /// The cipher of its data, if that is encrypted and there is a key.
+    /// The cipher of its data, if that is encrypted; compressed clusters are not.
     #[must_use]
     pub fn cipher(&self) -> Option<&'static dyn Cipher> {
         match &self.kind {
@@ -215,7 +208,7 @@ impl<S: Storage> Layer<S> {
     ) -> Result<Option<(bool, u64)>, DataError> {
         match &self.kind {
             // A hole is not zeros once it is deciphered.
-            Kind::Qcow2(qcow2) if qcow2.preallocated.get() && !self.is_encrypted() => {
+            Kind::Qcow2(qcow2) if qcow2.preallocated.get() && qcow2.cipher.is_none() => {
                 let extent = qcow2.extents.find(self.store(file), host_offset)?;
                 let (data, end) = extent.map_or((false, u64::MAX), |extent| {
                     (extent.data, extent.offset.saturating_add(extent.len))

@@ -150,19 +150,24 @@ impl<S: Storage> Chain<S> {
             let len = usize::try_from(run.len).unwrap_or(left.len());
             let (now, later) = left.split_at_mut(len.min(left.len()));
             match run.kind {
-                RunKind::Data { file, host_offset } if self.is_encrypted(run.depth) => {
-                    let place = DataPlace {
-                        host: host_offset,
-                        guest: at,
-                    };
-                    self.decipher(run.depth, file, place, now)?;
-                }
                 RunKind::Data { file, host_offset } => {
-                    let read = Read {
-                        offset: host_offset,
-                        buf: now,
-                    };
-                    push(batches, run.depth, file, read);
+                    let layer = self.layers().get(run.depth);
+                    match layer.and_then(|layer| Some((layer.cipher()?, layer.store(file)))) {
+                        Some((cipher, store)) => {
+                            let place = DataPlace {
+                                host: host_offset,
+                                guest: at,
+                            };
+                            cipher.read(store, place, now)?;
+                        }
+                        None => {
+                            let read = Read {
+                                offset: host_offset,
+                                buf: now,
+                            };
+                            push(batches, run.depth, file, read);
+                        }
+                    }
                 }
                 RunKind::Compressed { .. } => self.decompress(&run, now, codec)?,
                 RunKind::Zero { .. } | RunKind::Unallocated => now.fill(0),
@@ -171,24 +176,6 @@ impl<S: Storage> Chain<S> {
             left = later;
         }
         Ok(())
-    }
-
-    fn is_encrypted(&self, depth: usize) -> bool {
-        self.layers().get(depth).is_some_and(Layer::is_encrypted)
-    }
-
-    /// Fills `to` with data that is encrypted.
-    fn decipher(
-        &self,
-        depth: usize,
-        file: FileOf,
-        at: DataPlace,
-        to: &mut [u8],
-    ) -> Result<(), DataError> {
-        let layer = self.layers().get(depth);
-        let keyed = layer.and_then(|layer| Some((layer.store(file), layer.cipher()?)));
-        let (store, cipher) = keyed.ok_or(DataError::KeyRequired)?;
-        Ok(cipher.read(store, at, to)?)
     }
 
     /// Fills `to` with the part of a compressed cluster that `run` is.
