@@ -3,7 +3,7 @@
 # make lint                the part of it that runs no program of ours
 # make check-binary-sizes  the operations are reproducible and within their budget
 # make bench               medians and ratios against qemu-img
-# make dist                the static binary, in dist/
+# make dist                the static binary, manual pages and completions, in dist/
 # make soak                the long versions of the seeded tests
 # make fuzz                each fuzz target for FUZZ_SECONDS
 

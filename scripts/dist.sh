@@ -1,5 +1,6 @@
 #!/bin/sh
-# Makes dist/instar-VERSION-MACHINE: the static binary with the operations inside.
+# Makes dist/instar-VERSION-MACHINE, the static binary with the operations inside, and dist/share, the manual pages
+# and completions for `instar` and `qemu-img` as they lie below /usr/local.
 set -eu
 cd "$(dirname "$0")/.."
 machine=$(uname -m)
@@ -15,4 +16,14 @@ file=dist/instar-${version:?}-$machine
 mkdir -p dist
 cp "${CARGO_TARGET_DIR:-target}/$target/release/instar" "$file"
 "$file" --version >/dev/null
+share=dist/share
+rm -rf "$share"
+mkdir -p "$share/man/man1" "$share/bash-completion/completions" \
+	"$share/zsh/site-functions" "$share/fish/vendor_completions.d"
+for name in instar qemu-img; do
+	"$file" manual --name "$name" "$share/man/man1"
+	"$file" completions --name "$name" bash >"$share/bash-completion/completions/$name"
+	"$file" completions --name "$name" zsh >"$share/zsh/site-functions/_$name"
+	"$file" completions --name "$name" fish >"$share/fish/vendor_completions.d/$name.fish"
+done
 ls -l "$file"

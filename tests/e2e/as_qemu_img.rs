@@ -15,6 +15,8 @@ const CALLS: &[&[&str]] = &[
     // Wrong use.
     &[],
     &["bogus"],
+    &["completions", "bash"],
+    &["manual", "--bogus"],
     &["-x"],
     &["--bogus"],
     &["--trace"],

@@ -41,6 +41,7 @@ mod matrix;
 mod measure;
 mod output_faults;
 mod output_kills;
+mod papers;
 mod path_policy;
 mod rebase;
 mod rebase_chains;

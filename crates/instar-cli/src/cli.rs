@@ -241,7 +241,16 @@ pub enum Command {
     /// Say how much space an image would take
     #[command(after_help = MEASURE_HELP, args_override_self = true, override_usage = "instar measure [OPTIONS] --size SIZE | FILE")]
     Measure(Box<MeasureOptions>),
+    /// Print the completions of a shell
+    #[command(hide = true)]
+    Completions(crate::papers::CompletionsOptions),
+    /// Write the manual pages
+    #[command(hide = true)]
+    Manual(crate::papers::ManualOptions),
 }
+
+/// Names of the commands that `qemu-img` does not have.
+const OWN_COMMANDS: [&str; 2] = ["completions", "manual"];
 
 /// Limits and permissions of the virtual machine.
 #[derive(Args, Debug)]
@@ -332,6 +341,9 @@ fn parse_words(words: Vec<OsString>) -> Result<Cli, Stop> {
     let parsed = Cli::command()
         .try_get_matches_from(words.iter())
         .and_then(|matches| {
+            if let Some((name, _)) = matches.subcommand() {
+                known_to_qemu_img(name)?;
+            }
             let mut cli = Cli::from_arg_matches(&matches)?;
             if let (Command::Bitmap(bitmap), Some((_, matches))) =
                 (&mut cli.command, matches.subcommand())
@@ -342,6 +354,11 @@ fn parse_words(words: Vec<OsString>) -> Result<Cli, Stop> {
         });
     parsed.map_err(|error| {
         use clap::error::ErrorKind;
+        let program = Cli::command();
+        let typed = wrong::command_of(&program, &words);
+        let error = typed
+            .and_then(|command| known_to_qemu_img(command.get_name()).err())
+            .unwrap_or(error);
         match error.kind() {
             ErrorKind::DisplayHelp => Stop::Print(persona::printed(help(&error, &words), false)),
             ErrorKind::DisplayVersion => Stop::Print(persona::printed(error.to_string(), true)),
@@ -379,11 +396,26 @@ fn help(error: &clap::Error, words: &[OsString]) -> String {
     }
 }
 
+/// As `qemu-img`, there are no commands but its own.
+fn known_to_qemu_img(name: &str) -> Result<(), clap::Error> {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    if !persona::is_qemu_img() || !OWN_COMMANDS.contains(&name) {
+        return Ok(());
+    }
+    let mut error = clap::Error::new(ErrorKind::InvalidSubcommand);
+    error.insert(
+        ContextKind::InvalidSubcommand,
+        ContextValue::String(name.to_owned()),
+    );
+    Err(error)
+}
+
 /// The name of the command that `words`, the program's own name first, name.
 #[must_use]
 pub fn command_name(words: &[OsString]) -> Option<String> {
     let program = Cli::command();
-    wrong::command_of(&program, words).map(|command| command.get_name().to_owned())
+    let name = wrong::command_of(&program, words)?.get_name();
+    known_to_qemu_img(name).is_ok().then(|| name.to_owned())
 }
 
 /// Takes the mark off the size; where else it stands, the word is an option that does not exist.

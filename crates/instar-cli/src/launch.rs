@@ -5,7 +5,9 @@ use crate::cli::{self, CheckOptions, Cli, Command, InfoOptions, LimitOptions, Us
 use crate::files::{self, Access, Base, Growth, InputFile, Job, Limits, Output, Policy, Reads};
 use crate::image::Image;
 use crate::info::InfoOutput;
-use crate::{amend, bench, bitmap, compare, convert, create, map, measure, resize, snapshot};
+use crate::{
+    amend, bench, bitmap, compare, convert, create, map, measure, papers, resize, snapshot,
+};
 use instar_shared::check::CheckConfig;
 use instar_shared::info::{INFO_BACKING_CHAIN, InfoConfig};
 use instar_shared::op::ImageFormat;
@@ -40,6 +42,8 @@ pub fn run(cli: &Cli) -> Result<u8, UsageError> {
         Command::Rebase(options) => crate::rebase::run(options, &cli.limits),
         Command::Create(options) => create::run(options, &cli.limits),
         Command::Measure(options) => measure::run(options, &cli.limits),
+        Command::Completions(options) => papers::completions(options),
+        Command::Manual(options) => papers::manual(options),
     }
 }
 

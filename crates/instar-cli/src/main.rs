@@ -28,6 +28,7 @@ mod measure;
 #[cfg(test)]
 mod oracle;
 mod pace;
+mod papers;
 mod persona;
 mod progress;
 mod quantity;
