@@ -90,6 +90,7 @@ pub struct CompareOptions {
     #[arg(
         short = 'f',
         long = "a-format",
+        visible_alias = "left-format",
         value_name = "FMT",
         help_heading = "Image"
     )]
@@ -98,6 +99,7 @@ pub struct CompareOptions {
     #[arg(
         short = 'F',
         long = "b-format",
+        visible_alias = "right-format",
         value_name = "FMT",
         help_heading = "Image"
     )]

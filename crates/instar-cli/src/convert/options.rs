@@ -36,6 +36,7 @@ pub struct ConvertOptions {
     #[arg(
         short = 'l',
         long,
+        visible_alias = "snapshot",
         value_name = "SNAPSHOT",
         allow_hyphen_values = true,
         help_heading = "Source"
@@ -60,6 +61,7 @@ pub struct ConvertOptions {
     #[arg(
         short = 'O',
         long,
+        visible_alias = "output-format",
         value_name = "FMT",
         allow_hyphen_values = true,
         default_value = "raw",
@@ -73,6 +75,7 @@ pub struct ConvertOptions {
     #[arg(
         short = 'o',
         long,
+        visible_alias = "options",
         value_name = "OPTIONS",
         allow_hyphen_values = true,
         help_heading = "Target"
@@ -85,6 +88,7 @@ pub struct ConvertOptions {
     #[arg(
         short = 't',
         long,
+        visible_alias = "output-cache",
         value_name = "MODE",
         allow_hyphen_values = true,
         help_heading = "Target"
