@@ -1,5 +1,6 @@
 # make setup               installs what the tests need; nothing else installs anything
 # make test                everything that must pass
+# make test-arm64          the part of it in which the operations run on arm64, in an emulated machine with KVM
 # make lint                the part of it that runs no program of ours
 # make check-binary-sizes  the operations are reproducible and within their budget
 # make bench               medians and ratios against qemu-img
@@ -17,7 +18,7 @@ DARWIN_CRATES := -p instar-shared -p instar-devices -p instar-guest-ops \
 	-p instar-plan-convert -p instar-plan-map -p instar-plan-compare -p instar-plan-rebase -p instar-vmm
 OPERATIONS := $(CARGO) run --quiet --locked -p instar-operations-tool --
 
-.PHONY: setup tools fmt lint check-binary-sizes build test bench dist soak fuzz clean
+.PHONY: setup tools fmt lint check-binary-sizes build arm64 test test-arm64 bench dist soak fuzz clean
 
 setup:
 	sh scripts/setup.sh
@@ -45,7 +46,15 @@ check-binary-sizes:
 build:
 	$(CARGO) build --release --locked -p instar
 
-test: lint check-binary-sizes build
+# The same program for the arm64 lab.
+arm64:
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER=rust-lld \
+		$(CARGO) build --release --locked -p instar --target aarch64-unknown-linux-musl
+
+test-arm64: tools arm64
+	$(CARGO) nextest run --locked -p instar-tests --test arm64
+
+test: lint check-binary-sizes build arm64
 	$(CARGO) nextest run --locked --workspace
 
 # The file that is handed out is what is measured.

@@ -28,12 +28,14 @@ install() {
 		apt-get install -q -y --no-install-recommends "$@" </dev/null
 }
 
-# qemu-utils 10.0.x. Debian 13 has it; Debian 12 has it in backports, which is
-# added with the server that the machine already uses and pinned to this package.
+# QEMU 10.0.x: the oracle, and the emulator of the labs, which must be of one version. Debian 13 has it; Debian 12 has
+# it in backports, which is added with the server that the machine already uses and pinned to these packages.
 setup_qemu() {
-	case $(qemu-img --version 2>/dev/null) in 'qemu-img version 10.0.'*) return ;; esac
+	case $(qemu-img --version 2>/dev/null) in
+	'qemu-img version 10.0.'*) command -v qemu-system-aarch64 >/dev/null && return ;;
+	esac
 	update
-	if ! apt-cache madison qemu-utils | grep -q '| *1:10\.0\.'; then
+	if ! apt-cache madison qemu-utils | grep -q '| *1:10\.0\..*Packages'; then
 		codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
 		if [ "$codename" != bookworm ]; then
 			echo "make setup finds no qemu-utils 10.0.x for this system ($codename): Debian 12 and 13 have it." >&2
@@ -47,14 +49,13 @@ setup_qemu() {
 		}
 		printf 'Types: deb\nURIs: %s\nSuites: bookworm-backports\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n' \
 			"$server" | as_root tee /etc/apt/sources.list.d/instar-backports.sources >/dev/null
-		printf 'Package: qemu-utils\nPin: version 1:10.0.*\nPin-Priority: 990\n' |
-			as_root tee /etc/apt/preferences.d/instar-qemu >/dev/null
 		updated=
 	fi
-	version=
+	printf 'Package: qemu-utils qemu-system-*\nPin: version 1:10.0.*\nPin-Priority: 990\n' |
+		as_root tee /etc/apt/preferences.d/instar-qemu >/dev/null
 	update
-	version=$(apt-cache madison qemu-utils | sed -n 's/^ *qemu-utils | *\(1:10\.0\.[^ ]*\) .*/\1/p' | head -n 1)
-	install "qemu-utils=$version"
+	version=$(apt-cache madison qemu-utils | sed -n 's/^ *qemu-utils | *\(1:10\.0\.[^ ]*\) .*Packages$/\1/p' | head -n 1)
+	install "qemu-utils=$version" "qemu-system-arm=$version"
 }
 
 setup_programs() {
@@ -79,6 +80,7 @@ setup_rust() {
 setup_qemu
 setup_programs
 setup_rust
+sh scripts/lab-arm64.sh
 # So that what follows needs no network.
 cargo fetch --locked
 echo "make setup: everything that make test needs is here."

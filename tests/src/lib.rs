@@ -15,6 +15,7 @@ pub mod crafted;
 pub mod faults;
 pub mod hidden;
 pub mod image;
+pub mod lab;
 pub mod live;
 pub mod places;
 pub mod rng;
