@@ -41,6 +41,7 @@ const CALLS: &[&[&str]] = &[
     &["create", "-f", "qcow2", "-o", "bogus=3", "a", "1M"],
     &["convert", "a"],
     &["convert", "--bogus=3", "a"],
+    &["convert", "--target-image-opts", "a", "b"],
     &["dd"],
     &["dd", "if=a"],
     &["resize", "a"],
@@ -138,6 +139,28 @@ const CALLS: &[&[&str]] = &[
         "dd", "-f", "raw", "-O", "raw", "bs=1M", "count=2", "if=flat2", "of=flat3",
     ],
     &["--trace", "qcow2_*", "info", "--output=json", "flat3"],
+    // Names that the help does not tell.
+    &[
+        "convert",
+        "--output-format=qcow2",
+        "--options",
+        "cluster_size=4k",
+        "--output-cache",
+        "unsafe",
+        "flat3",
+        "copy3",
+    ],
+    &["convert", "--snapshot", "bogus", "copy3", "copy4"],
+    &["convert", "-p", "copy3", "copy4"],
+    &[
+        "compare",
+        "--left-format=qcow2",
+        "--right-format",
+        "raw",
+        "copy3",
+        "flat3",
+    ],
+    &["amend", "-q", "--options", "compat=0.10", "copy3"],
 ];
 
 /// A program with a folder of its own, found by its name as scripts find it.
