@@ -20,8 +20,18 @@ const OPERATIONS: &[&str] = &[
     "op-measure",
 ];
 
+/// Those that are also built with the ciphers of encrypted images, as a second program.
+const KEYED: &[&str] = &[
+    "op-commit-keyed",
+    "op-compare-keyed",
+    "op-convert-keyed",
+    "op-convert-into-keyed",
+    "op-rebase-keyed",
+];
+
 fn main() {
-    if let Err(error) = instar_guest_build::embed(OPERATIONS, OPERATIONS, &[]) {
+    let programs = [OPERATIONS, KEYED].concat();
+    if let Err(error) = instar_guest_build::embed(OPERATIONS, &programs, &[]) {
         println!("cargo::error={error}");
         std::process::exit(1);
     }

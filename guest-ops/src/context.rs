@@ -25,31 +25,27 @@ pub struct Context<P: Platform = Machine> {
     records: Records<P>,
     /// Slots that have a driver.
     taken: Vec<u16>,
-    secrets: Secrets,
+    /// Taken when the first one is asked for, so that programs that ask for none carry nothing of it.
+    secrets: Option<Secrets>,
 }
 
 impl<P: Platform> Context<P> {
-    /// Looks at the boot page of `platform`, and takes the secrets out of their region.
+    /// Looks at the boot page of `platform`.
     ///
     /// # Panics
-    /// If it is not one of this contract's version, or the secrets are damaged.
+    /// If it is not one of this contract's version.
     #[must_use]
     pub fn new(platform: P) -> Self {
         let boot = Boot::new(&platform).read();
         let known = boot.magic.get() == BOOT_MAGIC && boot.abi_version.get() == ABI_VERSION;
         assert!(known, "the host speaks another ABI");
-        let secrets = if boot.secrets.get() == 0 {
-            Secrets::none()
-        } else {
-            Secrets::take(&platform)
-        };
         Self {
             records: Records::new(platform.clone(), boot.tsc_hz.get()),
             cancel: cancel_word(&platform),
             boot,
             platform,
             taken: Vec::new(),
-            secrets,
+            secrets: None,
         }
     }
 
@@ -79,10 +75,18 @@ impl<P: Platform> Context<P> {
     }
 
     /// The secret that the user gives for an image: the one named for `slot`, or the one that is `depth` steps
-    /// down its backing chain. `None` if there is none.
+    /// down its backing chain. `None` if there is none. The first call takes all secrets out of their region.
+    ///
+    /// # Panics
+    /// If the secrets are damaged.
     #[must_use]
-    pub fn secret(&self, slot: u16, depth: u32, role: SecretRole) -> Option<Secret> {
-        self.secrets.find(slot.into(), depth, role)
+    pub fn secret(&mut self, slot: u16, depth: u32, role: SecretRole) -> Option<Secret> {
+        if self.boot.secrets.get() == 0 {
+            return None;
+        }
+        let platform = &self.platform;
+        let secrets = self.secrets.get_or_insert_with(|| Secrets::take(platform));
+        secrets.find(slot.into(), depth, role)
     }
 
     /// The disk in `slot`; slot 0 is the image that the user named. Costs no exit.

@@ -1,4 +1,4 @@
-//! Passwords: taken out of their region before anything else happens, which is then overwritten.
+//! Passwords: taken out of their region when the first is asked for; the region is then overwritten.
 
 use crate::Platform;
 use alloc::vec;
@@ -38,11 +38,6 @@ impl fmt::Debug for Secrets {
 }
 
 impl Secrets {
-    /// No secrets.
-    pub(crate) fn none() -> Self {
-        Self(Zeroizing::default())
-    }
-
     /// Takes the region's content; zeroes stay there.
     ///
     /// # Panics

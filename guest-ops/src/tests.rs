@@ -543,14 +543,15 @@ fn machine_with_secrets() -> FakeMachine {
 }
 
 #[test]
-fn secrets_are_taken_out_of_their_region_at_once() {
+fn secrets_are_taken_out_of_their_region_by_the_first_call() {
     let machine = machine_with_secrets();
-    let ctx = Context::new(machine.clone());
+    let mut ctx = Context::new(machine.clone());
+    assert!(ctx.secret(7, 7, SecretRole::Old).is_none());
     let mut region = vec![1; SECRETS.size as usize];
     let at = GuestAddress(SECRETS.start);
     machine.0.mem.read_slice(&mut region, at).unwrap();
     assert!(region.iter().all(|byte| *byte == 0));
-    let secret = |slot, depth, role| ctx.secret(slot, depth, role).map(|s| s.to_vec());
+    let mut secret = |slot, depth, role| ctx.secret(slot, depth, role).map(|s| s.to_vec());
     assert_eq!(secret(1, 0, SecretRole::Open), Some(b"first".to_vec()));
     assert_eq!(secret(1, 2, SecretRole::New), Some(Vec::new()));
     assert_eq!(secret(1, 0, SecretRole::New), None);
@@ -567,7 +568,7 @@ fn without_secrets_their_region_is_not_touched() {
     let machine = FakeMachine::new();
     let at = GuestAddress(SECRETS.start);
     machine.0.mem.write_slice(b"rubbish", at).unwrap();
-    let ctx = Context::new(machine);
+    let mut ctx = Context::new(machine);
     assert!(ctx.secret(0, 0, SecretRole::Open).is_none());
 }
 
@@ -577,5 +578,5 @@ fn damaged_secrets_end_the_operation() {
     let machine = machine_with_secrets();
     let at = GuestAddress(SECRETS.start);
     machine.0.mem.write_slice(b"rubbish", at).unwrap();
-    let _ = Context::new(machine);
+    let _ = Context::new(machine).secret(0, 0, SecretRole::Open);
 }

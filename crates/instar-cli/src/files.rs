@@ -2,7 +2,7 @@
 
 pub use instar_op_images::{
     AMEND, BENCH, BITMAP, CHECK, COMMIT, COMPARE, CONVERT, CONVERT_INTO, CREATE, INFO, MAP,
-    MEASURE, REBASE, REPAIR, RESIZE, SNAPSHOT,
+    MEASURE, REBASE, REPAIR, RESIZE, SNAPSHOT, keyed,
 };
 pub use instar_sandbox::{
     Access, Base, FailedOpen, FileFacts, FileTable, Growth, InputFile, Job, JobError, OpenFailure,

@@ -223,6 +223,12 @@ pub fn start_as(
         None => cli::default_memory()?,
     };
     let variable = std::env::var_os(cli::ALLOW_PATH_VARIABLE);
+    // Only who has a password needs the ciphers.
+    let elf = if how.secrets.is_empty() {
+        elf
+    } else {
+        files::keyed(elf)
+    };
     let job = Job {
         elf,
         config: config.to_vec(),

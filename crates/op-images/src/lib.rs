@@ -50,6 +50,34 @@ pub const REBASE: &[u8] = embedded!("op-rebase.elf");
 pub const CREATE: &[u8] = embedded!("op-create.elf");
 /// The ELF file of the `measure` operation; 8-byte aligned.
 pub const MEASURE: &[u8] = embedded!("op-measure.elf");
+/// The ELF file of the `commit` operation with keys of encrypted images; 8-byte aligned.
+pub const COMMIT_KEYED: &[u8] = embedded!("op-commit-keyed.elf");
+/// The ELF file of the `compare` operation with keys of encrypted images; 8-byte aligned.
+pub const COMPARE_KEYED: &[u8] = embedded!("op-compare-keyed.elf");
+/// The ELF file of the `convert` operation with keys of encrypted images; 8-byte aligned.
+pub const CONVERT_KEYED: &[u8] = embedded!("op-convert-keyed.elf");
+/// The ELF file of the `convert-into` operation with keys of encrypted images; 8-byte aligned.
+pub const CONVERT_INTO_KEYED: &[u8] = embedded!("op-convert-into-keyed.elf");
+/// The ELF file of the `rebase` operation with keys of encrypted images; 8-byte aligned.
+pub const REBASE_KEYED: &[u8] = embedded!("op-rebase-keyed.elf");
+
+/// Operations without ciphers, each beside the same one that has them.
+const WITH_KEYS: &[(&[u8], &[u8])] = &[
+    (COMMIT, COMMIT_KEYED),
+    (COMPARE, COMPARE_KEYED),
+    (CONVERT, CONVERT_KEYED),
+    (CONVERT_INTO, CONVERT_INTO_KEYED),
+    (REBASE, REBASE_KEYED),
+];
+
+/// The program that does what `elf` does and deciphers images besides; `elf` itself if no key changes what it does.
+#[must_use]
+pub fn keyed(elf: &'static [u8]) -> &'static [u8] {
+    let found = WITH_KEYS
+        .iter()
+        .find(|(plain, _)| core::ptr::eq(*plain, elf));
+    found.map_or(elf, |(_, keyed)| keyed)
+}
 
 #[cfg(test)]
 mod tests {
@@ -74,10 +102,22 @@ mod tests {
             ("rebase", REBASE),
             ("create", CREATE),
             ("measure", MEASURE),
+            ("commit-keyed", COMMIT_KEYED),
+            ("compare-keyed", COMPARE_KEYED),
+            ("convert-keyed", CONVERT_KEYED),
+            ("convert-into-keyed", CONVERT_INTO_KEYED),
+            ("rebase-keyed", REBASE_KEYED),
         ] {
             assert_eq!(elf.as_ptr().addr() % 8, 0, "{name}");
             assert_eq!(&elf[..4], b"\x7fELF", "{name}");
             assert_eq!(elf[16..18], 2_u16.to_le_bytes(), "{name}: not ET_EXEC");
         }
+    }
+
+    #[test]
+    fn the_keyed_program_is_another_one_where_there_is_one() {
+        assert!(core::ptr::eq(keyed(CONVERT), CONVERT_KEYED));
+        assert!(core::ptr::eq(keyed(INFO), INFO));
+        assert!(core::ptr::eq(keyed(COMPARE_KEYED), COMPARE_KEYED));
     }
 }

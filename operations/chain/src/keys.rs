@@ -75,6 +75,12 @@ impl<'k> Unlock<'k> {
         }
     }
 
+    /// The slot of the image that the user named.
+    #[must_use]
+    pub const fn input(&self) -> u16 {
+        self.input
+    }
+
     /// Goes on to the keys of the image below.
     pub const fn descend(&mut self) {
         self.depth = self.depth.saturating_add(1);

@@ -3,13 +3,16 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use instar_guest_ops::{Context, Disk, DiskSet};
-use instar_layers::{Chain, DataError, FileOf, Layer, View};
+use instar_layers::{Chain, FileOf, Layer, View};
 use instar_plan_commit::{Image, Numbers};
-use instar_qcow2::header::CryptMethod;
 use instar_qcow2::{Header, OpenMode};
 use instar_shared::control::{FileAccess, FileRole};
 use instar_shared::op::ImageFormat;
-use op_chain::{NamedBy, Reported, fail, format_of, open_named, open_qcow2, stated_format};
+use instar_storage::Cipher;
+use op_chain::{
+    Image as Opening, NamedBy, Reported, Unlock, fail, format_of, open_named, open_qcow2,
+    stated_format,
+};
 
 /// Memory that an image takes at most: its tables, and its requests.
 const IMAGE_BYTES: u64 = 512 << 10;
@@ -24,13 +27,19 @@ pub struct Opened {
     pub image: Box<Image<Disk>>,
     /// It may be written.
     pub writable: bool,
+    /// The cipher of its data, if that is encrypted.
+    pub cipher: Option<&'static dyn Cipher>,
 }
 
-/// Opens all images of the chain, the top first. The host opens the base for writing.
+/// Opens all images of the chain, the top first, with the keys that `unlock` has. The host opens the base for writing.
 ///
 /// # Errors
 /// The record that says why has been sent.
-pub fn open(ctx: &mut Context, told: ImageFormat) -> Result<Vec<Opened>, Reported> {
+pub fn open(
+    ctx: &mut Context,
+    told: ImageFormat,
+    mut unlock: Unlock<'_>,
+) -> Result<Vec<Opened>, Reported> {
     let disk = ctx.disk(0).map_err(|_| Reported)?;
     let format = format_of(ctx, &disk, told, NamedBy::User)?;
     let mut images: Vec<Opened> = Vec::new();
@@ -40,11 +49,17 @@ pub fn open(ctx: &mut Context, told: ImageFormat) -> Result<Vec<Opened>, Reporte
         if format != ImageFormat::Qcow2 {
             let (data, header) = (None, None);
             let image = Box::new(Image { disk, data, header });
-            images.push(Opened { image, writable });
+            let cipher = None;
+            images.push(Opened {
+                image,
+                writable,
+                cipher,
+            });
             break;
         }
         let slot = disk.slot();
-        let (header, data) = open_one(ctx, &disk, writable)?;
+        let (header, data, cipher) = open_one(ctx, &disk, writable, &unlock)?;
+        unlock.descend();
         if let Some(name) = &header.backing_file {
             // The first of them that may be written is the base, and the others are only read.
             let access =
@@ -61,7 +76,11 @@ pub fn open(ctx: &mut Context, told: ImageFormat) -> Result<Vec<Opened>, Reporte
         }
         let header = Some(header);
         let image = Box::new(Image { disk, data, header });
-        images.push(Opened { image, writable });
+        images.push(Opened {
+            image,
+            writable,
+            cipher,
+        });
     }
     let more = images.len().saturating_sub(SHORT_CHAIN) as u64;
     if more > 0 {
@@ -71,12 +90,16 @@ pub fn open(ctx: &mut Context, told: ImageFormat) -> Result<Vec<Opened>, Reporte
     Ok(images)
 }
 
+/// What a qcow2 image is opened to: its header, its data file, the cipher of its data.
+type Parts = (Header, Option<Disk>, Option<&'static dyn Cipher>);
+
 /// Opens a qcow2 image, with its data file as itself.
 fn open_one(
     ctx: &mut Context,
     disk: &Disk,
     writable: bool,
-) -> Result<(Header, Option<Disk>), Reported> {
+    unlock: &Unlock<'_>,
+) -> Result<Parts, Reported> {
     let access = if writable {
         FileAccess::ReadWrite
     } else {
@@ -84,34 +107,30 @@ fn open_one(
     };
     let (header, data) = open_qcow2(ctx, disk, OpenMode::Change, access)?;
     let slot = disk.slot();
-    if header.crypt_method != CryptMethod::None {
-        return Err(fail(ctx, slot, format_args!("{}", DataError::KeyRequired)));
-    }
+    let cipher = unlock.cipher(
+        ctx,
+        &Opening {
+            disk,
+            header: &header,
+        },
+    )?;
     if writable && header.incompatible.corrupt() {
         return Err(fail(ctx, slot, format_args!("{CORRUPT}")));
     }
-    Ok((header, data))
+    Ok((header, data, cipher))
 }
 
 /// Images as a chain.
-///
-/// # Errors
-/// The record that says why has been sent.
-pub fn chain(
-    ctx: &mut Context,
-    images: impl IntoIterator<Item = Opened>,
-) -> Result<Chain<Disk>, Reported> {
+pub fn chain(images: impl IntoIterator<Item = Opened>) -> Chain<Disk> {
     let mut layers = Vec::new();
-    for Opened { image, .. } in images {
+    for Opened { image, cipher, .. } in images {
         let Image { disk, data, header } = *image;
-        let slot = disk.slot();
         layers.push(match header {
             None => Layer::raw(disk),
-            Some(header) => Layer::qcow2(disk, data, header, View::Active)
-                .map_err(|e| fail(ctx, slot, format_args!("{e}")))?,
+            Some(header) => Layer::qcow2_with(disk, data, header, View::Active, cipher),
         });
     }
-    Ok(Chain::new(layers))
+    Chain::new(layers)
 }
 
 /// All files whose requests overlap: those above the base, and its own.

@@ -15,8 +15,10 @@ pub use request::Request;
 
 use alloc::vec::Vec;
 use instar_guest_ops::Context;
-use instar_shared::convert::{CONVERT_BITMAPS, CONVERT_LOOK_ONLY, ConvertConfig, ConvertResult};
-use instar_shared::op::Outcome;
+use instar_shared::convert::{
+    CONVERT_BITMAPS, CONVERT_LOOK_ONLY, CONVERT_NO_CREATE, ConvertConfig, ConvertResult,
+};
+use instar_shared::op::{ImageFormat, Outcome};
 use op_chain::{Keys, Reported};
 
 /// Does what the host's [`ConvertConfig`] says, and tells the host how it went. `fill` makes the target, or fills it.
@@ -38,6 +40,19 @@ pub fn convert(
     };
     result.outcome.set(outcome.unwrap_or(failed).raw());
     ctx.set_result(&result);
+}
+
+/// Makes the target that the host asks for, or fills a raw one that is there.
+///
+/// # Errors
+/// The record that says why has been sent.
+pub fn make(job: &Job<'_, Sources<'_>>, ctx: &mut Context) -> Result<(), Reported> {
+    let request = job.request;
+    match (request.target_format, request.has(CONVERT_NO_CREATE)) {
+        (ImageFormat::Raw, true) => job.fill_raw(ctx),
+        (ImageFormat::Raw, false) => job.to_raw(ctx),
+        _ => job.to_qcow2(ctx),
+    }
 }
 
 fn convert_as(

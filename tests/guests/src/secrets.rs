@@ -27,10 +27,10 @@ pub(crate) fn run(ctx: &mut Context, case: Case) {
 }
 
 fn take(ctx: &mut Context) {
+    let secret = ctx.secret(0, 2, SecretRole::Open);
     let mut region = [1; SECRETS.size as usize];
     crate::heap::load(SECRETS.start, &mut region);
     check(region.iter().all(|byte| *byte == 0), "secrets are left");
-    let secret = ctx.secret(0, 2, SecretRole::Open);
     check(secret.is_some_and(|s| *s == SECRET), "another secret");
     check(
         ctx.secret(0, 0, SecretRole::Open).is_none(),

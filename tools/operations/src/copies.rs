@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use instar_guest_build::GuestArch;
 
-use crate::{OPERATIONS, budget, build, elf};
+use crate::{budget, build, elf, programs};
 
 /// What is not copied: results of builds, and git's own folder.
 const LEFT_OUT: &[&str] = &[".git", "dist", "fuzz"];
@@ -64,12 +64,12 @@ pub fn check(root: &Path) -> Result<()> {
     plain.build(&[])?;
     hostile.build(HOSTILE_ENVIRONMENT)?;
     let mut problems = Vec::new();
-    for program in OPERATIONS {
+    for program in programs() {
         let (one, other) = (plain.program(program)?, hostile.program(program)?);
         if one != other {
             problems.push(format!("{program} differs: {}", difference(&one, &other)));
         }
-        let sizes = elf::sizes(&one).with_context(|| (*program).to_owned())?;
+        let sizes = elf::sizes(&one).with_context(|| program.to_owned())?;
         match budget::judge(&limits, program, sizes.loadable) {
             Ok(limit) => println!(
                 "{program}: {} loadable bytes of {limit}, {} in memory, file {}",

@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use instar_guest_build::{GuestArch, GuestBuild, Verb, workspace_root};
 
-/// The operations: package and program have the same name.
+/// The operations: package and program have the same name. Some packages have a second program ([`KEYED`]).
 pub const OPERATIONS: &[&str] = &[
     "op-info",
     "op-check",
@@ -37,6 +37,20 @@ pub const OPERATIONS: &[&str] = &[
     "op-create",
     "op-measure",
 ];
+
+/// Operations with the ciphers of encrypted images.
+pub const KEYED: &[&str] = &[
+    "op-commit-keyed",
+    "op-compare-keyed",
+    "op-convert-keyed",
+    "op-convert-into-keyed",
+    "op-rebase-keyed",
+];
+
+/// All programs of the operations.
+pub fn programs() -> impl Iterator<Item = &'static str> {
+    OPERATIONS.iter().chain(KEYED).copied()
+}
 
 fn main() -> ExitCode {
     match run() {

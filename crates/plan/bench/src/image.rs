@@ -75,7 +75,7 @@ impl<S: Source> Image for Reader<S> {
         let part = buf.get_mut(..len).unwrap_or_default();
         let at = match span.what {
             What::Data { file, offset } => Some((file, offset)),
-            What::Packed(_) => {
+            What::Sealed { .. } | What::Packed(_) => {
                 self.0.read_at(guest, part)?;
                 None
             }

@@ -4,8 +4,8 @@ use crate::CommitError;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use instar_plan_write::{Placed, WriteImage};
-use instar_storage::StorageMut;
 use instar_storage::overlap::{Transfer, Work};
+use instar_storage::{Cipher, StorageMut};
 
 /// Longest request to make zeros, in bytes.
 const ZERO_BYTES: u64 = 1 << 30;
@@ -61,6 +61,14 @@ impl<S: StorageMut> Base<'_, S> {
                 image.zeros(guest, len)?;
                 Ok((len, None))
             }
+        }
+    }
+
+    /// The cipher of its data, if that is encrypted.
+    pub(crate) fn cipher(&self) -> Option<&'static dyn Cipher> {
+        match self {
+            Self::Raw(_) => None,
+            Self::Qcow2(image) => image.cipher(),
         }
     }
 

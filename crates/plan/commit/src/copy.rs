@@ -4,11 +4,13 @@ use crate::CommitError;
 use crate::base::{Base, Numbers};
 use alloc::vec::Vec;
 use instar_layers::{Chain, Decompress, Run, RunKind};
-use instar_storage::StorageMut;
 use instar_storage::overlap::{Done, Overlap, Transfer, Work};
+use instar_storage::{DataPlace, StorageMut};
 
 /// Longest request to copy, in bytes.
 const COPY_BYTES: u64 = 8 << 20;
+/// Most bytes that are deciphered or enciphered at once.
+const REWRITE_BYTES: u64 = 1 << 20;
 /// Requests that are on their way at once.
 const REQUESTS: usize = 16;
 /// Bytes that requests with buffers have on their way at once.
@@ -167,12 +169,16 @@ where
             RunKind::Unallocated if self.is_below(&run) => len,
             RunKind::Unallocated | RunKind::Zero { .. } => self.zeros(at, len)?,
             RunKind::Data { file, host_offset } => {
-                let layers = self.job.above.layers();
-                let layer = layers.get(run.depth).map(|layer| layer.store(file));
-                let from = layer.map_or(0, self.job.number);
-                self.copy(at, len, from, host_offset)?
+                let layer = self.job.above.layers().get(run.depth);
+                let is_plain = layer.is_none_or(|layer| layer.cipher().is_none());
+                if is_plain && self.base.cipher().is_none() {
+                    let from = layer.map_or(0, |layer| (self.job.number)(layer.store(file)));
+                    self.copy(at, len, from, host_offset)?
+                } else {
+                    self.rewrite(at, len.min(REWRITE_BYTES))?
+                }
             }
-            RunKind::Compressed { .. } => self.unpack(at, len)?,
+            RunKind::Compressed { .. } => self.rewrite(at, len)?,
         };
         self.next = at.saturating_add(done);
         Ok(())
@@ -217,8 +223,8 @@ where
         Ok(len)
     }
 
-    /// Reads bytes that are compressed, and writes the first of them.
-    fn unpack(&mut self, at: u64, len: u64) -> Result<u64, CommitError> {
+    /// Reads bytes that are compressed or encrypted, or are to be encrypted, and writes the first of them.
+    fn rewrite(&mut self, at: u64, len: u64) -> Result<u64, CommitError> {
         let place = self.base.place(at, len)?;
         let len = place.len.clamp(1, len);
         self.pace(len);
@@ -228,6 +234,13 @@ where
             .map_err(|_| CommitError::OutOfMemory)?;
         buf.resize(bytes, 0);
         self.job.above.read_at(at, &mut buf, self.job.codec)?;
+        if let Some(cipher) = self.base.cipher() {
+            let place = DataPlace {
+                host: place.offset,
+                guest: at,
+            };
+            cipher.encipher(place, &mut buf)?;
+        }
         let work = Work::Write {
             offset: place.offset,
             len: bytes,

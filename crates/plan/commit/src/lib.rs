@@ -13,7 +13,8 @@
 //! So what is read through the overlay never changes, whenever the power fails, as the base is durable before the
 //! overlay changes at all. What was begun can be done again from the start.
 //!
-//! **Memory.** That of [`instar_plan_write::WriteImage`], one cluster for each compressed one on its way, and what
+//! **Memory.** That of [`instar_plan_write::WriteImage`], one cluster for each compressed one on its way, 9 MiB where
+//! data is encrypted, and what
 //! the transactions of growing and emptying take.
 //!
 //! Modules: `base` (where it goes), `copy`, `grow`, `error`. Emptying is [`instar_plan_snapshot::empty`].

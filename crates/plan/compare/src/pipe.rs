@@ -164,8 +164,10 @@ impl<'a, S: Storage, O: Overlap> Pipe<'a, S, O> {
         let run = chain.run_at(first.offset, len as u64).ok()?;
         match run.kind {
             RunKind::Data { file, host_offset } if run.len == len as u64 => {
-                let store = chain.layers().get(run.depth)?.store(file);
-                Some(((self.disks.number)(store), host_offset, len))
+                let layer = chain.layers().get(run.depth)?;
+                // What is encrypted is deciphered by the chain.
+                let plain = layer.cipher().is_none();
+                plain.then(|| ((self.disks.number)(layer.store(file)), host_offset, len))
             }
             _ => None,
         }

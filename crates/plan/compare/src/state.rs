@@ -53,8 +53,11 @@ pub(crate) fn part_at<S: Storage>(chain: &Chain<S>, offset: u64) -> Result<Part,
     };
     match run.kind {
         RunKind::Data { file, host_offset } => {
-            (state.data, state.placed) = (true, true);
-            if let Some(layer) = chain.layers().get(run.depth)
+            let layer = chain.layers().get(run.depth);
+            // QEMU tells no place of encrypted data.
+            let encrypted = layer.is_some_and(|layer| layer.cipher().is_some());
+            (state.data, state.placed) = (true, !encrypted);
+            if let Some(layer) = layer
                 && let Some((hole, here)) = layer.hole_at(file, host_offset, len)?
             {
                 (state.zero, len) = (hole, here);

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::fmt;
 use instar_layers::{Chain, DataError, Decompress, FileOf, Run, RunKind};
-use instar_storage::Storage;
+use instar_storage::{Cipher, Storage};
 
 /// What a copy onto a backing file leaves to that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,9 +108,16 @@ impl<'a, S: Storage, D: Decompress> Chains<'a, S, D> {
                     let hole = layer.hole_at(file, host_offset, len)?;
                     let (is_hole, here) = hole.unwrap_or((false, len));
                     len = here;
-                    let data = What::Data {
-                        file: (self.number)(layer.store(file)),
-                        offset: host_offset,
+                    let (file, offset, guest) =
+                        ((self.number)(layer.store(file)), host_offset, run.offset);
+                    let data = if layer.cipher().is_some() {
+                        What::Sealed {
+                            file,
+                            offset,
+                            guest,
+                        }
+                    } else {
+                        What::Data { file, offset }
                     };
                     if is_hole { What::Zero } else { data }
                 }
@@ -167,7 +174,7 @@ fn left_to_backing<S: Storage>(span: Span, offset: u64, onto: Onto, chain: &Chai
             len: cut(onto.len_bytes),
             what: What::Zero,
         },
-        What::Data { .. } | What::Packed(_) => span,
+        What::Data { .. } | What::Sealed { .. } | What::Packed(_) => span,
     }
 }
 
@@ -201,5 +208,14 @@ impl<S: Storage, D: Decompress> Source for Chains<'_, S, D> {
             rest = later;
         }
         Ok(())
+    }
+
+    fn cipher(&self, file: u16) -> Option<&'static dyn Cipher> {
+        let layers = self.chains.iter().flat_map(|(_, chain)| chain.layers());
+        let mut owners = layers.filter(|layer| {
+            let store = layer.store(layer.data_file_of());
+            (self.number)(store) == file
+        });
+        owners.next()?.cipher()
     }
 }

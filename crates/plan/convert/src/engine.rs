@@ -260,7 +260,7 @@ where
                 self.next = at.saturating_add(len);
             }
             What::Below if whole > 0 => self.next = at.saturating_add(whole),
-            What::Data { file, offset } if self.settings.copy && whole > 0 => {
+            What::Data { file, offset } if self.copies() && whole > 0 => {
                 if !self.windows.is_empty() && !self.settings.any_order {
                     return Ok(false);
                 }
@@ -272,6 +272,11 @@ where
             _ => self.open_window(at)?,
         }
         Ok(true)
+    }
+
+    /// Whether the host copies data that need not be looked at.
+    fn copies(&self) -> bool {
+        self.settings.copy && self.target.cipher().is_none()
     }
 
     /// Waits until `len` bytes more may be copied.

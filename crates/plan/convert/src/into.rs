@@ -4,7 +4,7 @@ use crate::{Place, Target, TargetError, Zeros};
 use core::cell::RefCell;
 use core::fmt;
 use instar_plan_write::{WriteError, WriteImage};
-use instar_storage::StorageMut;
+use instar_storage::{Cipher, StorageMut};
 
 /// Invalid argument.
 const EINVAL: u32 = 22;
@@ -129,6 +129,10 @@ impl<S: StorageMut> Target for IntoImage<'_, S> {
     fn read_below(&self, guest: u64, buf: &mut [u8]) -> Result<(), TargetError> {
         // What is not copied stays as it is.
         Ok(self.image.borrow_mut().read_at(guest, buf)?)
+    }
+
+    fn cipher(&self) -> Option<&'static dyn Cipher> {
+        self.image.borrow().cipher()
     }
 
     fn is_full(&self) -> bool {

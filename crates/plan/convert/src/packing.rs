@@ -134,7 +134,8 @@ where
             let place = self.target.place(at, left.saturating_sub(done) as u64);
             let place = place.map_err(|reason| write_error(at, reason))?;
             let end = done.saturating_add(size(place.len).max(1)).min(bytes.len());
-            let buf = bytes.get(done..end).unwrap_or_default().to_vec();
+            let mut buf = bytes.get(done..end).unwrap_or_default().to_vec();
+            self.seal_data(at, &place, &mut buf)?;
             self.write_spare(at, place.file, place.offset, buf);
             done = end;
         }

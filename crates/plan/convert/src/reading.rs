@@ -2,8 +2,8 @@
 
 use crate::engine::{PIECE_BITS, size};
 use crate::error::Salvaged;
-use crate::source::What;
-use crate::window::{Part, PartKind, Piece, WINDOW_BYTES, Window};
+use crate::source::{Span, What};
+use crate::window::{Part, PartKind, Piece, Seal, WINDOW_BYTES, Window};
 use crate::{ConvertError, Engine, Monitor, Source, Target};
 use alloc::vec::Vec;
 use instar_storage::overlap::{Overlap, Transfer, Work};
@@ -16,6 +16,7 @@ const MAX_PIECES: usize = 128;
 const MAX_INPUT_BYTES: u64 = 2 * WINDOW_BYTES;
 /// Bytes of a sector, the least that is salvaged.
 const SECTOR: usize = 512;
+const SECTOR_BYTES: u64 = SECTOR as u64;
 
 impl<I, S, T, M> Engine<'_, I, S, T, M>
 where
@@ -72,12 +73,13 @@ where
     /// Begins to read the pieces of a window, and what its clusters are compressed to.
     fn read_pieces(&mut self, window: &mut Window) {
         clear(&mut window.buf, &window.parts);
-        window.unpacking = !window.streams.is_empty();
+        let sealed = window.pieces.iter().any(|piece| piece.seal.is_some());
+        window.unpacking = !window.streams.is_empty() || (sealed && self.unpacker.is_some());
         match window.pieces.as_slice() {
-            [only] if only.at == 0 && !window.unpacking => {
+            [only] if only.at == 0 && window.streams.is_empty() => {
                 let buf = core::mem::take(&mut window.buf);
                 self.read(window, 0, *only, buf);
-                window.reading = 1;
+                window.reading = 1_usize.saturating_add(window.unpacking.into());
             }
             pieces => {
                 for (index, piece) in pieces.iter().enumerate() {
@@ -89,6 +91,7 @@ where
                         len: size(input.len),
                         file: input.file,
                         offset: input.offset,
+                        seal: None,
                     };
                     self.read(window, index, piece, alloc::vec![0; piece.len]);
                 }
@@ -123,7 +126,7 @@ where
             let no_data = match span.what {
                 What::Zero => !self.settings.fill,
                 What::Below => true,
-                What::Data { .. } | What::Packed(_) => false,
+                What::Data { .. } | What::Sealed { .. } | What::Packed(_) => false,
             };
             if no_data && here > at && span.len >= BREAK_BYTES.max(self.block) {
                 let block_end = here.checked_next_multiple_of(self.block);
@@ -131,17 +134,25 @@ where
             }
             let len = span.len.min(end.saturating_sub(here));
             if len > 0 {
-                add_part(
-                    &mut window,
-                    size(here.saturating_sub(at)),
-                    size(len),
-                    span.what,
-                );
+                let seal = self.seal(&span);
+                let at = size(here.saturating_sub(at));
+                add_part(&mut window, at, size(len), span.what, seal);
             }
             here = here.saturating_add(len);
         }
         window.len = size(end.saturating_sub(at));
         Ok(window)
+    }
+
+    /// How a span is encrypted.
+    fn seal(&self, span: &Span) -> Option<Seal> {
+        match span.what {
+            What::Sealed { file, guest, .. } => {
+                let cipher = self.source.cipher(file)?;
+                Some(Seal { cipher, guest })
+            }
+            _ => None,
+        }
     }
 
     fn read(&mut self, window: &Window, index: usize, piece: Piece, buf: Vec<u8>) {
@@ -185,7 +196,7 @@ where
 }
 
 /// Adds a span to a window.
-fn add_part(window: &mut Window, at: usize, len: usize, what: What) {
+fn add_part(window: &mut Window, at: usize, len: usize, what: What, seal: Option<Seal>) {
     let kind = match what {
         What::Zero => PartKind::Zero,
         What::Below => PartKind::Below,
@@ -196,12 +207,17 @@ fn add_part(window: &mut Window, at: usize, len: usize, what: What) {
             }
             PartKind::Data
         }
-        What::Data { file, offset } => {
+        What::Data { file, offset } | What::Sealed { file, offset, .. } => {
+            let is_sealed = matches!(what, What::Sealed { .. });
+            let whole = offset.is_multiple_of(SECTOR_BYTES) && len.is_multiple_of(SECTOR);
+            // Parts of encrypted sectors are their image's affair.
+            window.packed |= is_sealed && !(whole && seal.is_some());
             window.pieces.push(Piece {
                 at,
                 len,
                 file,
                 offset,
+                seal,
             });
             PartKind::Data
         }

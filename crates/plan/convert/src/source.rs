@@ -2,6 +2,7 @@
 
 use crate::ReadError;
 use instar_layers::CompressionType;
+use instar_storage::Cipher;
 
 /// The unit of a disk's size, in bytes.
 const SECTOR_BYTES: u64 = 512;
@@ -24,6 +25,15 @@ pub enum What {
         file: u16,
         /// Where they start there.
         offset: u64,
+    },
+    /// Bytes of a file that are encrypted.
+    Sealed {
+        /// Number of the file, as [`instar_storage::overlap::Transfer::file`].
+        file: u16,
+        /// Where they start there.
+        offset: u64,
+        /// Where they start in the disk of their image's guest.
+        guest: u64,
     },
     /// Bytes that [`Source::read_at`] gives: compressed ones. What they are made of, if the span is all that is
     /// made of it.
@@ -65,6 +75,11 @@ pub trait Source {
     /// # Errors
     /// They cannot be read.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError>;
+
+    /// The cipher of what is encrypted in a file; none if only [`Self::read_at`] can read that.
+    fn cipher(&self, _file: u16) -> Option<&'static dyn Cipher> {
+        None
+    }
 }
 
 /// A part of a source, filled up with zeros to whole sectors.
@@ -111,5 +126,9 @@ impl<S: Source> Source for Part<'_, S> {
         let (data, past) = buf.split_at_mut(left.min(buf.len()));
         past.fill(0);
         self.source.read_at(self.start.saturating_add(offset), data)
+    }
+
+    fn cipher(&self, file: u16) -> Option<&'static dyn Cipher> {
+        self.source.cipher(file)
     }
 }

@@ -1,6 +1,7 @@
 //! Where it goes.
 
 use crate::TargetError;
+use instar_storage::Cipher;
 
 /// A place for data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +75,11 @@ pub trait Target {
     /// # Errors
     /// It cannot be read.
     fn read_below(&self, guest: u64, buf: &mut [u8]) -> Result<(), TargetError>;
+
+    /// The cipher of its data, if that is encrypted; compressed data is not.
+    fn cipher(&self) -> Option<&'static dyn Cipher> {
+        None
+    }
 
     /// It has given as many places as it can keep in mind, and wants to write its tables.
     fn is_full(&self) -> bool {

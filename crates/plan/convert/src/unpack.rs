@@ -1,11 +1,11 @@
-//! Decompression of windows, on all cores.
+//! Decompression and deciphering of windows, on all cores.
 //!
-//! What the clusters of a window are compressed to is read first; then the window's buffer goes into a job, which a
+//! What the clusters of a window are compressed to, and what is encrypted, is read first; then the window's buffer goes into a job, which a
 //! [`Crew`] runs, or the first core when the crew has enough. Jobs end in any order. If one fails, the window is
 //! read by its source, which knows what is wrong, or that nothing is.
 
 use crate::engine::size;
-use crate::window::{Input, Placed, Window};
+use crate::window::{Input, Piece, Placed, Window};
 use crate::{Engine, Monitor, Source, Target};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -14,36 +14,41 @@ use core::fmt;
 use instar_codec::Decoder;
 use instar_storage::overlap::{Crew, Overlap};
 
-/// A window that is decompressed.
+/// A window that is decompressed and deciphered.
 #[derive(Debug, Default)]
 pub struct Unpack {
     decoder: Decoder,
     serial: u64,
     streams: Vec<Placed>,
     inputs: Vec<Input>,
+    pieces: Vec<Piece>,
     /// The window's.
     buf: Vec<u8>,
     failed: bool,
 }
 
 impl Unpack {
-    /// Decompresses all clusters; allocates nothing.
+    /// Decompresses all clusters, and deciphers what is encrypted; allocates nothing.
     pub fn run(&mut self) {
-        self.failed = !self.streams.iter().all(|placed| {
-            let (input, stream) = (self.inputs.get(placed.input), placed.stream);
-            let packed = input.and_then(|input| {
-                let rest = input
-                    .bytes
-                    .get(size(stream.offset.checked_sub(input.offset)?)..)?;
-                rest.get(..size(stream.max_bytes.into()))
+        let opened = self.pieces.iter().all(|p| p.open(&mut self.buf).is_ok());
+        self.failed = !opened
+            || !self.streams.iter().all(|placed| {
+                let (input, stream) = (self.inputs.get(placed.input), placed.stream);
+                let packed = input.and_then(|input| {
+                    let rest = input
+                        .bytes
+                        .get(size(stream.offset.checked_sub(input.offset)?)..)?;
+                    rest.get(..size(stream.max_bytes.into()))
+                });
+                let rest = self.buf.get_mut(placed.at..);
+                let out = rest.and_then(|rest| rest.get_mut(..size(stream.cluster_bytes.into())));
+                match (packed, out) {
+                    (Some(packed), Some(out)) => {
+                        self.decoder.fill(stream.kind, packed, out).is_ok()
+                    }
+                    _ => false,
+                }
             });
-            let rest = self.buf.get_mut(placed.at..);
-            let out = rest.and_then(|rest| rest.get_mut(..size(stream.cluster_bytes.into())));
-            match (packed, out) {
-                (Some(packed), Some(out)) => self.decoder.fill(stream.kind, packed, out).is_ok(),
-                _ => false,
-            }
-        });
     }
 }
 
@@ -84,6 +89,7 @@ impl<'a> Unpacker<'a> {
         }
         job.serial = window.serial;
         job.inputs = core::mem::take(&mut window.inputs);
+        job.pieces = core::mem::take(&mut window.pieces);
         job.buf = core::mem::take(&mut window.buf);
         self.waiting.push_back(job);
     }
@@ -132,7 +138,8 @@ where
         let Some(unpacker) = &mut self.unpacker else {
             return false;
         };
-        let read = |w: &&mut Window| w.reading == 1 && !w.streams.is_empty();
+        // A job has the buffer of a window that it works on.
+        let read = |w: &&mut Window| w.unpacking && w.reading == 1 && !w.buf.is_empty();
         for window in self.windows.iter_mut().filter(read) {
             unpacker.take(window);
         }

@@ -2,6 +2,7 @@
 
 use crate::Stream;
 use alloc::vec::Vec;
+use instar_storage::{Cipher, DataPlace, StorageError};
 
 /// Bytes of a window at most.
 pub const WINDOW_BYTES: u64 = 2 << 20;
@@ -44,6 +45,33 @@ pub(crate) struct Piece {
     pub file: u16,
     /// First byte there.
     pub offset: u64,
+    /// How it is encrypted.
+    pub seal: Option<Seal>,
+}
+
+/// How a piece is encrypted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seal {
+    /// Deciphers it.
+    pub cipher: &'static dyn Cipher,
+    /// Its first byte in the disk of the image's guest.
+    pub guest: u64,
+}
+
+impl Piece {
+    /// Deciphers the piece in its window's buffer, if it is encrypted.
+    pub fn open(&self, window: &mut [u8]) -> Result<(), StorageError> {
+        let Some(seal) = self.seal else {
+            return Ok(());
+        };
+        let at = DataPlace {
+            host: self.offset,
+            guest: seal.guest,
+        };
+        let end = self.at.saturating_add(self.len);
+        let bytes = window.get_mut(self.at..end).unwrap_or_default();
+        seal.cipher.decipher(at, bytes)
+    }
 }
 
 /// Compressed bytes of a file, read at once.
@@ -89,7 +117,7 @@ pub(crate) struct Window {
     pub streams: Vec<Placed>,
     /// Numbered behind the pieces.
     pub inputs: Vec<Input>,
-    /// It has, or had, compressed clusters that a job decompresses.
+    /// It has, or had, compressed clusters or encrypted pieces for a job.
     pub unpacking: bool,
     /// What came is of no use: [`crate::Source::read_at`] gives its bytes, or says what is wrong.
     pub again: bool,

@@ -4,8 +4,9 @@ use crate::blocks::{self, Block, Stretch};
 use crate::engine::{WINDOW, WRITE, size, write_error};
 use crate::squeeze::Squeezer;
 use crate::window::{WINDOW_BYTES, WINDOWS, Window};
-use crate::{ConvertError, Engine, Monitor, Source, Target};
+use crate::{ConvertError, Engine, Monitor, Place, ReadError, Source, Target};
 use alloc::vec::Vec;
+use instar_storage::DataPlace;
 use instar_storage::overlap::{Overlap, Transfer, Work};
 
 impl<I, S, T, M> Engine<'_, I, S, T, M>
@@ -39,11 +40,14 @@ where
     /// Writes what a window holds.
     fn finish(&mut self, mut window: Window) -> Result<(), ConvertError> {
         if window.again {
+            window.pieces.clear();
             self.read_whole(&mut window)?;
         }
         if window.failed.is_some() {
+            window.pieces.clear();
             self.salvage(&mut window)?;
         }
+        open_pieces(&mut window)?;
         self.fill_below(&mut window)?;
         // The last unit is written as a whole.
         let tail = window.len..window.len.next_multiple_of(self.rules.unit);
@@ -106,6 +110,8 @@ where
             let end = start.saturating_add(placed);
             window.buf.copy_within(start..end, 0);
         }
+        let data = window.buf.get_mut(..placed).unwrap_or_default();
+        self.seal_data(at, &place, data)?;
         self.backlog.push_back(Transfer {
             file: place.file,
             token: WRITE | WINDOW | at,
@@ -129,11 +135,30 @@ where
             let room = window.buf.len().saturating_sub(start);
             let len = size(place.len).clamp(1, room.max(1));
             let end = start.saturating_add(len);
-            let buf = window.buf.get(start..end).unwrap_or_default().to_vec();
+            let mut buf = window.buf.get(start..end).unwrap_or_default().to_vec();
+            self.seal_data(at, &place, &mut buf)?;
             self.write_spare(at, place.file, place.offset, buf);
             start = end;
         }
         Ok(())
+    }
+
+    /// Enciphers what is about to be written to `place`, if the target is encrypted.
+    pub(crate) fn seal_data(
+        &self,
+        guest: u64,
+        place: &Place,
+        data: &mut [u8],
+    ) -> Result<(), ConvertError> {
+        let Some(cipher) = self.target.cipher() else {
+            return Ok(());
+        };
+        let at = DataPlace {
+            host: place.offset,
+            guest,
+        };
+        let sealed = cipher.encipher(at, data);
+        sealed.map_err(|error| write_error(guest, error.into()))
     }
 
     /// Writes a buffer that is no window's.
@@ -149,4 +174,16 @@ where
             buf,
         });
     }
+}
+
+/// Deciphers what of a window was read encrypted, and no job has deciphered.
+fn open_pieces(window: &mut Window) -> Result<(), ConvertError> {
+    for piece in &window.pieces {
+        piece.open(&mut window.buf).map_err(|error| {
+            let offset = window.offset.saturating_add(piece.at as u64);
+            let reason = ReadError::from(error);
+            ConvertError::Read { offset, reason }
+        })?;
+    }
+    Ok(())
 }

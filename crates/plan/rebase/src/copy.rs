@@ -19,7 +19,7 @@ use instar_codec::Decoder;
 use instar_layers::Chain;
 use instar_plan_write::{Below, WriteError, WriteImage};
 use instar_storage::overlap::{Done, Overlap, Transfer, Work};
-use instar_storage::{Storage, StorageMut};
+use instar_storage::{DataPlace, Storage, StorageMut};
 
 /// Buffers of a window's length.
 pub const BUFFERS: usize = 12;
@@ -64,7 +64,7 @@ pub fn copy_differences<S: StorageMut, O: Overlap>(
         image,
         chains,
         io,
-        walk: Walk::new(image, chains)?,
+        walk: Walk::new(image, chains),
         writer: None,
         packer: if compress {
             Some(Packer::new(image.header.compression_type, cluster)?)
@@ -135,7 +135,7 @@ impl<S: StorageMut, O: Overlap> Copy<'_, S, O> {
         }
         if let Some(writer) = &mut self.writer {
             writer.commit()?;
-            self.walk.refresh()?;
+            self.walk.refresh();
         }
         Ok(())
     }
@@ -310,14 +310,12 @@ impl<S: StorageMut, O: Overlap> Copy<'_, S, O> {
             storage,
             data,
             header,
+            cipher,
         } = self.image;
         let codec = Box::new(Decoder::new());
-        self.writer = Some(WriteImage::open(
-            storage,
-            data,
-            header,
-            Box::new(below),
-            codec,
+        let below = Box::new(below);
+        self.writer = Some(WriteImage::open_with(
+            storage, data, header, below, codec, cipher,
         )?);
         Ok(())
     }
@@ -377,10 +375,18 @@ impl<S: StorageMut, O: Overlap> Copy<'_, S, O> {
             } else {
                 None
             };
-            let (token, buf) = match whole {
+            let (token, mut buf) = match whole {
                 Some(buf) => (WRITE | WHOLE, buf),
                 None => (WRITE, self.old_bytes(window, &piece)?),
             };
+            if let Some(cipher) = self.image.cipher {
+                let at = DataPlace {
+                    host: place.offset,
+                    guest,
+                };
+                let sealed = cipher.encipher(at, buf.get_mut(..len).unwrap_or_default());
+                sealed.map_err(|e| RebaseError::Write { errno: e.errno })?;
+            }
             self.submit(place.in_data_file, place.offset, token, len, buf)?;
         }
         Ok(())

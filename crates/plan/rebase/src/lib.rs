@@ -44,6 +44,7 @@ pub use names::{Backing, mark_corrupt, set_backing};
 pub use walk::Chains;
 
 use instar_qcow2::Header;
+use instar_storage::Cipher;
 
 /// Most bytes that a copy takes for its buffers.
 pub const BUFFER_BYTES: u64 = (copy::BUFFERS as u64) * window::WINDOW_BYTES + copy::SPARE_BYTES;
@@ -57,6 +58,8 @@ pub struct Image<'a, S> {
     pub data: Option<&'a S>,
     /// Its header.
     pub header: &'a Header,
+    /// The cipher of its data, if that is encrypted.
+    pub cipher: Option<&'static dyn Cipher>,
 }
 
 impl<S> Clone for Image<'_, S> {

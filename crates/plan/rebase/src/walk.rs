@@ -55,21 +55,18 @@ pub struct Walk<'a, S> {
 
 impl<'a, S: Storage> Walk<'a, S> {
     /// At the first byte.
-    ///
-    /// # Errors
-    /// The image is encrypted.
-    pub fn new(image: Image<'a, S>, chains: Chains<'a, S>) -> Result<Self, RebaseError> {
+    pub fn new(image: Image<'a, S>, chains: Chains<'a, S>) -> Self {
         let layers = chains.old.map_or(0, |old| old.layers().len());
         let common = (0..layers).find(|depth| chains.new.is_some() && (chains.shared)(*depth, 0));
-        Ok(Self {
-            top: open(image)?,
+        Self {
+            top: open(image),
             image,
             chains,
             common,
             at: 0,
             compared: 0,
             counted_to: 0,
-        })
+        }
     }
 
     /// Virtual size in bytes.
@@ -78,9 +75,8 @@ impl<'a, S: Storage> Walk<'a, S> {
     }
 
     /// Reads the image's tables anew: they were changed where the walk has been.
-    pub fn refresh(&mut self) -> Result<(), RebaseError> {
-        self.top = open(self.image)?;
-        Ok(())
+    pub fn refresh(&mut self) {
+        self.top = open(self.image);
     }
 
     /// The first byte of the next window with something to look at, whose parts are put into `parts`; `None` at the
@@ -160,16 +156,15 @@ impl<'a, S: Storage> Walk<'a, S> {
     }
 }
 
-fn open<S: Storage>(image: Image<'_, S>) -> Result<Chain<&S>, RebaseError> {
-    let layer = Layer::qcow2(
+fn open<S: Storage>(image: Image<'_, S>) -> Chain<&S> {
+    let layer = Layer::qcow2_with(
         image.storage,
         image.data,
         image.header.clone(),
         View::Active,
+        image.cipher,
     );
-    Ok(Chain::new(Vec::from([
-        layer.map_err(RebaseError::Metadata)?
-    ])))
+    Chain::new(Vec::from([layer]))
 }
 
 /// What `chain` has at `pos`, and for how many bytes that is the answer. `None`: there is no such chain, or it ends

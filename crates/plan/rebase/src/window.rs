@@ -228,8 +228,10 @@ pub fn one_place<S: Storage>(
     let run = run.ok().filter(|run| run.len == len)?;
     match run.kind {
         RunKind::Data { file, host_offset } => {
-            let store = chain.layers().get(run.depth)?.store(file);
-            Some((number(store), host_offset, first.start..end))
+            let layer = chain.layers().get(run.depth)?;
+            // What is encrypted is deciphered by the chain.
+            let plain = layer.cipher().is_none();
+            plain.then(|| (number(layer.store(file)), host_offset, first.start..end))
         }
         _ => None,
     }

@@ -118,6 +118,7 @@ fn rebase(
         number: |store: &Store<'_>| store.0,
     };
     let target = Image {
+        cipher: None,
         storage: &store,
         data: None,
         header: &header,

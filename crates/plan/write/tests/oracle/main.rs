@@ -8,6 +8,7 @@
 #![allow(clippy::cast_possible_truncation)]
 
 mod crash;
+mod encrypted;
 mod image;
 mod random;
 
