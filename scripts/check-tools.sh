@@ -14,6 +14,9 @@ while read -r program kind package; do
 	command -v "$program" >/dev/null || need "\`$program\` from the $kind package $package"
 done <scripts/tools.txt
 
+"${CARGO_TARGET_DIR:-target}/python/bin/python3" -c 'import oslo_utils.imageutils' 2>/dev/null ||
+	need "the Python packages of scripts/python.txt"
+
 case $(qemu-img --version) in
 'qemu-img version 10.0.'*) ;;
 *) need "qemu-img 10.0.x, the version whose output the tests compare with, from the deb package qemu-utils" ;;

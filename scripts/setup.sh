@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what `make test` needs and does not find: Debian packages, Rust
-# targets and components, cargo programs. Running it again changes nothing.
+# targets and components, cargo programs, Python packages. Running it again changes nothing.
 set -eu
 cd "$(dirname "$0")/.."
 export PATH="$PATH:/usr/sbin:/sbin"
@@ -77,9 +77,19 @@ setup_rust() {
 	clippy-driver --version >/dev/null 2>&1 || rustup component add clippy
 }
 
+# What parses qemu-img's output elsewhere, in a Python of its own in the target folder.
+setup_python() {
+	python=${CARGO_TARGET_DIR:-target}/python
+	"$python/bin/python3" -c 'import oslo_utils.imageutils' 2>/dev/null && return
+	python3 -c 'import venv, ensurepip' 2>/dev/null || install python3 python3-venv
+	python3 -m venv --clear "$python"
+	"$python/bin/python3" -m pip install --quiet --requirement scripts/python.txt </dev/null
+}
+
 setup_qemu
 setup_programs
 setup_rust
+setup_python
 sh scripts/lab-arm64.sh
 # So that what follows needs no network.
 cargo fetch --locked

@@ -122,6 +122,41 @@ const CALLS: &[&[&str]] = &[
     &["convert", "-f", "qcow2", "-O", "raw", "-p", "copy", "flat2"],
     &["resize", "-q", "flat", "65M"],
     &["resize", "copy", "10M"],
+    &[
+        "create",
+        "-f",
+        "qcow2",
+        "-o",
+        "backing_file=flat,backing_fmt=raw,size=68157440",
+        "overlay",
+    ],
+    &[
+        "convert", "-t", "none", "-O", "raw", "-f", "qcow2", "overlay", "flat4",
+    ],
+    &[
+        "convert", "-t", "none", "-O", "qcow2", "-c", "-f", "qcow2", "overlay", "copy5",
+    ],
+    &[
+        "rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", "flat2", "overlay",
+    ],
+    &["rebase", "-b", "flat", "-F", "raw", "overlay"],
+    &["rebase", "-u", "-b", "", "-F", "raw", "overlay"],
+    &[
+        "rebase", "-f", "qcow2", "-u", "-b", "flat", "-F", "raw", "overlay",
+    ],
+    &["commit", "-t", "none", "overlay"],
+    &[
+        "convert",
+        "-n",
+        "-t",
+        "directsync",
+        "-f",
+        "raw",
+        "-O",
+        "raw",
+        "flat",
+        "flat4",
+    ],
     // The rest.
     &["check", "-q", "copy"],
     &["check", "--output=json", "copy"],

@@ -39,6 +39,7 @@ mod map;
 mod map_chains;
 mod matrix;
 mod measure;
+mod neighbours;
 mod output_faults;
 mod output_kills;
 mod own_options;

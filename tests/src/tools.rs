@@ -58,6 +58,23 @@ pub fn instar() -> Result<PathBuf> {
     }
 }
 
+/// The Python that has the packages of `scripts/python.txt`: `INSTAR_PYTHON`, or that of the target folder.
+pub fn python() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("INSTAR_PYTHON") {
+        return Ok(path.into());
+    }
+    let this = std::env::current_exe().context("where this test is")?;
+    let built = this.ancestors().nth(3).context("a target folder")?;
+    let path = built.join("python/bin/python3");
+    if !path.exists() {
+        bail!(
+            "there is no {}: `make setup` makes it, with oslo.utils",
+            path.display()
+        );
+    }
+    Ok(path)
+}
+
 /// Whether the program under test is the oracle itself.
 pub fn subject_is_oracle() -> bool {
     instar().is_ok_and(|path| path.file_name().is_some_and(|name| name == "qemu-img"))

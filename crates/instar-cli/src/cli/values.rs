@@ -104,12 +104,15 @@ pub fn parse_seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Half of the memory that is free now, at most 8 GiB.
+/// Half of the memory that is free now, at most 8 GiB, and at most three quarters of the address space that this
+/// process may have: Nova has `qemu-img` run in 1 GiB.
 ///
 /// # Errors
 /// The system does not say how much memory is free.
 pub fn default_memory() -> Result<u64, UsageError> {
     const MOST: u64 = 8 << 30;
+    let space = rustix::process::getrlimit(rustix::process::Resource::As).current;
+    let most = space.map_or(MOST, |bytes| (bytes / 4).saturating_mul(3).min(MOST));
     let mut head = [0; 512];
     let read = File::open("/proc/meminfo").and_then(|mut file| file.read(&mut head));
     let length = read.map_err(|error| {
@@ -125,8 +128,8 @@ pub fn default_memory() -> Result<u64, UsageError> {
         number.parse::<u64>().ok()?.checked_mul(1024)
     });
     match available {
-        Some(bytes) => Ok((bytes / 2).clamp(MIN_MEMORY_BYTES, MOST)),
-        None => Ok(MOST),
+        Some(bytes) => Ok((bytes / 2).min(most).max(MIN_MEMORY_BYTES)),
+        None => Ok(most.max(MIN_MEMORY_BYTES)),
     }
 }
 
