@@ -248,7 +248,8 @@ impl<'a> Stage<'a> {
     fn writes(&mut self, words: &str) -> Result<Cell> {
         let found = self.run(words)?;
         // Each new refcount block of 512 bytes parts a run of ours; QEMU's writer makes them elsewhere.
-        self.twins.allow_fragments(2);
+        let small = self.row.options.contains(&"cluster_size=512");
+        self.twins.allow_fragments(if small { 2 } else { 0 });
         if found != Cell::Refused {
             self.twins.compare_after_io(NAME)?;
         } else if !matches!(self.row.make, Make::Device | Make::RawDevice) {
