@@ -9,6 +9,9 @@ wire_enum! {
         Leaks = 1,
         /// Whatever the metadata determines.
         All = 2,
+        /// As `All`, of an image that is marked dirty and about to be changed: not checked again, and nothing else is
+        /// opened. An image that is not dirty stays as it is.
+        Dirty = 3,
     }
 }
 

@@ -33,6 +33,8 @@ wire_enum! {
         Panic = 5,
         /// A line for standard error that begins with the program's name, which the host adds.
         Prefixed = 6,
+        /// [`NeedsRepair`]: the operation ends before it has written anything, and is to run again later.
+        NeedsRepair = 7,
         /// [`crate::info::ImageRecord`] and names: a new image of the chain.
         Image = 16,
         /// [`crate::info::SnapshotRecord`] and names, of the last image.
@@ -67,6 +69,20 @@ wire_struct! {
     }
 }
 wire_layout!(Progress, size = 16, { done @ 0, total @ 8 });
+
+/// [`NeedsRepair::flags`]: what the repair finds is not told.
+pub const REPAIR_SILENT: u32 = 1 << 0;
+
+wire_struct! {
+    /// An image is marked dirty, and must be repaired before it is changed.
+    pub struct NeedsRepair {
+        /// The device slot of the image, which is open for writing.
+        pub slot: U32,
+        /// `REPAIR_*`.
+        pub flags: U32,
+    }
+}
+wire_layout!(NeedsRepair, size = 8, { slot @ 0, flags @ 4 });
 
 wire_enum! {
     /// What kind of sentence a failure is.

@@ -142,7 +142,7 @@ impl Drop for Live {
 /// The worker of a broker, if it has its filter and has used the CPU since.
 fn busy_worker(broker: i32) -> Option<i32> {
     let children = std::fs::read_to_string(format!("/proc/{broker}/task/{broker}/children"));
-    let worker: i32 = children.ok()?.trim().parse().ok()?;
+    let worker: i32 = children.ok()?.split_whitespace().next()?.parse().ok()?;
     let confined = status(worker, "Seccomp").is_ok_and(|mode| mode == "2");
     (confined && ticks(worker)? >= BUSY_TICKS).then_some(worker)
 }

@@ -239,6 +239,13 @@ impl Console {
         self.stderr.flush();
     }
 
+    /// Writes out what waits: another process goes on.
+    pub fn pause(&mut self) {
+        self.progress.clear();
+        self.stderr.flush();
+        self.stdout.flush();
+    }
+
     /// Writes out everything and returns the exit code, or 1 if the output could not be written.
     #[must_use]
     pub fn end(mut self, code: u8) -> u8 {

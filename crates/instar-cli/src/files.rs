@@ -6,6 +6,6 @@ pub use instar_op_images::{
 };
 pub use instar_sandbox::{
     Access, Base, FailedOpen, FileFacts, FileTable, Growth, InputFile, Job, JobError, OpenFailure,
-    Output, Policy, Reads, path_of_backing, run_job,
+    Output, Policy, Reads, Repair, path_of_backing, run_job,
 };
 pub use instar_vmm::operation::{Limits, RESULT_BYTES};

@@ -2,13 +2,15 @@
 
 use crate::check::{self, CheckOutput};
 use crate::cli::{self, CheckOptions, Cli, Command, InfoOptions, LimitOptions, UsageError};
-use crate::files::{self, Access, Base, Growth, InputFile, Job, Limits, Output, Policy, Reads};
+use crate::files::{
+    self, Access, Base, Growth, InputFile, Job, Limits, Output, Policy, Reads, Repair,
+};
 use crate::image::Image;
 use crate::info::InfoOutput;
 use crate::{
     amend, bench, bitmap, compare, convert, create, map, measure, papers, resize, snapshot,
 };
-use instar_shared::check::CheckConfig;
+use instar_shared::check::{CheckConfig, RepairMode};
 use instar_shared::info::{INFO_BACKING_CHAIN, InfoConfig};
 use instar_shared::op::ImageFormat;
 use instar_shared::zerocopy::IntoBytes;
@@ -229,6 +231,7 @@ pub fn start_as(
     } else {
         files::keyed(elf)
     };
+    let repair = repair_of(elf, &inputs);
     let job = Job {
         elf,
         config: config.to_vec(),
@@ -238,12 +241,26 @@ pub fn start_as(
             memory_bytes,
             stall: STALL_LIMIT,
             timeout: limits.timeout,
+            spent: Duration::ZERO,
             threads: how.threads,
         },
         policy: Policy {
             allowed: cli::allowed_folders(&limits.allow_path, variable),
             base: how.base,
         },
+        repair,
     };
     Ok(files::run_job(job, Box::new(output)))
+}
+
+/// What repairs images that turn out to be marked dirty, where an operation other than that changes one.
+fn repair_of(elf: &'static [u8], inputs: &[InputFile]) -> Option<Repair> {
+    let changes = inputs.iter().any(|input| input.access == Access::Change);
+    let mut config = CheckConfig::zeroed();
+    config.format.set(ImageFormat::Qcow2.raw());
+    config.repair.set(RepairMode::Dirty.raw());
+    (changes && !std::ptr::eq(elf, files::REPAIR)).then(|| Repair {
+        elf: files::REPAIR,
+        config: config.as_bytes().to_vec(),
+    })
 }

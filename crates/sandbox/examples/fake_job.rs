@@ -7,12 +7,12 @@
 
 use instar_sandbox::{
     Access, Confinement, FileTable, Growth, InputFile, Job, JobError, Machine, Output, Policy,
-    Reads, run_job_on,
+    Reads, Repair, run_job_on,
 };
 use instar_shared::control::{FileAccess, FileRequest, FileRole};
 use instar_shared::info::ImageRecord;
 use instar_shared::op::{ImageFormat, Outcome};
-use instar_shared::record::RecordKind;
+use instar_shared::record::{FailureKind, NeedsRepair, RecordKind};
 use instar_shared::zerocopy::{FromZeros, IntoBytes};
 use instar_vmm::operation::{
     Completed, Limits, OperationFile, OperationHost, OperationSpec, RESULT_BYTES, RunError,
@@ -51,6 +51,15 @@ impl Output for Lines {
                 files.iter().count()
             ));
         }
+        if kind == RecordKind::Diagnostic {
+            say(&String::from_utf8_lossy(payload));
+        }
+        if kind == RecordKind::Failure {
+            say(&format!(
+                "failed: {}",
+                String::from_utf8_lossy(&payload[8..])
+            ));
+        }
         Ok(())
     }
 
@@ -81,6 +90,7 @@ fn say(text: &str) {
 struct Fake {
     scenario: String,
     arguments: Vec<Vec<u8>>,
+    config: Vec<u8>,
     cancel: &'static AtomicBool,
     socket: RawFd,
     files: Vec<OperationFile>,
@@ -297,14 +307,99 @@ impl Fake {
     }
 }
 
+/// The first bytes of a file.
+fn head(file: &File) -> Vec<u8> {
+    let mut content = vec![0; 5];
+    let mut parts = [std::io::IoSliceMut::new(&mut content)];
+    let read = rustix::io::preadv2(file, &mut parts, 0, ReadWriteFlags::empty());
+    content.truncate(read.unwrap());
+    content
+}
+
+/// An operation that changes nothing that begins with "dirty", and its repair. The first argument says how that goes,
+/// a second one names a data file that is written, too, and is the dirty one.
+impl Fake {
+    fn change_clean(self, host: &mut dyn OperationHost) -> Result<Completed, RunError> {
+        host.record(RecordKind::Line, b"before").unwrap();
+        let mut slot = 0;
+        let mut named = None;
+        if let Some(name) = self.arguments.get(1) {
+            let mut request = request(1, name);
+            request.role = FileRole::Data.raw().into();
+            request.access = FileAccess::ReadWrite.raw().into();
+            named =
+                Some(host.open_file(&request).map_err(|answer| {
+                    RunError::Protocol(format!("answer {}", answer.status.get()))
+                })?);
+            slot = 1;
+        }
+        if self.arguments[0] == b"elsewhere" {
+            slot = 7;
+        }
+        let file = named.as_ref().unwrap_or(&self.files[0]);
+        if head(&file.file) == b"dirty" {
+            let needs = NeedsRepair {
+                slot: slot.into(),
+                flags: 0.into(),
+            };
+            host.record(RecordKind::NeedsRepair, needs.as_bytes())
+                .unwrap();
+            return Ok(ended(Outcome::Failed, 1));
+        }
+        host.record(RecordKind::Line, describe(file).as_bytes())
+            .unwrap();
+        Ok(ended(Outcome::Done, 0))
+    }
+
+    fn repair(self, host: &mut dyn OperationHost) -> Completed {
+        let opened = host.open_file(&request(1, b"sub/base"));
+        host.record(
+            RecordKind::Diagnostic,
+            format!("repairs, may open: {}", opened.is_ok()).as_bytes(),
+        )
+        .unwrap();
+        match self.arguments[0].as_slice() {
+            b"well" => {
+                let file = &self.files[0].file;
+                let parts = [IoSlice::new(b"clean, and longer")];
+                rustix::io::pwritev2(file, &parts, 0, ReadWriteFlags::empty()).unwrap();
+            }
+            b"badly" => {
+                let kind = FailureKind::OpenImage.raw().to_le_bytes();
+                let record = [&kind[..], &[0; 4], b"no luck"].concat();
+                host.record(RecordKind::Failure, &record).unwrap();
+                return ended(Outcome::Failed, 1);
+            }
+            b"cancelled" => {
+                say("running");
+                while !self.cancel.load(Ordering::Relaxed) {
+                    pause(10);
+                }
+                return ended(Outcome::Cancelled, 1);
+            }
+            b"stubborn" => {
+                say("running");
+                pause(60_000);
+            }
+            b"crash" => std::process::abort(),
+            _ => {}
+        }
+        ended(Outcome::Done, 0)
+    }
+}
+
 impl Machine for Fake {
     fn run(self, host: &mut dyn OperationHost) -> Result<Completed, RunError> {
         let argument = self.arguments.first().cloned().unwrap_or_default();
+        if self.config == b"repair" {
+            return Ok(self.repair(host));
+        }
         if std::env::var_os("HOLD").is_none() {
             say("running");
         }
         match self.scenario.as_str() {
             "open" => return Ok(self.open(host)),
+            "dirty" => return self.change_clean(host),
             "qcow2" => return Self::image_record(host, ImageFormat::Qcow2),
             "raw" => return Self::image_record(host, ImageFormat::Raw),
             "unsupported" => return Ok(ended(Outcome::Unsupported, 63)),
@@ -396,9 +491,14 @@ fn main() {
             memory_bytes: 0,
             stall: Duration::from_secs(60),
             timeout: None,
+            spent: Duration::ZERO,
             threads: instar_vmm::operation::Threads::default(),
         },
         policy: Policy::new(Vec::new(), std::env::var_os(Policy::VARIABLE).as_deref()),
+        repair: Some(Repair {
+            elf: &[],
+            config: b"repair".to_vec(),
+        }),
     };
     // Descriptors that a worker must not have.
     // SAFETY: a fresh duplicate is owned by nobody else.
@@ -407,6 +507,7 @@ fn main() {
         Ok(Fake {
             scenario,
             arguments,
+            config: spec.config,
             cancel: spec.cancel,
             socket: find_socket(),
             files: spec.files,

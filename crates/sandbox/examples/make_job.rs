@@ -239,9 +239,11 @@ fn main() {
             memory_bytes: 0,
             stall: Duration::from_secs(60),
             timeout: None,
+            spent: Duration::ZERO,
             threads: instar_vmm::operation::Threads::default(),
         },
         policy: Policy::default(),
+        repair: None,
     };
     if let Ok(failures) = std::env::var("FAIL") {
         inject(&failures);

@@ -5,15 +5,19 @@
 
 mod files;
 mod outputs;
+mod spare;
 
-use self::files::Files;
+pub use self::files::{Files, Kept};
+
 use self::outputs::Outputs;
+use self::spare::Forked;
 use crate::jail::Filter;
-use crate::open::Opened;
+use crate::open::FileId;
 use crate::output::{FileTable, JobError, Output};
-use crate::wire::{self, Message};
+use crate::rounds::{Rounds, Turn};
+use crate::signals;
+use crate::wire::{self, Dirty, Message, Next, Reply};
 use crate::worker::{self, Machine};
-use crate::{Job, signals};
 use instar_vmm::VmError;
 use instar_vmm::operation::OperationSpec;
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -25,6 +29,7 @@ use rustix::net::{
     SocketFlags, SocketType,
 };
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
+use std::cell::Cell;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -34,70 +39,93 @@ use std::time::{Duration, Instant};
 const GRACE: Duration = Duration::from_secs(5);
 /// Requests of one job: more than slots, as opens may fail.
 const MAX_REQUESTS: u32 = 4096;
+/// Exit code where nobody looks at it.
+const UNSEEN: u8 = 1;
 
-/// Forks the worker and serves it; the exit code of the job.
+/// Runs a round of a job, and those that follow on it: the exit code of the job.
 pub fn run<M: Machine>(
-    job: Job,
-    mut inputs: Vec<Opened>,
+    mut rounds: Rounds,
     output: Box<dyn Output>,
     prepare: impl FnOnce(OperationSpec) -> Result<M, VmError>,
 ) -> u8 {
-    let table = FileTable::with_inputs(inputs.iter().map(|input| input.facts.clone()));
+    let table = rounds.table();
     let failed =
         |step: &'static str| move |source: std::io::Error| JobError::Start { step, source };
-    let files = Files::new(&job, &inputs);
-    let outputs = match Outputs::new(&job.inputs, &mut inputs) {
+    let mask = rounds.mask;
+    let files = rounds.files();
+    let outputs = match Outputs::new(&rounds.job.inputs, &mut rounds.inputs) {
         Ok(outputs) => outputs,
         Err(e) => return output.failed(&failed("dup")(e), &table),
-    };
-    let mask = match signals::install() {
-        Ok(mask) => mask,
-        Err(e) => return output.failed(&failed("sigaction")(e.into()), &table),
     };
     let (own_end, worker_end) = match socket_pair() {
         Ok(pair) => pair,
         Err(e) => return output.failed(&failed("socketpair")(e.into()), &table),
     };
     let parent = rustix::process::getpid();
-    let mut broker = Broker {
-        files,
-        outputs,
-        requests: 0,
-    };
+    let goes_on = rounds.may_go_on() && outputs.is_empty();
+    let mut broker = Broker::new(&rounds, files, outputs);
     // SAFETY: `run_job` is documented to be called before any thread exists, so the child may do
     // whatever this process may.
-    match unsafe { fork() } {
-        Err(e) => output.failed(&failed("fork")(e.into()), &table),
+    let child = match unsafe { fork() } {
+        Err(e) => return output.failed(&failed("fork")(e.into()), &table),
         Ok(ForkResult::Child) => {
             drop(own_end);
             // Its outputs are the parent's to end; their descriptors are closed with all others.
             std::mem::forget(broker);
             let start = worker::Start {
-                elf: job.elf,
-                config: job.config,
-                secrets: job.secrets,
-                limits: job.limits,
-                inputs: job.inputs.into_iter().zip(inputs).collect(),
+                program: rounds.into_program(),
                 socket: worker_end,
                 parent,
                 mask,
             };
             std::process::exit(worker::run(start, output, prepare).into())
         }
-        Ok(ForkResult::Parent { child }) => {
-            drop((worker_end, inputs, job.secrets));
-            let ended =
-                Child::new(child.as_raw()).and_then(|child| broker.serve(&child, own_end, &mask));
-            match broker.outputs.settle(ended) {
-                Ok(code) => code,
-                Err(JobError::Killed) => {
-                    // The sentence may be the output's own; the code is the signal's.
-                    let code = output.failed(&JobError::Killed, &table);
-                    signals::received().map_or(code, signals::exit_code)
-                }
-                Err(error) => output.failed(&error, &table),
-            }
+        Ok(ForkResult::Parent { child }) => Child::new(child.as_raw(), None),
+    };
+    drop(worker_end);
+    let mut child = match child {
+        Ok(child) => child,
+        Err(error) => return end(broker, Err(error), output, &table),
+    };
+    match goes_on.then(spare::fork).transpose() {
+        Ok(Some(Forked::Spare(line))) => {
+            drop(own_end);
+            rounds.kept.append(&mut broker.files.take_kept());
+            std::process::exit(spare::run_when_told(line, rounds, output, prepare).into())
         }
+        Ok(Some(Forked::Parent(spare))) => broker.spare = Some(spare),
+        Ok(None) => {}
+        Err(e) => {
+            child.kill();
+            let _ = child.reap();
+            return end(broker, Err(failed("fork")(e)), output, &table);
+        }
+    }
+    let boss = rounds.boss.take();
+    let has_boss = boss.is_some();
+    drop(rounds);
+    match broker.see_through(&mut child, own_end, boss, &mask) {
+        // The boss says it.
+        Err(JobError::Killed) if has_boss => UNSEEN,
+        ended => end(broker, ended, output, &table),
+    }
+}
+
+/// Ends the outputs, and says what went wrong; the exit code of the job.
+fn end(
+    mut broker: Broker,
+    ended: Result<u8, JobError>,
+    output: Box<dyn Output>,
+    table: &FileTable,
+) -> u8 {
+    match broker.outputs.settle(ended) {
+        Ok(code) => code,
+        Err(JobError::Killed) => {
+            // The sentence may be the output's own; the code is the signal's.
+            let code = output.failed(&JobError::Killed, table);
+            signals::received().map_or(code, signals::exit_code)
+        }
+        Err(error) => output.failed(&error, table),
     }
 }
 
@@ -110,14 +138,17 @@ fn socket_pair() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
     )
 }
 
-/// The worker process, seen from outside.
+/// A process that was forked, seen from outside: a worker, or one that sees through the rounds that follow.
+#[derive(Debug)]
 struct Child {
     pid: Pid,
     pidfd: OwnedFd,
+    /// What hangs up to end a process that is no worker.
+    line: Option<OwnedFd>,
 }
 
 impl Child {
-    fn new(pid: i32) -> Result<Self, JobError> {
+    fn new(pid: i32, line: Option<OwnedFd>) -> Result<Self, JobError> {
         let failed = |errno: rustix::io::Errno| JobError::Start {
             step: "pidfd_open",
             source: errno.into(),
@@ -126,13 +157,20 @@ impl Child {
             .ok_or(rustix::io::Errno::SRCH)
             .map_err(failed)?;
         match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(pidfd) => Ok(Self { pid, pidfd }),
+            Ok(pidfd) => Ok(Self { pid, pidfd, line }),
             Err(errno) => {
-                // A worker that cannot be watched must not run; its death needs no descriptor.
+                // A process that cannot be watched must not run; its death needs no descriptor.
                 let _ = rustix::process::kill_process(pid, Signal::KILL);
                 let _ = rustix::process::waitpid(Some(pid), WaitOptions::empty());
                 Err(failed(errno))
             }
+        }
+    }
+
+    /// Ends a worker as a power cut does; another process does so with its own.
+    fn kill(&mut self) {
+        if self.line.take().is_none() {
+            self.signal(Signal::KILL);
         }
     }
 
@@ -172,30 +210,79 @@ struct Broker {
     files: Files,
     outputs: Outputs,
     requests: u32,
+    /// Images that earlier rounds have repaired.
+    tried: Vec<(FileId, Vec<u8>)>,
+    /// The worker repairs an image.
+    repairs: bool,
+    /// Who sees through the next round, if there is one.
+    spare: Option<Child>,
+    /// What that is.
+    next: Option<Next>,
 }
 
 /// What ended the serving early.
 struct Breach(&'static str);
 
 impl Broker {
-    /// Serves the worker until it ends; its exit code.
-    fn serve(&mut self, child: &Child, socket: OwnedFd, mask: &SigSet) -> Result<u8, JobError> {
+    fn new(rounds: &Rounds, files: Files, outputs: Outputs) -> Self {
+        Self {
+            files,
+            outputs,
+            requests: 0,
+            tried: rounds.tried(),
+            repairs: matches!(rounds.turn, Turn::Repair { .. }),
+            spare: None,
+            next: None,
+        }
+    }
+
+    /// Serves the worker until it ends, then waits for the rounds that follow; the exit code.
+    fn see_through(
+        &mut self,
+        child: &mut Child,
+        socket: OwnedFd,
+        boss: Option<OwnedFd>,
+        mask: &SigSet,
+    ) -> Result<u8, JobError> {
         let filter = Filter::Broker {
             outputs: !self.outputs.is_empty(),
         };
         if let Err(e) = filter.install() {
-            child.signal(Signal::KILL);
+            child.kill();
             let _ = child.reap();
             return Err(e.into());
         }
-        let mut socket = Some(socket);
-        let mut stop = Stop::default();
+        let mut stop = Stop::new(boss);
+        let code = self.serve(child, Some(socket), &mut stop, mask)?;
+        let (Some(next), Some(mut spare), 0) = (self.next.take(), self.spare.take(), code) else {
+            return Ok(code);
+        };
+        if let Err(errno) = self.hand_over(&next, &spare) {
+            spare.kill();
+            let _ = spare.reap();
+            return Err(JobError::Start {
+                step: "sendmsg",
+                source: errno.into(),
+            });
+        }
+        stop.begins();
+        self.serve(&mut spare, None, &mut stop, mask)
+    }
+
+    /// Serves a process until it ends; its exit code.
+    fn serve(
+        &mut self,
+        child: &mut Child,
+        mut socket: Option<OwnedFd>,
+        stop: &mut Stop,
+        mask: &SigSet,
+    ) -> Result<u8, JobError> {
         loop {
             if stop.look(child) {
                 let _ = child.reap();
                 return Err(JobError::Killed);
             }
-            let Some((request, exited)) = wait(child, socket.as_ref(), stop.left(), mask) else {
+            let Some((request, exited)) = wait(child, socket.as_ref(), stop, mask) else {
                 continue;
             };
             if exited {
@@ -204,15 +291,65 @@ impl Broker {
             if let (true, Some(end)) = (request, &socket) {
                 match self.answer(end.as_fd()) {
                     Ok(true) => {}
-                    Ok(false) => socket = None,
+                    Ok(false) => {
+                        socket = None;
+                        if self.next.is_none() {
+                            // It ends while the worker does.
+                            self.dismiss();
+                        }
+                    }
                     Err(Breach(what)) => {
-                        child.signal(Signal::KILL);
+                        child.kill();
                         let _ = child.reap();
                         return Err(JobError::WorkerProtocol(what));
                     }
                 }
             }
         }
+    }
+
+    /// No round follows.
+    fn dismiss(&mut self) {
+        if let Some(spare) = &mut self.spare {
+            spare.line = None;
+        }
+    }
+
+    /// Notes what the next round does.
+    fn repair(&mut self, dirty: Dirty) -> Reply {
+        let Some(written) = self.files.written(dirty.slot) else {
+            return Reply::Invalid;
+        };
+        if let Some((_, complaint)) = self.tried.iter().find(|(id, _)| *id == written.id) {
+            return Reply::Tried(complaint.clone());
+        }
+        let next = Next::Repair {
+            dirty,
+            root: written.root,
+            facts: written.facts.clone(),
+        };
+        self.follow(next)
+    }
+
+    fn follow(&mut self, next: Next) -> Reply {
+        if self.spare.is_none() || self.next.is_some() {
+            return Reply::Invalid;
+        }
+        self.next = Some(next);
+        Reply::Noted
+    }
+
+    /// Sends what is next, and the files that it needs besides those that the user typed.
+    fn hand_over(&self, next: &Next, spare: &Child) -> rustix::io::Result<()> {
+        let line = spare.line.as_ref().ok_or(rustix::io::Errno::PIPE)?;
+        let image = match next {
+            Next::Repair { dirty, .. } => self.files.written(dirty.slot),
+            Next::Again(_) => None,
+        };
+        let image = image.and_then(|image| image.file);
+        let named = self.files.written_named().map(AsFd::as_fd);
+        let files: Vec<BorrowedFd<'_>> = named.chain(image.map(|image| image.as_fd())).collect();
+        spare::send(line.as_fd(), &wire::encode_next(next), &files)
     }
 
     /// Answers one request; false if the worker closed its end.
@@ -248,11 +385,16 @@ impl Broker {
         let (reply, file) = match message {
             Message::Open(request) => self.files.open(&request),
             Message::Begin(slot) => (self.outputs.begin(slot), None),
+            Message::Repair(dirty) => (self.repair(dirty), None),
+            Message::Repaired(complaint) if self.repairs => {
+                (self.follow(Next::Again(complaint)), None)
+            }
+            Message::Repaired(_) => (Reply::Invalid, None),
         };
         send(
             socket,
             &wire::encode_reply(&reply),
-            file.as_ref().map(AsFd::as_fd),
+            file.as_ref().map(|file| file.as_fd()),
         )?;
         Ok(true)
     }
@@ -274,51 +416,94 @@ fn send(socket: BorrowedFd<'_>, packet: &[u8], file: Option<BorrowedFd<'_>>) -> 
     }
 }
 
-/// Waits for a request or the worker's end: which of them came. `None`: a signal or `left` did.
+impl Drop for Broker {
+    /// A process that waits for a round holds locks: it ends first.
+    fn drop(&mut self) {
+        if let Some(mut spare) = self.spare.take() {
+            spare.line = None;
+            let _ = spare.reap();
+        }
+    }
+}
+
+/// Waits for a request or the child's end: which of them came. `None`: a signal, the boss or time did.
 fn wait(
     child: &Child,
     socket: Option<&OwnedFd>,
-    left: Option<Duration>,
+    stop: &Stop,
     mask: &SigSet,
 ) -> Option<(bool, bool)> {
     let mut fds = vec![PollFd::new(child.pidfd.as_fd(), PollFlags::POLLIN)];
     fds.extend(socket.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
-    let ready = ppoll(&mut fds, left.map(TimeSpec::from_duration), Some(*mask)).ok()?;
+    let at_boss = fds.len();
+    fds.extend(
+        stop.boss
+            .as_ref()
+            .map(|boss| PollFd::new(boss.as_fd(), PollFlags::POLLIN)),
+    );
+    let left = stop.left().map(TimeSpec::from_duration);
+    let ready = ppoll(&mut fds, left, Some(*mask)).ok()?;
     let is_ready = |fd: Option<&PollFd<'_>>| fd.and_then(PollFd::any).unwrap_or(false);
-    (ready > 0).then(|| (is_ready(fds.get(1)), is_ready(fds.first())))
+    if is_ready(fds.get(at_boss)) {
+        stop.hung_up.set(true);
+        return None;
+    }
+    (ready > 0).then(|| {
+        let request = socket.is_some() && is_ready(fds.get(1));
+        (request, is_ready(fds.first()))
+    })
 }
 
-/// Signals on their way to the worker.
+/// Signals on their way to the child.
 #[derive(Default)]
 struct Stop {
     deadline: Option<Instant>,
+    passed_on: bool,
+    /// Who counts signals and the time for this process.
+    boss: Option<OwnedFd>,
+    hung_up: Cell<bool>,
 }
 
 impl Stop {
-    /// Passes the first signal on; true if the worker was killed: a second one came, or time is up.
-    fn look(&mut self, child: &Child) -> bool {
-        let kill = match (signals::received(), self.deadline) {
-            (None, _) => return false,
-            (Some(first), None) => {
-                self.deadline = Instant::now().checked_add(GRACE);
-                // The same one, as the worker's exit code names it.
-                child.signal(match first {
-                    libc::SIGINT => Signal::INT,
-                    libc::SIGHUP => Signal::HUP,
-                    _ => Signal::TERM,
-                });
-                signals::count() > 1
-            }
-            (Some(_), Some(deadline)) => signals::count() > 1 || Instant::now() >= deadline,
+    fn new(boss: Option<OwnedFd>) -> Self {
+        Self {
+            boss,
+            ..Self::default()
+        }
+    }
+
+    /// Another child begins: it has had no signal, and all the time.
+    fn begins(&mut self) {
+        self.deadline = None;
+        self.passed_on = false;
+    }
+
+    /// Passes the first signal on; true if the child was killed: a second one came, time is up, or the boss hung up.
+    fn look(&mut self, child: &mut Child) -> bool {
+        if let Some(first) = signals::received()
+            && !std::mem::replace(&mut self.passed_on, true)
+        {
+            self.deadline = Instant::now().checked_add(GRACE);
+            // The same one, as the worker's exit code names it.
+            child.signal(match first {
+                libc::SIGINT => Signal::INT,
+                libc::SIGHUP => Signal::HUP,
+                _ => Signal::TERM,
+            });
+        }
+        let late = |deadline| Instant::now() >= deadline;
+        let kill = match &self.boss {
+            Some(_) => self.hung_up.get(),
+            None => self.passed_on && (signals::count() > 1 || self.deadline.is_some_and(late)),
         };
         if kill {
-            child.signal(Signal::KILL);
+            child.kill();
         }
         kill
     }
 
     fn left(&self) -> Option<Duration> {
-        self.deadline
-            .map(|deadline| deadline.saturating_duration_since(Instant::now()))
+        let deadline = self.deadline.filter(|_| self.boss.is_none());
+        deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 }

@@ -22,6 +22,7 @@ mod names;
 mod open;
 mod output;
 mod policy;
+mod rounds;
 mod signals;
 mod target;
 mod walk;
@@ -36,10 +37,13 @@ pub use locks::Reads;
 pub use names::path_of_backing;
 pub use output::{FailedOpen, FileFacts, FileTable, JobError, OpenFailure, Output};
 pub use policy::{Base, Policy};
+pub use rounds::Repair;
 pub use worker::Machine;
 
 use instar_vmm::VmError;
 use instar_vmm::operation::{Limits, Operation, OperationSpec, Secret};
+use rounds::Rounds;
+use std::time::Instant;
 
 /// An operation to run, and on what.
 #[derive(Debug)]
@@ -57,6 +61,8 @@ pub struct Job {
     pub limits: Limits,
     /// Which files images may name.
     pub policy: Policy,
+    /// What repairs images that are marked dirty, where the operation changes one; it then runs again.
+    pub repair: Option<Repair>,
 }
 
 /// Runs `job` in a microVM of its own and returns the exit code of the process.
@@ -75,6 +81,7 @@ pub fn run_job_on<M: Machine>(
     output: Box<dyn Output>,
     prepare: impl FnOnce(OperationSpec) -> Result<M, VmError>,
 ) -> u8 {
+    let started = Instant::now();
     let inputs = match open::open_inputs(&job.inputs) {
         Ok(inputs) => inputs,
         Err(failed) => {
@@ -82,5 +89,13 @@ pub fn run_job_on<M: Machine>(
             return output.failed(&JobError::Open(failed), &files);
         }
     };
-    broker::run(job, inputs, output, prepare)
+    let mask = match signals::install() {
+        Ok(mask) => mask,
+        Err(e) => {
+            let (step, source) = ("sigaction", e.into());
+            return output.failed(&JobError::Start { step, source }, &FileTable::default());
+        }
+    };
+    let rounds = Rounds::new(job, inputs, mask, started);
+    broker::run(rounds, output, prepare)
 }

@@ -264,21 +264,30 @@ pub fn lock_and_describe(
     given: &[u8],
     wanted: Wanted,
 ) -> Result<Opened, Refusal> {
+    if wanted.access.writes() && file_type(stat) == FileType::BlockDevice {
+        device_is_writable(&fd)?;
+    }
+    let mut opened = describe(fd, stat, name, given)?;
+    opened.writable = wanted.access.writes();
+    if !opened.facts.character_device {
+        let taken = locks::take(opened.file.as_fd(), wanted);
+        let taken = taken.map_err(|c| Refusal::in_use(c, &name.path))?;
+        opened.format_conflict = taken.format_conflict;
+    }
+    Ok(opened)
+}
+
+/// Collects what is known about `fd`, which has all the locks that it needs and is not written.
+///
+/// # Errors
+/// A file without a length.
+pub fn describe(fd: OwnedFd, stat: &Stat, name: &Name, given: &[u8]) -> Result<Opened, Refusal> {
     let kind = file_type(stat);
-    let character_device = kind == FileType::CharacterDevice;
     let no_length = |errno| {
         let reason = format!("Could not refresh total sector count: {}", os_text(errno));
         Refusal::failed(errno, reason.into_bytes())
     };
-    if wanted.access.writes() && kind == FileType::BlockDevice {
-        device_is_writable(&fd)?;
-    }
     let len_bytes = rustix::fs::seek(&fd, SeekFrom::End(0)).map_err(no_length)?;
-    let taken = if character_device {
-        locks::Taken::default()
-    } else {
-        locks::take(fd.as_fd(), wanted).map_err(|c| Refusal::in_use(c, &name.path))?
-    };
     let facts = FileFacts {
         name: os_string(&name.path),
         given_name: os_string(given),
@@ -287,15 +296,15 @@ pub fn lock_and_describe(
             .unwrap_or(0)
             .saturating_mul(512),
         block_device: kind == FileType::BlockDevice,
-        character_device,
+        character_device: kind == FileType::CharacterDevice,
         parent_slot: None,
     };
     Ok(Opened {
         file: File::from(fd),
         facts,
         id: FileId::of(stat),
-        writable: wanted.access.writes(),
-        format_conflict: taken.format_conflict,
+        writable: false,
+        format_conflict: None,
         target: None,
     })
 }

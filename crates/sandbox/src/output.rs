@@ -222,6 +222,10 @@ pub trait Output {
     fn record(&mut self, kind: RecordKind, payload: &[u8], files: &FileTable)
     -> Result<(), String>;
 
+    /// The worker ends, and another one goes on with a copy of this as it was at the start: what waits in a buffer is
+    /// to be written. For outputs of jobs that have a [`crate::Repair`].
+    fn pause(&mut self) {}
+
     /// What the run cost; called when the guest ended well, before [`Output::finish`].
     fn ran(&mut self, _stats: &RunStats) {}
 

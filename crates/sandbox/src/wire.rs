@@ -1,7 +1,7 @@
 //! Messages between worker and broker: one packet each way.
 //!
-//! A request for a file is a [`FileRequest`] cut after its name; one to begin an
-//! output is a marker and its slot. The worker is not trusted: a packet that is
+//! A request for a file is a [`FileRequest`] cut after its name; all else is a marker and what
+//! belongs to it. The worker is not trusted: a packet that is
 //! not exactly one of these ends it. The broker is trusted, so its reply
 //! is decoded with care only to find bugs. Integers are little-endian.
 
@@ -28,10 +28,31 @@ pub enum Message {
     Open(Request),
     /// Giving up what the output in this slot held: it is about to be written.
     Begin(u16),
+    /// The repair of an image, before the operation runs anew.
+    Repair(Dirty),
+    /// A repair has ended, with this complaint if it is not empty.
+    Repaired(Vec<u8>),
 }
 
-/// In front of the slot of an output that begins: no request for a file is so short.
+/// An image that must be repaired before it is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dirty {
+    /// Its slot.
+    pub slot: u16,
+    /// What the repair finds is not told.
+    pub silent: bool,
+    /// Lines that the operation has shown before; it will send them again.
+    pub shown: u64,
+}
+
+/// In front of the slot of an output that begins. No request for a file starts so: no slot has such a number.
 const BEGIN: [u8; 4] = *b"outp";
+/// In front of what is to be repaired.
+const REPAIR: [u8; 4] = *b"fix?";
+/// In front of the complaint of a repair.
+const REPAIRED: [u8; 4] = *b"done";
+/// Bytes of a complaint that travel.
+const MAX_COMPLAINT: usize = 1024;
 
 /// The bytes that ask to begin the output in `slot`.
 pub fn encode_begin(slot: u16) -> [u8; 6] {
@@ -40,10 +61,32 @@ pub fn encode_begin(slot: u16) -> [u8; 6] {
     [a, b, c, d, low, high]
 }
 
+/// The bytes that ask for a repair.
+pub fn encode_repair(dirty: &Dirty) -> Vec<u8> {
+    let mut out = Writer(REPAIR.to_vec());
+    out.dirty(dirty);
+    out.0
+}
+
+/// The bytes that tell the end of a repair.
+pub fn encode_repaired(complaint: &[u8]) -> Vec<u8> {
+    let complaint = complaint.get(..MAX_COMPLAINT).unwrap_or(complaint);
+    [REPAIRED.as_slice(), complaint].concat()
+}
+
 /// Reads what the worker asks for; `None` if it is nothing that may be asked.
 pub fn decode_message(packet: &[u8]) -> Option<Message> {
-    match packet.strip_prefix(&BEGIN) {
-        Some([low, high]) => Some(Message::Begin(u16::from_le_bytes([*low, *high]))),
+    let (marker, rest) = packet.split_first_chunk::<4>()?;
+    match (*marker, rest) {
+        (BEGIN, [low, high]) => Some(Message::Begin(u16::from_le_bytes([*low, *high]))),
+        (REPAIR, rest) => {
+            let mut rest = Reader(rest);
+            let dirty = rest.dirty()?;
+            rest.0.is_empty().then_some(Message::Repair(dirty))
+        }
+        (REPAIRED, complaint) => {
+            (complaint.len() <= MAX_COMPLAINT).then(|| Message::Repaired(complaint.to_vec()))
+        }
         _ => decode_request(packet).map(Message::Open),
     }
 }
@@ -109,6 +152,10 @@ pub enum Reply {
     Invalid,
     /// The output is empty now, or the errno that kept it from that.
     Begun(Result<(), i32>),
+    /// It will be done when the worker has ended.
+    Noted,
+    /// The image was repaired before, with this complaint.
+    Tried(Vec<u8>),
 }
 
 const TAG_OPENED: u64 = 1;
@@ -116,6 +163,8 @@ const TAG_FAILED: u64 = 2;
 const TAG_INVALID: u64 = 3;
 const TAG_BEGUN: u64 = 4;
 const TAG_TO_WRITE: u64 = 5;
+const TAG_NOTED: u64 = 6;
+const TAG_TRIED: u64 = 7;
 
 /// The bytes of a reply.
 pub fn encode_reply(reply: &Reply) -> Vec<u8> {
@@ -160,6 +209,11 @@ pub fn encode_reply(reply: &Reply) -> Vec<u8> {
             out.number(TAG_BEGUN);
             out.number(i64::from(result.err().unwrap_or(0)).cast_unsigned());
         }
+        Reply::Noted => out.number(TAG_NOTED),
+        Reply::Tried(complaint) => {
+            out.number(TAG_TRIED);
+            out.bytes(complaint);
+        }
     }
     out.0
 }
@@ -172,6 +226,8 @@ pub fn decode_reply(packet: &[u8]) -> Option<Reply> {
         TAG_TO_WRITE => Reply::OpenedToWrite(decode_facts(&mut rest)?),
         TAG_FAILED => Reply::Failed(decode_failed(&mut rest)?),
         TAG_INVALID => Reply::Invalid,
+        TAG_NOTED => Reply::Noted,
+        TAG_TRIED => Reply::Tried(rest.bytes()?.to_vec()),
         TAG_BEGUN => Reply::Begun(match rest.number()?.cast_signed() {
             0 => Ok(()),
             errno => Err(i32::try_from(errno).ok()?),
@@ -239,6 +295,55 @@ fn decode_failed(rest: &mut Reader<'_>) -> Option<FailedOpen> {
     })
 }
 
+/// What the process that holds the next round of a job is told; descriptors travel with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// To repair an image, on which nothing else works now.
+    Repair {
+        /// What the worker said.
+        dirty: Dirty,
+        /// Slot of the typed image that it hangs on.
+        root: u16,
+        /// What is known about it.
+        facts: FileFacts,
+    },
+    /// To run the operation anew; the repair's complaint, if it is not empty.
+    Again(Vec<u8>),
+}
+
+/// The bytes of `next`.
+pub fn encode_next(next: &Next) -> Vec<u8> {
+    let mut out = Writer(Vec::new());
+    match next {
+        Next::Repair { dirty, root, facts } => {
+            out.number(1);
+            out.dirty(dirty);
+            out.number((*root).into());
+            out.facts(facts);
+        }
+        Next::Again(complaint) => {
+            out.number(2);
+            out.bytes(complaint);
+        }
+    }
+    out.0
+}
+
+/// Reads what is next; `None` if it is not exactly that.
+pub fn decode_next(packet: &[u8]) -> Option<Next> {
+    let mut rest = Reader(packet);
+    let next = match rest.number()? {
+        1 => Next::Repair {
+            dirty: rest.dirty()?,
+            root: u16::try_from(rest.number()?).ok()?,
+            facts: decode_facts(&mut rest)?,
+        },
+        2 => Next::Again(rest.bytes()?.to_vec()),
+        _ => return None,
+    };
+    rest.0.is_empty().then_some(next)
+}
+
 struct Writer(Vec<u8>);
 
 impl Writer {
@@ -249,6 +354,12 @@ impl Writer {
     fn bytes(&mut self, value: &[u8]) {
         self.number(value.len() as u64);
         self.0.extend_from_slice(value);
+    }
+
+    fn dirty(&mut self, dirty: &Dirty) {
+        self.number(dirty.slot.into());
+        self.number(dirty.silent.into());
+        self.number(dirty.shown);
     }
 
     fn facts(&mut self, facts: &FileFacts) {
@@ -268,6 +379,18 @@ impl<'a> Reader<'a> {
         let (head, rest) = self.0.split_first_chunk::<8>()?;
         self.0 = rest;
         Some(u64::from_le_bytes(*head))
+    }
+
+    fn dirty(&mut self) -> Option<Dirty> {
+        Some(Dirty {
+            slot: u16::try_from(self.number()?).ok()?,
+            silent: match self.number()? {
+                0 => false,
+                1 => true,
+                _ => return None,
+            },
+            shown: self.number()?,
+        })
     }
 
     fn slot(&mut self) -> Option<Option<u16>> {

@@ -1,23 +1,27 @@
 //! The worker: makes the microVM, gives up everything else, runs, prints.
 
+mod again;
+
+use self::again::Lines;
 use crate::confine;
 use crate::input::{Access, Growth, InputFile};
 use crate::jail::Filter;
 use crate::locks::{Conflict, Reads};
 use crate::open::Opened;
 use crate::output::{FailedOpen, FileFacts, FileTable, JobError, OpenFailure, Output};
+use crate::rounds::Program;
 use crate::signals;
 use crate::window::Window;
 use crate::wire::{self, Reply};
 use instar_shared::control::{FileRequest, FileResponse, FileStatus, SizeStatus};
 use instar_shared::info::ImageRecord;
 use instar_shared::op::{ImageFormat, Outcome};
-use instar_shared::record::RecordKind;
+use instar_shared::record::{NeedsRepair, RecordKind};
 use instar_shared::zerocopy::FromBytes;
 use instar_vmm::VmError;
 use instar_vmm::operation::{
-    Completed, Confine, Limits, Operation, OperationFile, OperationHost, OperationSpec,
-    RESULT_BYTES, RunError, Secret, ThreadKind,
+    Completed, Confine, Operation, OperationFile, OperationHost, OperationSpec, RESULT_BYTES,
+    RunError, ThreadKind,
 };
 use nix::sys::signal::SigSet;
 use rustix::net::{
@@ -64,16 +68,8 @@ impl Machine for Operation {
 
 /// What the worker starts with.
 pub struct Start {
-    /// The operation binary.
-    pub elf: &'static [u8],
-    /// Its config.
-    pub config: Vec<u8>,
-    /// Passwords for the images.
-    pub secrets: Vec<Secret>,
-    /// What the guest may use.
-    pub limits: Limits,
-    /// The images that the user typed, by slot.
-    pub inputs: Vec<(InputFile, Opened)>,
+    /// What is run.
+    pub program: Program,
     /// To the broker.
     pub socket: OwnedFd,
     /// The broker.
@@ -88,28 +84,14 @@ pub fn run<M: Machine>(
     mut output: Box<dyn Output>,
     prepare: impl FnOnce(OperationSpec) -> Result<M, VmError>,
 ) -> u8 {
-    let facts = start.inputs.iter().map(|(_, opened)| opened.facts.clone());
-    let conflicts = (0..).zip(&start.inputs);
-    let conflicts =
-        conflicts.filter_map(|(slot, (_, opened))| Some((slot, opened.format_conflict?)));
-    let first = start.inputs.first().map(|(input, _)| input.access);
-    let mut host = Host {
-        files: FileTable::with_inputs(facts),
-        conflicts: conflicts.collect(),
-        reads: first.map_or(Reads::Contents, Access::reads),
-        growth: start.inputs.iter().map(|(input, _)| input.growth).collect(),
-        windows: (0..).zip(&start.inputs).filter_map(typed_window).collect(),
-        in_use: None,
-        output: &mut *output,
-        socket: start.socket,
-        reply: vec![0; wire::MAX_REPLY],
-    };
+    let program = start.program;
+    let mut host = host(&program, start.socket, &mut *output);
     let spec = OperationSpec {
-        elf: start.elf,
-        config: start.config,
-        files: start.inputs.into_iter().map(typed_file).collect(),
-        secrets: start.secrets,
-        limits: start.limits,
+        elf: program.elf,
+        config: program.config,
+        files: program.inputs.into_iter().map(typed_file).collect(),
+        secrets: program.secrets,
+        limits: program.limits,
         cancel: &signals::CANCEL,
     };
     let ended = confined_machine(spec, prepare, start.parent, &start.mask, &mut host)
@@ -117,9 +99,19 @@ pub fn run<M: Machine>(
         .and_then(|completed| host.accept(completed));
     let ended = match host.in_use.take() {
         Some(failed) => Err(JobError::Open(failed)),
-        None => ended,
+        None => ended.and_then(|completed| host.last(completed)),
     };
     let files = std::mem::take(&mut host.files);
+    // The broker sees this, and lets go of what the next round would need.
+    drop(host);
+    let ended = match ended {
+        Ok(Some(completed)) => Ok(completed),
+        Ok(None) => {
+            output.pause();
+            return 0;
+        }
+        Err(error) => Err(error),
+    };
     match ended {
         Ok(completed) => {
             output.ran(&completed.stats);
@@ -130,6 +122,43 @@ pub fn run<M: Machine>(
                 .map_or(code, signals::exit_code)
         }
         Err(error) => output.failed(&error, &files),
+    }
+}
+
+/// The worker's end of what the guest of `program` asks for.
+fn host<'a>(program: &Program, socket: OwnedFd, output: &'a mut dyn Output) -> Host<'a> {
+    let facts = program
+        .inputs
+        .iter()
+        .map(|(_, opened)| opened.facts.clone());
+    let conflicts = (0..).zip(&program.inputs);
+    let conflicts =
+        conflicts.filter_map(|(slot, (_, opened))| Some((slot, opened.format_conflict?)));
+    let first = program.inputs.first().map(|(input, _)| input.access);
+    Host {
+        files: FileTable::with_inputs(facts),
+        conflicts: conflicts.collect(),
+        reads: first.map_or(Reads::Contents, Access::reads),
+        growth: program
+            .inputs
+            .iter()
+            .map(|(input, _)| input.growth)
+            .collect(),
+        windows: (0..)
+            .zip(&program.inputs)
+            .filter_map(typed_window)
+            .collect(),
+        in_use: None,
+        output,
+        socket,
+        reply: vec![0; wire::MAX_REPLY],
+        lines: Lines {
+            seen: 0,
+            shown: program.shown,
+            silent: program.silent,
+        },
+        dirty: None,
+        complaint: None,
     }
 }
 
@@ -239,6 +268,11 @@ struct Host<'a> {
     output: &'a mut dyn Output,
     socket: OwnedFd,
     reply: Vec<u8>,
+    lines: Lines,
+    /// The image that must be repaired first.
+    dirty: Option<NeedsRepair>,
+    /// Why the repair failed.
+    complaint: Option<Vec<u8>>,
 }
 
 impl Host<'_> {
@@ -415,7 +449,7 @@ impl OperationHost for Host<'_> {
             Reads::Contents | Reads::Source => self.not_in_use(0)?,
             Reads::Metadata => {}
         }
-        self.output.record(kind, payload, &self.files)
+        self.show(kind, payload)
     }
 }
 

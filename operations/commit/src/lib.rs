@@ -53,8 +53,8 @@ fn commit(
         ImageFormat::Raw
     };
     result.format.set(format.raw());
-    if let Some(top) = images.first_mut() {
-        say::clean(ctx, &mut top.image, true)?;
+    if let Some(top) = images.first() {
+        refuse_dirty(ctx, &top.image, true)?;
     }
     let base = images.iter().skip(1).position(|image| image.writable);
     let Some(base) = base else {
@@ -95,7 +95,8 @@ struct Parts {
 
 impl Parts {
     fn commit(&mut self, ctx: &mut Context, paced: bool, empties: bool) -> Result<(), Reported> {
-        say::clean(ctx, &mut self.base, false)?;
+        // Of this QEMU says nothing.
+        refuse_dirty(ctx, &self.base, false)?;
         self.announce(ctx)?;
         let size = self.above.len_bytes();
         let grown = grow(&self.base, &self.below, size, &mut Progress(ctx));
@@ -165,6 +166,13 @@ impl Parts {
         };
         let copied = copy(job, &mut base, &mut Watch { ctx, paced });
         copied.map_err(|error| say::failed(ctx, &error))
+    }
+}
+
+fn refuse_dirty(ctx: &mut Context, image: &Image<Disk>, told: bool) -> Result<(), Reported> {
+    match &image.header {
+        None => Ok(()),
+        Some(header) => op_edit::refuse_dirty(ctx, image.disk.slot(), header, told),
     }
 }
 

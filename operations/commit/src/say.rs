@@ -1,14 +1,12 @@
 //! What the user is told while it runs and when it fails.
 
 use core::fmt::Arguments;
-use instar_guest_ops::{Context, Disk};
-use instar_plan_commit::{Cancelled, CommitError, Image, Monitor};
-use instar_plan_repair::{MessageKind, Reporter, repair_dirty};
-use instar_qcow2::Header;
+use instar_guest_ops::Context;
+use instar_plan_commit::{Cancelled, CommitError, Monitor};
 use instar_shared::record::{FailureKind, Progress, RecordKind};
 use instar_shared::zerocopy::IntoBytes;
 use instar_shared::zerocopy::little_endian::U64;
-use op_chain::{Findings, Reported, fail};
+use op_chain::Reported;
 
 /// Fails with a sentence.
 pub fn sentence(ctx: &mut Context, text: Arguments<'_>) -> Reported {
@@ -63,47 +61,4 @@ impl Monitor for Watch<'_> {
         let _ = records.record(RecordKind::Progress, &[progress.as_bytes()]);
         records.drain();
     }
-}
-
-/// Watches a repair. Of the base's QEMU says nothing.
-pub struct Repairs<'a> {
-    /// The operation's context.
-    pub ctx: &'a mut Context,
-    /// What is found is said.
-    pub told: bool,
-}
-
-impl Reporter for Repairs<'_> {
-    fn message(&mut self, kind: MessageKind, line: &[u8]) {
-        if self.told {
-            Findings(self.ctx).message(kind, line);
-        }
-    }
-
-    fn progress(&mut self, done: u64, total: u64) -> Result<(), instar_plan_repair::Cancelled> {
-        Findings(self.ctx).progress(done, total)
-    }
-
-    fn grant(&mut self, bytes: u64) -> u64 {
-        self.ctx.grant(bytes)
-    }
-}
-
-/// Repairs an image if its refcounts may be out of date: else what is written could go over what is in use. QEMU does so
-/// when it opens one for writing.
-///
-/// # Errors
-/// The record that says why has been sent.
-pub fn clean(ctx: &mut Context, image: &mut Image<Disk>, told: bool) -> Result<(), Reported> {
-    let dirty = |header: &&Header| header.incompatible.dirty();
-    let Some(header) = image.header.as_ref().filter(dirty) else {
-        return Ok(());
-    };
-    let repaired = repair_dirty(&image.disk, header, &mut Repairs { ctx, told });
-    let repaired = repaired.map_err(|e| {
-        let reason = format_args!("Could not repair dirty image: {e}");
-        fail(ctx, image.disk.slot(), reason)
-    })?;
-    image.header = Some(repaired);
-    Ok(())
 }

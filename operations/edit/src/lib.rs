@@ -11,13 +11,15 @@ pub use writing::{Written, open_written};
 
 use core::fmt::Display;
 use instar_guest_ops::{Context, Disk};
-use instar_plan_repair::repair_dirty;
 use instar_plan_txn::{Cancelled, Monitor};
 use instar_qcow2::{Header, OpenMode};
 use instar_shared::control::FileAccess;
 use instar_shared::op::{ImageFormat, Outcome};
+use instar_shared::record::{NeedsRepair, REPAIR_SILENT, RecordKind};
+use instar_shared::zerocopy::IntoBytes;
+use instar_shared::zerocopy::little_endian::U32;
 use op_chain::{
-    Findings, NamedBy, Reported, Stopped, fail, format_of, open_chain_below, open_qcow2, stopped,
+    NamedBy, Reported, Stopped, fail, format_of, open_chain_below, open_qcow2, stopped,
 };
 
 /// Whether the images below must be there.
@@ -42,7 +44,8 @@ pub struct Opened {
     pub data: Option<Disk>,
 }
 
-/// Opens the image in `slot` for a change, as QEMU does: a corrupt image is refused, a dirty one is repaired.
+/// Opens the image in `slot` for a change, as QEMU does: a corrupt image is refused, and a dirty one is repaired
+/// first.
 ///
 /// # Errors
 /// The record that says why has been sent.
@@ -71,7 +74,7 @@ pub fn open_for_change(
     if chain == Chain::Whole {
         open_chain_below(ctx, slot, &header)?;
     }
-    let header = clean(ctx, &disk, header)?;
+    refuse_dirty(ctx, slot, &header, true)?;
     Ok(Opened {
         disk,
         format,
@@ -80,15 +83,28 @@ pub fn open_for_change(
     })
 }
 
-/// Repairs an image whose refcounts may be out of date, as QEMU does when it opens one for writing.
-fn clean(ctx: &mut Context, disk: &Disk, header: Header) -> Result<Header, Reported> {
+/// Ends the operation if the image in `slot` is marked dirty: its refcounts may be out of date, so that what is written
+/// could go over what is in use. The host has it repaired, telling the user if `told`, and begins anew.
+///
+/// # Errors
+/// The image is dirty, and the host knows.
+pub fn refuse_dirty(
+    ctx: &mut Context,
+    slot: u16,
+    header: &Header,
+    told: bool,
+) -> Result<(), Reported> {
     if !header.incompatible.dirty() {
-        return Ok(header);
+        return Ok(());
     }
-    repair_dirty(disk, &header, &mut Findings(ctx)).map_err(|e| {
-        let reason = format_args!("Could not repair dirty image: {e}");
-        fail(ctx, disk.slot(), reason)
-    })
+    let needs = NeedsRepair {
+        slot: U32::new(slot.into()),
+        flags: U32::new(if told { 0 } else { REPAIR_SILENT }),
+    };
+    let _ = ctx
+        .records()
+        .record(RecordKind::NeedsRepair, &[needs.as_bytes()]);
+    Err(Reported)
 }
 
 /// Tells the user why the operation failed: `sentence` stands after the program's name.

@@ -1,6 +1,6 @@
 //! An image whose guest data is written to, with everything below it.
 
-use crate::clean;
+use crate::refuse_dirty;
 use alloc::boxed::Box;
 use instar_codec::Decoder;
 use instar_guest_ops::{Context, Disk};
@@ -26,8 +26,8 @@ pub struct Written<'d> {
     pub cipher: Option<&'static dyn Cipher>,
 }
 
-/// Opens the qcow2 image in `disk` for writes of guest data, as QEMU does: a corrupt image is refused, a dirty one is
-/// repaired. Also opens what lies below it. `unlock` may have the keys of all of them.
+/// Opens the qcow2 image in `disk` for writes of guest data, as QEMU does: a corrupt image is refused, and a dirty one is
+/// repaired first. Also opens what lies below it. `unlock` may have the keys of all of them.
 ///
 /// # Errors
 /// The record that says why has been sent.
@@ -51,7 +51,7 @@ pub fn open_written<'d>(
     }
     unlock.descend();
     let below = below(ctx, slot, &header, unlock)?;
-    let header = clean(ctx, disk, header)?;
+    refuse_dirty(ctx, slot, &header, true)?;
     let written = Written {
         disk,
         header,

@@ -2,14 +2,15 @@
 #![no_std]
 #![no_main]
 
-use instar_guest_ops::Context;
-use instar_plan_repair::{CheckError, Mode, Repaired, repair};
-use instar_qcow2::OpenMode;
+use core::fmt::Display;
+use instar_guest_ops::{Context, Disk};
+use instar_plan_repair::{CheckError, Mode, Repaired, repair, repair_dirty};
+use instar_qcow2::{Header, OpenMode};
 use instar_shared::check::{CheckConfig, CheckResult, RepairMode};
 use instar_shared::control::FileAccess;
 use instar_shared::op::{ImageFormat, Outcome};
 use op_chain::{
-    Findings, NamedBy, Reported, Stopped, format_of, open_chain_below, open_qcow2, stopped,
+    Findings, NamedBy, Reported, Stopped, fail, format_of, open_chain_below, open_qcow2, stopped,
 };
 
 instar_guest_ops::entry!(run);
@@ -43,14 +44,15 @@ fn repair_image(
     if format != ImageFormat::Qcow2 {
         return Ok(Outcome::Unsupported);
     }
+    let mode = match mode {
+        RepairMode::Leaks => Mode::Leaks,
+        RepairMode::All => Mode::All,
+        RepairMode::Dirty => return clean(ctx, &disk),
+    };
     // Its metadata is in the clear, so no key is asked for. What is in a data file is not changed, but
     // QEMU opens it for writing, so that nobody else has it.
     let (header, _data) = open_qcow2(ctx, &disk, OpenMode::CheckWithKey, FileAccess::ReadWrite)?;
     open_chain_below(ctx, disk.slot(), &header)?;
-    let mode = match mode {
-        RepairMode::Leaks => Mode::Leaks,
-        RepairMode::All => Mode::All,
-    };
     match repair(&disk, &header, mode, &mut Findings(ctx)) {
         Ok(repaired) => {
             fill(result, &repaired);
@@ -64,6 +66,21 @@ fn repair_image(
             };
             Ok(stopped(ctx, "repair", &why))
         }
+    }
+}
+
+/// Repairs an image before another operation changes it, if it is marked dirty. That operation has opened the files that
+/// the image names, and shows the failure.
+fn clean(ctx: &mut Context, disk: &Disk) -> Result<Outcome, Reported> {
+    let failed = |ctx: &mut Context, e: &dyn Display| fail(ctx, disk.slot(), format_args!("{e}"));
+    let header = Header::read(disk, OpenMode::Change).map_err(|e| failed(ctx, &e))?;
+    if !header.incompatible.dirty() {
+        return Ok(Outcome::Done);
+    }
+    match repair_dirty(disk, &header, &mut Findings(ctx)) {
+        Ok(_) => Ok(Outcome::Done),
+        Err(CheckError::Cancelled) => Ok(Outcome::Cancelled),
+        Err(e) => Err(failed(ctx, &e)),
     }
 }
 

@@ -45,6 +45,7 @@ pub const fn limits(stall: u64, timeout: u64) -> Limits {
         memory_bytes: 64 << 20,
         stall: Duration::from_millis(stall),
         timeout: Some(Duration::from_millis(timeout)),
+        spent: Duration::ZERO,
         threads: Threads { io: 0, vcpus: 0 },
     }
 }

@@ -62,6 +62,7 @@ fn run(case: Case, argument: u64, files: &[PathBuf], threads: Threads) -> u8 {
             allowed: Vec::new(),
             base: None,
         },
+        repair: None,
     };
     instar_sandbox::run_job(job, Box::new(Ending))
 }

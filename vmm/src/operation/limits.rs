@@ -41,7 +41,7 @@ impl Watch {
         position: impl FnOnce() -> String,
     ) -> Result<(), RunError> {
         if let Some(limit) = self.limits.timeout
-            && self.started.elapsed() >= limit
+            && self.started.elapsed().saturating_add(self.limits.spent) >= limit
         {
             return Err(RunError::TimedOut { limit });
         }
@@ -76,6 +76,7 @@ mod tests {
             memory_bytes: 0,
             stall: Duration::from_millis(stall_ms),
             timeout: timeout_ms.map(Duration::from_millis),
+            spent: Duration::ZERO,
             threads: crate::operation::Threads::default(),
         }
     }
@@ -98,5 +99,16 @@ mod tests {
             watch.check(Duration::ZERO, String::new),
             Err(RunError::TimedOut { .. })
         ));
+    }
+
+    #[test]
+    fn earlier_runs_count_against_the_wall_clock() {
+        let hour = Duration::from_secs(3600);
+        let spent = Limits {
+            spent: hour,
+            ..limits(1000, Some(3_600_000))
+        };
+        let ended = Watch::start(spent).check(Duration::ZERO, String::new);
+        assert!(matches!(ended, Err(RunError::TimedOut { limit }) if limit == hour));
     }
 }

@@ -66,6 +66,8 @@ pub struct Limits {
     pub stall: Duration,
     /// Longest wall time of the whole run.
     pub timeout: Option<Duration>,
+    /// What runs before this one have spent of it.
+    pub spent: Duration,
     /// Threads beside the one that every run has.
     pub threads: Threads,
 }

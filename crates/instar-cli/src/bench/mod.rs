@@ -384,6 +384,10 @@ impl Output for BenchOutput {
         }
     }
 
+    fn pause(&mut self) {
+        self.console.pause();
+    }
+
     fn ran(&mut self, stats: &RunStats) {
         self.console.ran(stats);
     }

@@ -147,6 +147,10 @@ impl Output for CommitOutput {
         Ok(())
     }
 
+    fn pause(&mut self) {
+        self.console.pause();
+    }
+
     fn ran(&mut self, stats: &RunStats) {
         self.console.ran(stats);
     }

@@ -137,6 +137,10 @@ impl Output for ConvertOutput {
         }
     }
 
+    fn pause(&mut self) {
+        self.console.pause();
+    }
+
     fn ran(&mut self, stats: &RunStats) {
         self.console.ran(stats);
     }

@@ -184,6 +184,10 @@ impl Output for EditOutput {
         self.console.record_only(kind, payload, files)
     }
 
+    fn pause(&mut self) {
+        self.console.pause();
+    }
+
     fn ran(&mut self, stats: &RunStats) {
         self.console.ran(stats);
     }

@@ -140,6 +140,10 @@ impl Output for RebaseOutput {
         self.console.record_only(kind, payload, files)
     }
 
+    fn pause(&mut self) {
+        self.console.pause();
+    }
+
     fn ran(&mut self, stats: &RunStats) {
         self.console.ran(stats);
     }

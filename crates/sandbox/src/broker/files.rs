@@ -11,13 +11,17 @@ use crate::wire::{Reply, Request};
 use instar_shared::control::FileRole;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs::File;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::Arc;
 
 /// A file that the worker has.
 #[derive(Debug)]
 struct Held {
     id: FileId,
-    path: Vec<u8>,
+    facts: FileFacts,
+    /// Its descriptor, if an image names it and it is written: its locks must not be lost between two rounds.
+    file: Option<Arc<File>>,
     parent: Option<u16>,
     /// What it is to its parent.
     role: Option<FileRole>,
@@ -62,11 +66,46 @@ pub struct Files {
     target: Vec<u8>,
     /// Which backing file may be written.
     base: Option<Base>,
+    /// Files that an earlier round wrote, open and locked, until this one asks for them.
+    kept: Vec<Kept>,
+}
+
+/// A file that stays open from one round to the next.
+#[derive(Debug)]
+pub struct Kept {
+    /// Which file it is.
+    pub id: FileId,
+    /// Its descriptor, which has its locks.
+    pub file: File,
+}
+
+/// An image that the worker may write.
+#[derive(Debug)]
+pub struct Written<'a> {
+    /// Which file it is.
+    pub id: FileId,
+    /// What is known about it.
+    pub facts: &'a FileFacts,
+    /// Slot of the typed image that it hangs on.
+    pub root: u16,
+    /// Its descriptor, if the user did not type it.
+    pub file: Option<&'a Arc<File>>,
 }
 
 impl Files {
-    /// Of a job that has its typed images open.
-    pub fn new(job: &Job, inputs: &[Opened]) -> Self {
+    /// Of a round that opens none.
+    pub const fn none() -> Self {
+        Self {
+            roots: Vec::new(),
+            held: BTreeMap::new(),
+            target: Vec::new(),
+            base: None,
+            kept: Vec::new(),
+        }
+    }
+
+    /// Of a job that has its typed images open, and in `kept` what it wrote before.
+    pub fn new(job: &Job, inputs: &[Opened], kept: Vec<Kept>) -> Self {
         let root = |(input, opened): (&InputFile, &Opened)| Root {
             rules: Rules::new(opened.facts.name.as_bytes(), &job.policy),
             access: input.access,
@@ -75,7 +114,8 @@ impl Files {
         let held = |(slot, opened): (u16, &Opened)| {
             let held = Held {
                 id: opened.id,
-                path: opened.facts.name.as_bytes().to_vec(),
+                facts: opened.facts.clone(),
+                file: None,
                 parent: None,
                 role: None,
                 root: slot,
@@ -89,11 +129,34 @@ impl Files {
             held: (0..).zip(inputs).map(held).collect(),
             target: open::name_of_target(&job.inputs).to_vec(),
             base: job.policy.base.clone(),
+            kept,
         }
     }
 
+    /// The image in `slot`, if the worker may write it.
+    pub fn written(&self, slot: u16) -> Option<Written<'_>> {
+        let held = self.held.get(&slot)?;
+        (held.writable && !held.output).then_some(Written {
+            id: held.id,
+            facts: &held.facts,
+            root: held.root,
+            file: held.file.as_ref(),
+        })
+    }
+
+    /// All files that the worker may write and the user did not type.
+    pub fn written_named(&self) -> impl Iterator<Item = &File> {
+        let held = self.held.values().filter_map(|held| held.file.as_deref());
+        held.chain(self.kept.iter().map(|kept| &kept.file))
+    }
+
+    /// What is kept and was not asked for.
+    pub fn take_kept(&mut self) -> Vec<Kept> {
+        std::mem::take(&mut self.kept)
+    }
+
     /// Opens what the worker asks for: the answer, and the file if there is one.
-    pub fn open(&mut self, request: &Request) -> (Reply, Option<std::fs::File>) {
+    pub fn open(&mut self, request: &Request) -> (Reply, Option<Arc<File>>) {
         let Some(parent) = self.held.get(&request.parent_slot) else {
             return (Reply::Invalid, None);
         };
@@ -105,7 +168,7 @@ impl Files {
             return (Reply::Invalid, None);
         }
         let given = match request.role {
-            FileRole::Backing => names::combine(&parent.path, &request.name),
+            FileRole::Backing => names::combine(parent.facts.name.as_bytes(), &request.name),
             // QEMU takes this name as it stands: relative to the current folder. The policy judges
             // it as any other.
             FileRole::Data => request.name.clone(),
@@ -124,9 +187,15 @@ impl Files {
         };
         match opened {
             Ok(opened) => {
+                let facts = FileFacts {
+                    parent_slot: Some(request.parent_slot),
+                    ..opened.facts
+                };
+                let file = Arc::new(opened.file);
                 let held = Held {
                     id: opened.id,
-                    path: opened.facts.name.as_bytes().to_vec(),
+                    facts: facts.clone(),
+                    file: opened.writable.then(|| Arc::clone(&file)),
                     parent: Some(request.parent_slot),
                     role: Some(request.role),
                     root,
@@ -134,16 +203,12 @@ impl Files {
                     output: false,
                 };
                 self.held.insert(request.slot, held);
-                let facts = FileFacts {
-                    parent_slot: Some(request.parent_slot),
-                    ..opened.facts
-                };
                 let reply = if opened.writable {
                     Reply::OpenedToWrite(facts)
                 } else {
                     Reply::Opened(facts, opened.format_conflict)
                 };
-                (reply, Some(opened.file))
+                (reply, Some(file))
             }
             Err(refusal) => {
                 let failed = FailedOpen {
@@ -190,7 +255,7 @@ impl Files {
             return false;
         };
         let is_named = |name: &OsString| {
-            let path = names::combine(&parent.path, name.as_bytes());
+            let path = names::combine(parent.facts.name.as_bytes(), name.as_bytes());
             let is_it = || open::identity(&path) == Some(FileId::of(&passed.stat));
             name.as_bytes() == request.name || is_it()
         };
@@ -232,6 +297,12 @@ impl Files {
         let writes = request.writable && (!backing || is_base);
         let id = FileId::of(&passed.stat);
         self.judge_identity(request, writes, id, given, &name)?;
+        if writes && let Some(at) = self.kept.iter().position(|kept| kept.id == id) {
+            let kept = self.kept.swap_remove(at);
+            let mut opened = open::describe(kept.file.into(), &passed.stat, &name, given)?;
+            opened.writable = true;
+            return Ok(opened);
+        }
         let wanted = if writes && !is_base { writing } else { reading };
         let opened = open::lock_and_describe(passed.fd, &passed.stat, &name, given, wanted)?;
         match opened.format_conflict {
@@ -278,7 +349,10 @@ impl Files {
         let written = |held: &&Held| held.id == id && (held.writable || writes);
         if let Some(held) = self.held.values().find(written) {
             if held.output {
-                return Err(Denied::Output(Refusal::in_use(Conflict::OPEN, &held.path)));
+                return Err(Denied::Output(Refusal::in_use(
+                    Conflict::OPEN,
+                    held.facts.name.as_bytes(),
+                )));
             }
             let conflict = match request.role {
                 FileRole::Backing => Conflict::WRITTEN,

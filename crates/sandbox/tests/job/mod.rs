@@ -83,7 +83,9 @@ impl Running {
         let children = format!("/proc/{0}/task/{0}/children", broker.id());
         let worker = fs::read_to_string(children)
             .unwrap()
-            .trim()
+            .split_whitespace()
+            .next()
+            .expect("the worker comes first")
             .parse()
             .unwrap();
         Self {

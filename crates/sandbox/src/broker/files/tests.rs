@@ -32,14 +32,16 @@ fn files_with_base(top: &Path, access: Access, writable: bool, base: Option<Base
             memory_bytes: 0,
             stall: Duration::from_secs(1),
             timeout: None,
+            spent: Duration::ZERO,
             threads: instar_vmm::operation::Threads::default(),
         },
         policy: Policy {
             base,
             ..Policy::default()
         },
+        repair: None,
     };
-    Files::new(&job, &opened)
+    Files::new(&job, &opened, Vec::new())
 }
 
 fn request(slot: u16, role: FileRole, writable: bool, name: &Path) -> Request {

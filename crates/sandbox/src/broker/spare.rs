@@ -1,0 +1,112 @@
+//! The process that waits to see through the next round, and how it is told to begin.
+
+use super::{Child, UNSEEN, run, socket_pair};
+use crate::output::Output;
+use crate::rounds::Rounds;
+use crate::wire::{self, MAX_REPLY};
+use crate::worker::Machine;
+use instar_vmm::VmError;
+use instar_vmm::operation::OperationSpec;
+use nix::unistd::{ForkResult, fork as fork_process};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+/// Files that travel at most: an image and a data file that are written, twice over.
+const MAX_FILES: usize = 16;
+
+/// One of the two processes after [`fork`].
+pub enum Forked {
+    /// The one that goes on with this round; the other is its child.
+    Parent(Child),
+    /// The one that waits, on this line.
+    Spare(OwnedFd),
+}
+
+/// Forks the process that waits.
+///
+/// # Errors
+/// There is no process or descriptor left.
+pub fn fork() -> std::io::Result<Forked> {
+    let (own_end, spare_end) = socket_pair()?;
+    // SAFETY: `run_job` is documented to be called before any thread exists, so the child may do
+    // whatever this process may.
+    match unsafe { fork_process() }? {
+        ForkResult::Child => {
+            drop(own_end);
+            Ok(Forked::Spare(spare_end))
+        }
+        ForkResult::Parent { child } => {
+            let spare = Child::new(child.as_raw(), Some(own_end));
+            let spare = spare.map_err(std::io::Error::other)?;
+            Ok(Forked::Parent(spare))
+        }
+    }
+}
+
+/// Waits for the word, then sees through the rounds that follow; the exit code.
+pub fn run_when_told<M: Machine>(
+    line: OwnedFd,
+    rounds: Rounds,
+    output: Box<dyn Output>,
+    prepare: impl FnOnce(OperationSpec) -> Result<M, VmError>,
+) -> u8 {
+    let Ok((packet, files)) = receive(&line) else {
+        return UNSEEN;
+    };
+    let Some(next) = wire::decode_next(&packet) else {
+        // The job has ended.
+        return UNSEEN;
+    };
+    let table = rounds.table();
+    match rounds.next(next, files) {
+        Ok(mut rounds) => {
+            rounds.boss = Some(line);
+            run(rounds, output, prepare)
+        }
+        Err(source) => {
+            let step = "dup";
+            output.failed(&crate::JobError::Start { step, source }, &table)
+        }
+    }
+}
+
+/// Sends a packet and files. The other end waits for it.
+pub fn send(
+    line: BorrowedFd<'_>,
+    packet: &[u8],
+    files: &[BorrowedFd<'_>],
+) -> rustix::io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !files.is_empty() && !control.push(SendAncillaryMessage::ScmRights(files)) {
+        return Err(rustix::io::Errno::MSGSIZE);
+    }
+    let flags = SendFlags::NOSIGNAL;
+    rustix::io::retry_on_intr(|| {
+        rustix::net::sendmsg(line, &[IoSlice::new(packet)], &mut control, flags)
+    })?;
+    Ok(())
+}
+
+fn receive(line: &OwnedFd) -> rustix::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut packet = vec![0; MAX_REPLY];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = rustix::io::retry_on_intr(|| {
+        let mut buffers = [IoSliceMut::new(&mut packet)];
+        rustix::net::recvmsg(line, &mut buffers, &mut control, RecvFlags::CMSG_CLOEXEC)
+    })?;
+    let mut files = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+            files.extend(descriptors);
+        }
+    }
+    packet.truncate(received.bytes);
+    Ok((packet, files))
+}

@@ -1,0 +1,248 @@
+//! A job in rounds: the operation, and the repairs of what it is to change.
+//!
+//! An image that is marked dirty must be repaired before anything else changes it. The operation finds that out and ends
+//! before it writes. The image is then repaired by an operation of its own, and the first one runs again from the start:
+//! each round has a worker and a broker of its own, confined as ever.
+//!
+//! ```text
+//!   round 1: broker -- forks --> worker (operation)
+//!              |
+//!              '----- forks --> spare, waits ---- told that an image is dirty ---> round 2: broker -- forks --> worker (repair)
+//!                                '--- told nothing, the job has ended: ends                   |
+//!                                                                                             '--- forks --> spare -> round 3
+//! ```
+//!
+//! The spare process is forked while nothing is confined yet, and does nothing until its turn: a confined broker cannot
+//! make a worker. It has inherited the files that the user named; those that images named come with its orders. So their
+//! locks are never lost. The broker of an earlier round waits for it, and passes on signals and the exit code.
+
+use crate::Job;
+use crate::broker::{Files, Kept};
+use crate::input::{Access, InputFile};
+use crate::open::{FileId, Opened};
+use crate::output::{FileFacts, FileTable};
+use crate::wire::{Dirty, Next};
+use instar_vmm::operation::{Limits, Secret, Threads};
+use nix::sys::signal::SigSet;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+/// The operation that repairs an image before another one changes it.
+#[derive(Clone, Debug)]
+pub struct Repair {
+    /// The operation binary. It reports failures as all do, and nothing but its outcome counts of its result.
+    pub elf: &'static [u8],
+    /// Bytes of its config struct: the image is in slot 0.
+    pub config: Vec<u8>,
+}
+
+/// A job, and how far it is.
+#[derive(Debug)]
+pub struct Rounds {
+    /// What the whole is about.
+    pub job: Job,
+    /// The files that the user typed, by slot.
+    pub inputs: Vec<Opened>,
+    /// Signal mask to run with.
+    pub mask: SigSet,
+    /// Files that an image named and an earlier round wrote.
+    pub kept: Vec<Kept>,
+    /// What this round does.
+    pub turn: Turn,
+    /// Hangs up if the whole job is to end, or has; `None` in the first round.
+    pub boss: Option<OwnedFd>,
+    /// Images that have been repaired, and the complaint about it if it is not empty.
+    tried: Vec<(FileId, Vec<u8>)>,
+    /// Lines of the operation that the user has seen.
+    shown: u64,
+    started: Instant,
+}
+
+/// What a round does.
+#[derive(Debug)]
+pub enum Turn {
+    /// It runs the operation, whose first lines the user has seen already.
+    Operation {
+        /// How many.
+        shown: u64,
+    },
+    /// It repairs an image.
+    Repair {
+        /// The image as a file that is changed.
+        input: Box<(InputFile, Opened)>,
+        /// What is found is not told.
+        silent: bool,
+    },
+}
+
+/// What is run in a round.
+#[derive(Debug)]
+pub struct Program {
+    /// The operation binary.
+    pub elf: &'static [u8],
+    /// Its config.
+    pub config: Vec<u8>,
+    /// The files, by slot.
+    pub inputs: Vec<(InputFile, Opened)>,
+    /// Passwords for the images; a repair needs none.
+    pub secrets: Vec<Secret>,
+    /// What the guest may use.
+    pub limits: Limits,
+    /// Lines that are not shown again; `None`: it is a repair.
+    pub shown: Option<u64>,
+    /// A repair says nothing.
+    pub silent: bool,
+}
+
+impl Rounds {
+    /// The first round of a job.
+    pub fn new(job: Job, inputs: Vec<Opened>, mask: SigSet, started: Instant) -> Self {
+        Self {
+            job,
+            inputs,
+            mask,
+            kept: Vec::new(),
+            turn: Turn::Operation { shown: 0 },
+            boss: None,
+            tried: Vec::new(),
+            shown: 0,
+            started,
+        }
+    }
+
+    /// Whether another round can follow on this one.
+    pub fn may_go_on(&self) -> bool {
+        match &self.turn {
+            Turn::Operation { .. } => self.job.repair.is_some(),
+            Turn::Repair { .. } => true,
+        }
+    }
+
+    /// What the broker of this round may open. What is kept is its from now on.
+    pub fn files(&mut self) -> Files {
+        match &self.turn {
+            Turn::Operation { .. } => {
+                Files::new(&self.job, &self.inputs, std::mem::take(&mut self.kept))
+            }
+            Turn::Repair { .. } => Files::none(),
+        }
+    }
+
+    /// The files of this round, as its errors name them.
+    pub fn table(&self) -> FileTable {
+        match &self.turn {
+            Turn::Operation { .. } => {
+                FileTable::with_inputs(self.inputs.iter().map(|input| input.facts.clone()))
+            }
+            Turn::Repair { input, .. } => FileTable::with_inputs([input.1.facts.clone()]),
+        }
+    }
+
+    /// Images that have been repaired.
+    pub fn tried(&self) -> Vec<(FileId, Vec<u8>)> {
+        self.tried.clone()
+    }
+
+    /// What this round's worker runs.
+    pub fn into_program(self) -> Program {
+        let job = self.job;
+        let mut limits = job.limits;
+        limits.spent = self.started.elapsed();
+        match self.turn {
+            Turn::Operation { shown } => Program {
+                elf: job.elf,
+                config: job.config,
+                inputs: job.inputs.into_iter().zip(self.inputs).collect(),
+                secrets: job.secrets,
+                limits,
+                shown: Some(shown),
+                silent: false,
+            },
+            Turn::Repair { input, silent } => {
+                limits.threads = Threads::default();
+                let (elf, config) = job
+                    .repair
+                    .map_or((&[][..], Vec::new()), |repair| (repair.elf, repair.config));
+                Program {
+                    elf,
+                    config,
+                    inputs: vec![*input],
+                    secrets: Vec::new(),
+                    limits,
+                    shown: None,
+                    silent,
+                }
+            }
+        }
+    }
+
+    /// The round that follows on this one, with the files that the order came with.
+    ///
+    /// # Errors
+    /// A descriptor could not be had, or the order makes no sense.
+    pub fn next(mut self, next: Next, files: Vec<OwnedFd>) -> std::io::Result<Self> {
+        for file in files.into_iter().map(File::from) {
+            let id = FileId::of(&rustix::fs::fstat(&file)?);
+            self.kept.retain(|kept| kept.id != id);
+            self.kept.push(Kept { id, file });
+        }
+        self.turn = match next {
+            Next::Repair { dirty, root, facts } => self.repair(dirty, root, facts)?,
+            Next::Again(complaint) => {
+                if let Some((_, last)) = self.tried.last_mut() {
+                    *last = complaint;
+                }
+                for input in &mut self.inputs {
+                    refresh(&mut input.facts, &input.file)?;
+                }
+                Turn::Operation { shown: self.shown }
+            }
+        };
+        Ok(self)
+    }
+
+    fn repair(&mut self, dirty: Dirty, root: u16, facts: FileFacts) -> std::io::Result<Turn> {
+        let unknown = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        let typed = self.inputs.get(usize::from(dirty.slot));
+        let file = match (typed, self.kept.last()) {
+            (Some(typed), _) => typed.file.try_clone()?,
+            // The broker sends it last.
+            (None, Some(kept)) => kept.file.try_clone()?,
+            (None, None) => return Err(unknown()),
+        };
+        let root = self.job.inputs.get(usize::from(root));
+        let input = InputFile {
+            path: facts.name.clone().into(),
+            share: false,
+            access: Access::Change,
+            growth: root.ok_or_else(unknown)?.growth,
+        };
+        let mut opened = Opened {
+            id: FileId::of(&rustix::fs::fstat(&file)?),
+            file,
+            facts,
+            writable: true,
+            format_conflict: None,
+            target: None,
+        };
+        opened.facts.parent_slot = None;
+        refresh(&mut opened.facts, &opened.file)?;
+        self.tried.push((opened.id, Vec::new()));
+        self.shown = dirty.shown;
+        Ok(Turn::Repair {
+            input: Box::new((input, opened)),
+            silent: dirty.silent,
+        })
+    }
+}
+
+/// What an earlier round has made of the file's length.
+fn refresh(facts: &mut FileFacts, file: &File) -> std::io::Result<()> {
+    if !facts.character_device {
+        facts.len_bytes = rustix::fs::seek(file, rustix::fs::SeekFrom::End(0))?;
+        let blocks = rustix::fs::fstat(file)?.st_blocks;
+        facts.disk_bytes = u64::try_from(blocks).unwrap_or(0).saturating_mul(512);
+    }
+    Ok(())
+}

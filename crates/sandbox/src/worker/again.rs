@@ -1,0 +1,142 @@
+//! What a worker has to do with rounds before and after its own.
+
+use super::{Host, outcome};
+use crate::output::JobError;
+use crate::wire::{self, Dirty, Reply};
+use instar_shared::op::Outcome;
+use instar_shared::record::{Failure, FailureKind, NeedsRepair, REPAIR_SILENT, RecordKind};
+use instar_shared::zerocopy::{FromBytes, IntoBytes};
+use instar_vmm::operation::{Completed, RunError};
+
+/// What is said of an image that was repaired and is dirty all the same.
+const STILL_DIRTY: &[u8] = b"it is still marked dirty after its repair";
+
+/// Lines that the user sees.
+pub struct Lines {
+    /// Lines so far.
+    pub seen: u64,
+    /// Lines that an earlier round has shown; `None`: this one repairs.
+    pub shown: Option<u64>,
+    /// A repair shows nothing.
+    pub silent: bool,
+}
+
+impl Host<'_> {
+    /// Takes one record over.
+    ///
+    /// # Errors
+    /// Why it is malformed.
+    pub fn show(&mut self, kind: RecordKind, payload: &[u8]) -> Result<(), String> {
+        if self.dirty.is_some() {
+            return Err("a record after the last one".into());
+        }
+        let Some(shown) = self.lines.shown else {
+            return self.show_of_repair(kind, payload);
+        };
+        match kind {
+            RecordKind::NeedsRepair => {
+                let dirty = NeedsRepair::read_from_bytes(payload)
+                    .map_err(|_| "the record's length is wrong")?;
+                if dirty.flags.get() & !REPAIR_SILENT != 0 {
+                    return Err(format!("a repair with the flags {:#x}", dirty.flags.get()));
+                }
+                self.dirty = Some(dirty);
+                return Ok(());
+            }
+            RecordKind::Line | RecordKind::Diagnostic | RecordKind::Prefixed => {
+                self.lines.seen = self.lines.seen.saturating_add(1);
+                if self.lines.seen <= shown {
+                    return Ok(());
+                }
+            }
+            _ => {}
+        }
+        self.output.record(kind, payload, &self.files)
+    }
+
+    /// Of a repair the user sees what it finds; how it failed is for the operation to say.
+    fn show_of_repair(&mut self, kind: RecordKind, payload: &[u8]) -> Result<(), String> {
+        match kind {
+            RecordKind::Diagnostic | RecordKind::Prefixed if self.lines.silent => Ok(()),
+            RecordKind::Diagnostic | RecordKind::Prefixed => {
+                self.output.record(kind, payload, &self.files)
+            }
+            RecordKind::Failure => {
+                let (_, text) = Failure::read_from_prefix(payload)
+                    .map_err(|_| "the record's length is wrong")?;
+                self.complaint.get_or_insert_with(|| text.to_vec());
+                Ok(())
+            }
+            RecordKind::Progress | RecordKind::Panic => Ok(()),
+            _ => Err(format!(
+                "records of the kind {kind:?} do not belong to a repair"
+            )),
+        }
+    }
+
+    /// The end of the job; `None` if another round follows.
+    ///
+    /// # Errors
+    /// The guest asks for the repair of what it may not change.
+    pub fn last(&mut self, completed: Completed) -> Result<Option<Completed>, JobError> {
+        let ended = outcome(&completed.result);
+        if self.lines.shown.is_none() {
+            if ended == Some(Outcome::Cancelled) {
+                return Ok(Some(completed));
+            }
+            let complaint = match (ended, self.complaint.take()) {
+                (Some(Outcome::Done), None) => Vec::new(),
+                (_, complaint) => complaint.unwrap_or_else(|| b"it did not say why".to_vec()),
+            };
+            return match self.ask(&wire::encode_repaired(&complaint)) {
+                Ok((Reply::Noted, _)) => Ok(None),
+                _ => Err(broken("a repair that nothing follows on")),
+            };
+        }
+        let Some(needs) = self.dirty.take() else {
+            return Ok(Some(completed));
+        };
+        let unknown = || broken("the repair of an image that it may not change");
+        let dirty = Dirty {
+            slot: u16::try_from(needs.slot.get()).map_err(|_| unknown())?,
+            silent: needs.flags.get() & REPAIR_SILENT != 0,
+            shown: self.lines.seen,
+        };
+        match self.ask(&wire::encode_repair(&dirty)) {
+            Ok((Reply::Noted, _)) => Ok(None),
+            Ok((Reply::Tried(complaint), _)) => {
+                self.complain(dirty.slot, &complaint)?;
+                Ok(Some(completed))
+            }
+            _ => Err(unknown()),
+        }
+    }
+
+    /// Says why the image could not be repaired, as the operation would.
+    fn complain(&mut self, slot: u16, complaint: &[u8]) -> Result<(), JobError> {
+        let complaint = if complaint.is_empty() {
+            STILL_DIRTY
+        } else {
+            complaint
+        };
+        let head = Failure {
+            kind: FailureKind::OpenImage.raw().into(),
+            slot: u32::from(slot).into(),
+        };
+        let payload = [
+            head.as_bytes(),
+            b"Could not repair dirty image: ",
+            complaint,
+        ]
+        .concat();
+        let taken = self
+            .output
+            .record(RecordKind::Failure, &payload, &self.files);
+        taken.map_err(|what| JobError::Run(RunError::Protocol(what)))
+    }
+}
+
+/// The guest broke the contract.
+fn broken(what: &str) -> JobError {
+    JobError::Run(RunError::Protocol(what.into()))
+}
