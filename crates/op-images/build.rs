@@ -26,6 +26,8 @@ const KEYED: &[&str] = &[
     "op-compare-keyed",
     "op-convert-keyed",
     "op-convert-into-keyed",
+    "op-map-keyed",
+    "op-measure-keyed",
     "op-rebase-keyed",
 ];
 

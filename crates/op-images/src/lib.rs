@@ -58,6 +58,10 @@ pub const COMPARE_KEYED: &[u8] = embedded!("op-compare-keyed.elf");
 pub const CONVERT_KEYED: &[u8] = embedded!("op-convert-keyed.elf");
 /// The ELF file of the `convert-into` operation with keys of encrypted images; 8-byte aligned.
 pub const CONVERT_INTO_KEYED: &[u8] = embedded!("op-convert-into-keyed.elf");
+/// The ELF file of the `map` operation with keys of encrypted images; 8-byte aligned.
+pub const MAP_KEYED: &[u8] = embedded!("op-map-keyed.elf");
+/// The ELF file of the `measure` operation with keys of encrypted images; 8-byte aligned.
+pub const MEASURE_KEYED: &[u8] = embedded!("op-measure-keyed.elf");
 /// The ELF file of the `rebase` operation with keys of encrypted images; 8-byte aligned.
 pub const REBASE_KEYED: &[u8] = embedded!("op-rebase-keyed.elf");
 
@@ -67,6 +71,8 @@ const WITH_KEYS: &[(&[u8], &[u8])] = &[
     (COMPARE, COMPARE_KEYED),
     (CONVERT, CONVERT_KEYED),
     (CONVERT_INTO, CONVERT_INTO_KEYED),
+    (MAP, MAP_KEYED),
+    (MEASURE, MEASURE_KEYED),
     (REBASE, REBASE_KEYED),
 ];
 
@@ -106,6 +112,8 @@ mod tests {
             ("compare-keyed", COMPARE_KEYED),
             ("convert-keyed", CONVERT_KEYED),
             ("convert-into-keyed", CONVERT_INTO_KEYED),
+            ("map-keyed", MAP_KEYED),
+            ("measure-keyed", MEASURE_KEYED),
             ("rebase-keyed", REBASE_KEYED),
         ] {
             assert_eq!(elf.as_ptr().addr() % 8, 0, "{name}");

@@ -21,7 +21,7 @@ pub struct Image<'a> {
 }
 
 /// Whatever has keys.
-pub trait Keys: fmt::Debug {
+pub trait Keys {
     /// The cipher of the data of an encrypted image, which is `depth` below the one that the user named for slot
     /// `input`. `None`: the data is not needed.
     ///
@@ -34,6 +34,13 @@ pub trait Keys: fmt::Debug {
         input: u16,
         depth: u16,
     ) -> Result<Option<&'static dyn Cipher>, Reported>;
+}
+
+/// Of no use in an operation: it would be linked into those without keys.
+impl fmt::Debug for dyn Keys + '_ {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Keys")
+    }
 }
 
 /// No keys: encrypted images are refused.

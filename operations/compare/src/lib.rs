@@ -64,7 +64,7 @@ fn compare_disks(
         Err(CompareError::Data(failed)) => fill(ctx, result, Verdict::ReadFailed, &failed),
         Err(CompareError::Cancelled) => return Ok(Outcome::Cancelled),
         Err(CompareError::OutOfMemory) => {
-            let text = format_args!("The comparison needs more memory than it was given");
+            let text = format_args!("It needs more memory; raise --memory");
             ctx.records().failure(FailureKind::Memory, 0, text);
             return Ok(Outcome::Failed);
         }

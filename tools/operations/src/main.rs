@@ -44,6 +44,8 @@ pub const KEYED: &[&str] = &[
     "op-compare-keyed",
     "op-convert-keyed",
     "op-convert-into-keyed",
+    "op-map-keyed",
+    "op-measure-keyed",
     "op-rebase-keyed",
 ];
 

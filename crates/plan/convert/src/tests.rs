@@ -10,6 +10,7 @@ use instar_layers::{CompressionType, Decompress};
 use instar_storage::overlap::{Inline, MemOverlap};
 use instar_storage::{MemStorage, Storage, StorageMut};
 
+mod sealed;
 mod unpacking;
 
 /// Number of the source's file and of the target's.

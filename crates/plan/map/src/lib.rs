@@ -51,7 +51,9 @@ impl Extent {
         };
         match run.kind {
             RunKind::Data { file, host_offset } => {
-                extent.offset = Some(host_offset);
+                // QEMU tells no place of encrypted data.
+                let encrypted = layer.is_some_and(|layer| layer.cipher().is_some());
+                extent.offset = (!encrypted).then_some(host_offset);
                 extent.file = file;
             }
             RunKind::Compressed { .. } => extent.compressed = true,

@@ -1,0 +1,12 @@
+//! The measure operation, with keys of encrypted images.
+#![no_std]
+#![no_main]
+
+use instar_guest_ops::Context;
+use op_keys::SecretKeys;
+
+instar_guest_ops::entry!(run);
+
+fn run(ctx: &mut Context) {
+    op_measure::run(ctx, &SecretKeys);
+}
