@@ -6,9 +6,8 @@
 use crate::{Reported, fail};
 use core::fmt;
 use instar_guest_ops::{Context, Disk};
-use instar_layers::DataError;
 use instar_qcow2::Header;
-use instar_qcow2::header::CryptMethod;
+use instar_qcow2::header::{CryptMethod, OpenError};
 use instar_storage::Cipher;
 
 /// A qcow2 image that is being opened.
@@ -55,7 +54,7 @@ impl Keys for NoKeys {
         _input: u16,
         _depth: u16,
     ) -> Result<Option<&'static dyn Cipher>, Reported> {
-        let reason = format_args!("{}", DataError::KeyRequired);
+        let reason = format_args!("{}", OpenError::KeyRequired);
         Err(fail(ctx, image.disk.slot(), reason))
     }
 }

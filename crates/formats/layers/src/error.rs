@@ -26,9 +26,6 @@ pub enum DataError {
     /// No memory for a buffer.
     #[error("Cannot allocate memory")]
     OutOfMemory,
-    /// The image is encrypted.
-    #[error("Parameter 'encrypt.key-secret' is required for cipher")]
-    KeyRequired,
 }
 
 impl DataError {
@@ -38,7 +35,7 @@ impl DataError {
         match self {
             Self::Storage(e) => e.errno,
             Self::OutOfMemory => ENOMEM,
-            Self::Corrupt(_) | Self::Decompress { .. } | Self::KeyRequired => EIO,
+            Self::Corrupt(_) | Self::Decompress { .. } => EIO,
         }
     }
 

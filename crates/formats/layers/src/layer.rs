@@ -9,7 +9,7 @@ use crate::{FileOf, RunKind};
 use alloc::boxed::Box;
 use core::cell::{Cell, RefCell};
 use instar_qcow2::Header;
-use instar_qcow2::header::{CompressionType, CryptMethod};
+use instar_qcow2::header::CompressionType;
 use instar_storage::{Cipher, Storage};
 
 /// QEMU's unit of a disk's size: a file's last sector is filled up with zeros.
@@ -75,24 +75,13 @@ impl<S: Storage> Layer<S> {
         }
     }
 
-    /// A qcow2 image whose header was read, with its external data file if the header says that it has one.
-    ///
-    /// # Errors
-    /// [`DataError::KeyRequired`] if its data is encrypted.
-    pub fn qcow2(
-        store: S,
-        data_file: Option<S>,
-        header: Header,
-        at: View,
-    ) -> Result<Self, DataError> {
-        if header.crypt_method != CryptMethod::None {
-            return Err(DataError::KeyRequired);
-        }
-        Ok(Self::qcow2_with(store, data_file, header, at, None))
+    /// A qcow2 image whose header was read, with its external data file if the header says that it has one. Its data is
+    /// not encrypted, or is not wanted.
+    pub fn qcow2(store: S, data_file: Option<S>, header: Header, at: View) -> Self {
+        Self::qcow2_with(store, data_file, header, at, None)
     }
 
-    /// As [`Layer::qcow2`], with the cipher of its data if that is encrypted. Where the data of an
-    /// encrypted image is not wanted, there need not be one.
+    /// As [`Layer::qcow2`], with the cipher of its data if that is encrypted.
     pub fn qcow2_with(
         store: S,
         data_file: Option<S>,

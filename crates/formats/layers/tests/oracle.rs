@@ -180,7 +180,7 @@ fn open(dir: &Path, made: &Made, at: View) -> Layer<FileStorage> {
     }
     let header = Header::read(&image, OpenMode::CheckWithKey).unwrap();
     let data = made.data_file.then(|| store(&format!("{}.dat", made.name)));
-    Layer::qcow2(image, data, header, at).unwrap()
+    Layer::qcow2(image, data, header, at)
 }
 
 /// What `qemu-img map` knows of a byte.

@@ -46,7 +46,7 @@ pub fn layer<S: Storage>(store: S, qcow2: bool) -> Layer<S> {
         return Layer::raw(store);
     }
     let header = Header::read(&store, OpenMode::Change).unwrap();
-    Layer::qcow2(store, None, header, View::Active).unwrap()
+    Layer::qcow2(store, None, header, View::Active)
 }
 
 /// Commits the images before `base` to it; `files` are the chain, the top first, and whether each is qcow2.

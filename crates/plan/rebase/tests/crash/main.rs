@@ -78,7 +78,7 @@ impl Monitor for Quiet {
 
 fn layer(store: Store<'_>) -> Layer<Store<'_>> {
     match Header::read(&store, OpenMode::Change) {
-        Ok(header) => Layer::qcow2(store, None, header, View::Active).unwrap(),
+        Ok(header) => Layer::qcow2(store, None, header, View::Active),
         Err(_) => Layer::raw(store),
     }
 }
