@@ -30,6 +30,7 @@ mod edit_texts;
 mod files;
 mod harness;
 mod header_damage;
+mod image_opts;
 mod info_features;
 mod info_matrix;
 mod jail;

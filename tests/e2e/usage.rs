@@ -51,22 +51,6 @@ fn wrong_use_has_one_line() -> Outcome {
 }
 
 #[test]
-fn image_opts_is_answered_with_one_sentence() -> Outcome {
-    let scratch = Scratch::new()?;
-    let mut bench = Bench::new(&scratch);
-    image::create(&scratch, "disk.qcow2", &[], "1M")?;
-    for command in ["info", "check"] {
-        let args = [
-            command,
-            "--image-opts",
-            "driver=qcow2,file.filename=disk.qcow2",
-        ];
-        bench.refused("--image-opts", &args, &["--image-opts"])?;
-    }
-    bench.finish()
-}
-
-#[test]
 fn options_in_every_order_and_spelling() -> Outcome {
     let scratch = Scratch::new()?;
     let mut bench = Bench::new(&scratch);

@@ -190,6 +190,9 @@ pub struct Cli {
     /// Limits.
     #[command(flatten)]
     pub limits: LimitOptions,
+    /// What `--object` of the command was given, in order.
+    #[arg(skip)]
+    pub objects: Vec<OsString>,
 }
 
 /// The commands. Only the options of the one that is named are made.
@@ -345,6 +348,7 @@ fn parse_words(words: Vec<OsString>) -> Result<Cli, Stop> {
                 known_to_qemu_img(name)?;
             }
             let mut cli = Cli::from_arg_matches(&matches)?;
+            cli.objects = objects(&matches);
             if let (Command::Bitmap(bitmap), Some((_, matches))) =
                 (&mut cli.command, matches.subcommand())
             {
@@ -408,6 +412,13 @@ fn known_to_qemu_img(name: &str) -> Result<(), clap::Error> {
         ContextValue::String(name.to_owned()),
     );
     Err(error)
+}
+
+/// What `--object` was given.
+fn objects(matches: &clap::ArgMatches) -> Vec<OsString> {
+    let command = matches.subcommand().map(|(_, matches)| matches);
+    let values = command.and_then(|matches| matches.try_get_many("object").ok()?);
+    values.into_iter().flatten().cloned().collect()
 }
 
 /// The name of the command that `words`, the program's own name first, name.

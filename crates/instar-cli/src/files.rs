@@ -5,7 +5,7 @@ pub use instar_op_images::{
     MEASURE, REBASE, REPAIR, RESIZE, SNAPSHOT, keyed,
 };
 pub use instar_sandbox::{
-    Access, Base, FailedOpen, FileFacts, FileTable, Growth, InputFile, Job, JobError, OpenFailure,
-    Output, Policy, Reads, Repair, path_of_backing, run_job,
+    Access, Base, Described, FailedOpen, FileFacts, FileTable, Growth, InputFile, Job, JobError,
+    OpenFailure, Output, Policy, Reads, Repair, path_of_backing, run_job,
 };
 pub use instar_vmm::operation::{Limits, RESULT_BYTES};

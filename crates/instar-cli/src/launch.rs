@@ -5,10 +5,10 @@ use crate::cli::{self, CheckOptions, Cli, Command, InfoOptions, LimitOptions, Us
 use crate::files::{
     self, Access, Base, Growth, InputFile, Job, Limits, Output, Policy, Reads, Repair,
 };
-use crate::image::Image;
+use crate::image::{self, Image, Use};
 use crate::info::InfoOutput;
 use crate::{
-    amend, bench, bitmap, compare, convert, create, map, measure, papers, resize, snapshot,
+    amend, bench, bitmap, compare, convert, create, map, measure, papers, resize, secret, snapshot,
 };
 use instar_shared::check::{CheckConfig, RepairMode};
 use instar_shared::info::{INFO_BACKING_CHAIN, InfoConfig};
@@ -28,6 +28,11 @@ const STALL_LIMIT: Duration = Duration::from_secs(60);
 /// # Errors
 /// The options do not go together, or ask for what is not there.
 pub fn run(cli: &Cli) -> Result<u8, UsageError> {
+    match secret::load(&cli.objects) {
+        Ok(()) => {}
+        Err(secret::Stop::Help(text)) => return Ok(crate::print(text)),
+        Err(secret::Stop::Wrong(sentence)) => return Err(UsageError::plain(sentence)),
+    }
     match &cli.command {
         Command::Info(options) => info(options, &cli.limits),
         Command::Check(options) => check(options, &cli.limits),
@@ -51,7 +56,8 @@ pub fn run(cli: &Cli) -> Result<u8, UsageError> {
 
 fn info(options: &InfoOptions, limits: &LimitOptions) -> Result<u8, UsageError> {
     let format = cli::output_format(&options.output)?;
-    let image = Image::only(&options.image.files, &options.image.how)?;
+    let name = image::only_name(&options.image.files)?;
+    let image = Image::for_use(Use::Description, name, &options.image.how)?;
     let mut config = InfoConfig::zeroed();
     config.format.set(image.format.raw());
     config.flags.set(if options.backing_chain {
@@ -59,7 +65,7 @@ fn info(options: &InfoOptions, limits: &LimitOptions) -> Result<u8, UsageError> 
     } else {
         0
     });
-    let output = InfoOutput::new(format, options.backing_chain);
+    let output = InfoOutput::new(format, options.backing_chain).with_name(image.shown.clone());
     let input = to_read(image, Reads::Metadata, options.image.force_share);
     start(files::INFO, config.as_bytes(), vec![input], limits, output)
 }
@@ -76,7 +82,7 @@ fn check(options: &CheckOptions, limits: &LimitOptions) -> Result<u8, UsageError
     let (elf, work, input) = if repair.is_some() {
         let work = check::Work::repair(image.format);
         let mut input = to_change(image, Growth::default(), limits);
-        input.share = share;
+        input.share |= share;
         (files::REPAIR, work, input)
     } else {
         let input = to_read(image, Reads::Contents, share);
@@ -91,7 +97,9 @@ fn check(options: &CheckOptions, limits: &LimitOptions) -> Result<u8, UsageError
 pub fn to_read(image: Image, reads: Reads, share: bool) -> InputFile {
     InputFile {
         path: image.path,
-        share,
+        described: image.described,
+        secrets: image.secrets,
+        share: share || image.share,
         // Like QEMU, an image that is raw by name may change meanwhile, unless it is a source.
         access: if reads == Reads::Contents && image.format == ImageFormat::Raw {
             Access::ReadRaw
@@ -105,9 +113,8 @@ pub fn to_read(image: Image, reads: Reads, share: bool) -> InputFile {
 /// A file without content, for a job that needs none.
 #[must_use]
 pub fn nothing() -> InputFile {
-    let path = PathBuf::from("/dev/null");
-    let format = ImageFormat::Raw;
-    to_read(Image { path, format }, Reads::Metadata, true)
+    let image = Image::file(PathBuf::from("/dev/null"), ImageFormat::Raw);
+    to_read(image, Reads::Metadata, true)
 }
 
 /// A file that is made: the user names it, so that every path is trusted, and reads relative to it.
@@ -129,6 +136,8 @@ pub fn to_create(file: NewFile, limits: &LimitOptions) -> InputFile {
     let typed = limits.max_growth;
     InputFile {
         path,
+        described: None,
+        secrets: Vec::new(),
         share: false,
         access: Access::Create { raw, durable },
         growth: typed.map_or(Growth::default(), |extra_bytes| Growth::AtMost {
@@ -143,7 +152,9 @@ pub fn to_change(image: Image, growth: Growth, limits: &LimitOptions) -> InputFi
     let typed = limits.max_growth;
     InputFile {
         path: image.path,
-        share: false,
+        described: image.described,
+        secrets: image.secrets,
+        share: image.share,
         access: if image.format == ImageFormat::Raw {
             Access::ChangeRaw
         } else {
@@ -216,7 +227,7 @@ pub fn start_as(
     how: How,
     elf: &'static [u8],
     config: &[u8],
-    inputs: Vec<InputFile>,
+    mut inputs: Vec<InputFile>,
     limits: &LimitOptions,
     output: impl Output + 'static,
 ) -> Result<u8, UsageError> {
@@ -225,8 +236,14 @@ pub fn start_as(
         None => cli::default_memory()?,
     };
     let variable = std::env::var_os(cli::ALLOW_PATH_VARIABLE);
+    secret::forget();
+    let mut secrets = how.secrets;
+    for (slot, input) in (0..).zip(&mut inputs) {
+        let own = std::mem::take(&mut input.secrets);
+        secrets.extend(own.into_iter().map(|secret| Secret { slot, ..secret }));
+    }
     // Only who has a password needs the ciphers.
-    let elf = if how.secrets.is_empty() {
+    let elf = if secrets.is_empty() {
         elf
     } else {
         files::keyed(elf)
@@ -236,7 +253,7 @@ pub fn start_as(
         elf,
         config: config.to_vec(),
         inputs,
-        secrets: how.secrets,
+        secrets,
         limits: Limits {
             memory_bytes,
             stall: STALL_LIMIT,

@@ -25,6 +25,7 @@ mod json;
 mod launch;
 mod map;
 mod measure;
+mod opts;
 #[cfg(test)]
 mod oracle;
 mod pace;
@@ -34,6 +35,7 @@ mod progress;
 mod quantity;
 mod rebase;
 mod resize;
+mod secret;
 mod sink;
 mod size;
 mod snapshot;

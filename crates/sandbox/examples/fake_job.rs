@@ -471,12 +471,16 @@ fn main() {
         Some(_) => Growth::Unlimited,
     };
     let first = InputFile {
+        described: None,
+        secrets: Vec::new(),
         path: image.into(),
         share: variable("SHARE").is_some(),
         access,
         growth,
     };
     let second = variable("SECOND").map(|path| InputFile {
+        described: None,
+        secrets: Vec::new(),
         path: path.into(),
         share: false,
         access: Access::Read(Reads::Contents),

@@ -178,6 +178,8 @@ fn input(argument: &str) -> InputFile {
         _ => panic!("no such kind"),
     };
     InputFile {
+        described: None,
+        secrets: Vec::new(),
         path: path.into(),
         share: false,
         access,

@@ -1,13 +1,19 @@
 //! What a job does with the files that the user names.
 
 use crate::locks::Reads;
+use instar_vmm::operation::Secret;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// A file that the user names on the command line: an image that is read or changed, or one that is made.
 #[derive(Clone, Debug)]
 pub struct InputFile {
-    /// The name as typed.
+    /// The name as typed, with a protocol if it has one.
     pub path: PathBuf,
+    /// What the user typed, if that is more than the name.
+    pub described: Option<Described>,
+    /// Passwords for it and what is below it. Who makes a [`crate::Job`] takes them out and gives them the slot.
+    pub secrets: Vec<Secret>,
     /// Other processes may write to the image meanwhile (`-U`); only images that are read can be shared.
     pub share: bool,
     /// What is done with it: this decides how it is opened, and the locks.
@@ -15,6 +21,15 @@ pub struct InputFile {
     /// How long writes may make it, and its external data file; of no effect on what is only read.
     /// What is made counts from the size that the guest announces.
     pub growth: Growth,
+}
+
+/// What the user typed instead of a name: options, as a list or in JSON.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    /// All of it, which stands in errors instead of a name.
+    pub given: OsString,
+    /// It says that the image is not written.
+    pub read_only: bool,
 }
 
 /// What is done with an image.

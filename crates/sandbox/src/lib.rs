@@ -31,7 +31,7 @@ mod wire;
 mod worker;
 
 pub use confine::{Confinement, Landlock};
-pub use input::{Access, Growth, InputFile};
+pub use input::{Access, Described, Growth, InputFile};
 pub use jail::{Filter, JailError};
 pub use locks::Reads;
 pub use names::path_of_backing;

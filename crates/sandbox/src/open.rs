@@ -155,7 +155,7 @@ pub fn open_inputs(inputs: &[InputFile]) -> Result<Vec<Opened>, FailedOpen> {
         let given = if creates {
             name_of_target(inputs)
         } else {
-            input.path.as_os_str().as_bytes()
+            given_name(input)
         };
         let opened = open_typed(input)
             .and_then(|opened| not_alone(opened, &all))
@@ -168,7 +168,7 @@ pub fn open_inputs(inputs: &[InputFile]) -> Result<Vec<Opened>, FailedOpen> {
 /// The name, as typed, of the first file that is made; errors of the others name it, too.
 pub fn name_of_target(inputs: &[InputFile]) -> &[u8] {
     let first = inputs.iter().find(|input| input.access.creates());
-    first.map_or(b"", |input| input.path.as_os_str().as_bytes())
+    first.map_or(b"", given_name)
 }
 
 fn open_typed(input: &InputFile) -> Result<Opened, Refusal> {
@@ -176,17 +176,32 @@ fn open_typed(input: &InputFile) -> Result<Opened, Refusal> {
         let reason = b"force-share=on can only be used with read-only images".to_vec();
         return Err(Refusal::failed(Errno::INVAL, reason));
     }
+    if input.access.writes() && input.described.as_ref().is_some_and(|d| d.read_only) {
+        let reason = b"Block node is read-only".to_vec();
+        return Err(Refusal::failed(Errno::ACCESS, reason));
+    }
     let wanted = Wanted {
         access: input.access,
         data_file: false,
         share: input.share,
     };
     let given = input.path.as_os_str().as_bytes();
-    if input.access.creates() {
-        target::open(given, wanted)
+    let mut opened = if input.access.creates() {
+        target::open(given, wanted)?
     } else {
-        open_trusted(given, wanted)
+        open_trusted(given, wanted)?
+    };
+    if let Some(described) = &input.described {
+        opened.facts.given_name.clone_from(&described.given);
     }
+    Ok(opened)
+}
+
+/// The name that errors show.
+fn given_name(input: &InputFile) -> &[u8] {
+    let described = input.described.as_ref();
+    let given = described.map_or(input.path.as_os_str(), |described| &described.given);
+    given.as_bytes()
 }
 
 /// What holds for `opened` next to the images in `others`.

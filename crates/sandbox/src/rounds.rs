@@ -214,6 +214,8 @@ impl Rounds {
         let root = self.job.inputs.get(usize::from(root));
         let input = InputFile {
             path: facts.name.clone().into(),
+            described: None,
+            secrets: Vec::new(),
             share: false,
             access: Access::Change,
             growth: root.ok_or_else(unknown)?.growth,

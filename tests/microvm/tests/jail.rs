@@ -44,6 +44,8 @@ fn run(case: Case, argument: u64, files: &[PathBuf], threads: Threads) -> u8 {
     let accesses = [Access::Read(Reads::Contents), Access::ChangeRaw];
     let inputs = files.iter().zip(accesses);
     let inputs = inputs.map(|(path, access)| InputFile {
+        described: None,
+        secrets: Vec::new(),
         path: path.clone(),
         share: false,
         access,

@@ -10,10 +10,10 @@ mod tests;
 pub use options::{ConvertOptions, rate};
 pub use output::{ConvertOutput, Shown};
 
-use crate::cli::{self, LimitOptions, UsageError};
+use crate::cli::{self, FormatOptions, LimitOptions, UsageError};
 use crate::create::options::NewFormat;
 use crate::files::{Access, CONVERT, CONVERT_INTO, Growth, InputFile, Reads};
-use crate::image::Image;
+use crate::image::{Image, Use};
 use crate::launch;
 use instar_shared::convert::{
     CONVERT_ANY_ORDER, CONVERT_BITMAPS, CONVERT_COMPRESS, CONVERT_COPY_RANGE, CONVERT_FILL,
@@ -47,9 +47,11 @@ struct Request {
 /// The options do not go together, or ask for what is not there.
 pub fn run(options: &ConvertOptions, limits: &LimitOptions) -> Result<u8, UsageError> {
     let format = cli::output_format(&options.output)?;
-    if let Some(text) = target::help(options)? {
+    if let (false, Some(text)) = (options.no_create, target::help(options)?) {
         return Ok(crate::print(text));
     }
+    let described = described_target(options)?;
+    let options = described.as_ref().unwrap_or(options);
     let Request {
         sources,
         mut config,
@@ -94,6 +96,33 @@ pub fn run(options: &ConvertOptions, limits: &LimitOptions) -> Result<u8, UsageE
     launch::start_on(threads, elf, config.as_bytes(), inputs, limits, output)
 }
 
+/// The options with the format that `--target-image-opts` describes.
+fn described_target(options: &ConvertOptions) -> Result<Option<ConvertOptions>, UsageError> {
+    if !options.target_image_opts || !options.no_create {
+        return Ok(None);
+    }
+    if options.target_format != "raw" {
+        return Err(UsageError::plain(
+            "--image-opts and --format are mutually exclusive",
+        ));
+    }
+    let name = target_name(options);
+    let format = match Image::from_options(Use::Content, name)?.format {
+        ImageFormat::Qcow2 => "qcow2",
+        ImageFormat::Raw => "raw",
+        _ => {
+            return Err(UsageError::plain(format!(
+                "Could not open '{}': instar does not guess the format of what it writes; add driver=raw or \
+                 driver=qcow2",
+                name.display()
+            )));
+        }
+    };
+    let mut described = options.clone();
+    described.target_format = OsString::from(format);
+    Ok(Some(described))
+}
+
 /// A source as a job opens it.
 fn source(image: Image, share: bool) -> InputFile {
     let raw = image.format == ImageFormat::Raw;
@@ -123,11 +152,15 @@ fn request(options: &ConvertOptions) -> Result<Request, UsageError> {
             "-o has no effect when skipping image creation",
         ));
     }
-    options.check_later_steps()?;
     cli::cache_mode("source ", options.source_cache.as_ref())?;
+    let how = FormatOptions {
+        format: options.source_format.clone(),
+        image_opts: options.source_image_opts,
+        object: Vec::new(),
+    };
     let sources = names
         .iter()
-        .map(|name| Image::with_format(name, options.source_format.as_ref()))
+        .map(|name| Image::new(name, &how))
         .collect::<Result<Vec<Image>, UsageError>>()?;
     let mut config = ConvertConfig::zeroed();
     config

@@ -18,7 +18,7 @@ const DEFAULT_PARALLEL: u32 = 8;
 const MAX_PARALLEL: u64 = 16;
 
 /// Options of `convert`.
-#[derive(Args, Debug, Default)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct ConvertOptions {
     /// Format of the source: raw or qcow2 (default: look at its first bytes)
     #[arg(
@@ -227,21 +227,6 @@ impl ConvertOptions {
             "Cannot enable copy offloading when -S is used"
         } else if copies && self.salvage {
             "Cannot use copy offloading in salvaging mode"
-        } else {
-            return Ok(());
-        };
-        Err(UsageError::plain(wrong))
-    }
-
-    /// Refuses what is not there yet.
-    ///
-    /// # Errors
-    /// One of these is asked for.
-    pub fn check_later_steps(&self) -> Result<(), UsageError> {
-        let wrong = if self.source_image_opts || self.target_image_opts {
-            "--image-opts is not there yet; name the image file instead"
-        } else if !self.object.is_empty() {
-            "--object is not there yet; 'instar info' describes encrypted images without a key"
         } else {
             return Ok(());
         };

@@ -8,7 +8,7 @@ use crate::create::{
     options::{NewFormat, NewOptions},
 };
 use crate::files::{Growth, InputFile, Reads, path_of_backing};
-use crate::image::Image;
+use crate::image::{Image, Use};
 use crate::launch::{self, NewFile};
 use instar_shared::convert::{CONVERT_DURABLE, ConvertConfig};
 use instar_shared::op::ImageFormat;
@@ -23,7 +23,7 @@ const BACKING_OF_SEVERAL: &str =
 /// A target and what belongs to it.
 #[derive(Debug)]
 pub struct Target {
-    path: PathBuf,
+    image: Image,
     format: NewFormat,
     create: bool,
     durable: bool,
@@ -92,10 +92,17 @@ impl Target {
         if let Some(sentence) = options.refusal() {
             return Err(fails(sentence));
         }
-        let image = Image::with_format(name, None).map_err(|error| error.sentence)?;
+        let image = if typed.target_image_opts {
+            Image::from_options(Use::Content, name)
+        } else if typed.no_create {
+            Image::with_format(name, Some(&typed.target_format))
+        } else {
+            Image::local(name, None)
+        };
+        let image = image.map_err(|error| error.sentence)?;
         let cache = typed.target_cache.as_deref();
         Ok(Self {
-            path: image.path,
+            image,
             format,
             create: !typed.no_create,
             durable: cache.is_some_and(|mode| mode != "unsafe"),
@@ -119,9 +126,9 @@ impl Target {
             let name = OsStr::from_bytes(self.options.text("backing_file").unwrap_or_default());
             config.backing_format.set(format.raw());
             config.backing_slot.set(next_slot(inputs));
-            let path = path_of_backing(self.path.as_os_str(), name);
+            let path = path_of_backing(self.image.path.as_os_str(), name);
             inputs.push(launch::to_read(
-                Image { path, format },
+                Image::file(path, format),
                 Reads::Contents,
                 false,
             ));
@@ -130,12 +137,13 @@ impl Target {
         if self.durable {
             config.flags.set(config.flags.get() | CONVERT_DURABLE);
         }
-        let Self { path, durable, .. } = self;
+        let Self { image, durable, .. } = self;
         if !self.create {
-            let image = Image { path, format };
+            let image = Image { format, ..image };
             inputs.push(launch::to_change(image, Growth::default(), limits));
             return;
         }
+        let path = image.path;
         inputs.push(launch::to_create(NewFile { path, raw, durable }, limits));
         if let Some(name) = self.options.text("data_file") {
             config.data_slot.set(next_slot(inputs));

@@ -44,11 +44,6 @@ pub fn run(options: &CreateOptions, limits: &LimitOptions) -> Result<u8, UsageEr
         return Ok(crate::print(help::text(format(options, None)?, named)));
     }
     let (file, typed_size) = words(&options.words)?;
-    if !options.object.is_empty() {
-        return Err(UsageError::plain(
-            "--object is not there yet; an encrypted image cannot be made without it",
-        ));
-    }
     let format = format(options, Some(file))?;
     let request = Request::new(options, file, format, list.as_ref(), typed_size)
         .map_err(|sentence| UsageError::plain(format!("{}: {sentence}", file.display())))?;
@@ -188,7 +183,7 @@ impl Request {
         if size.is_none() && backing.is_none() {
             return Err("Image creation needs a size parameter".into());
         }
-        let image = Image::with_format(file, None);
+        let image = Image::local(file, None);
         let refusal = options.refusal().or_else(|| refusal_of_files(&options));
         let refusal = refusal.or_else(|| image.as_ref().err().map(|e| create_failed(file, e)));
         let data = options.text("data_file").map(OsStr::from_bytes);
@@ -318,7 +313,7 @@ fn backing(
     };
     let path = path_of_backing(file, name);
     Ok(Some(Backing {
-        image: Image { path, format },
+        image: Image::file(path, format),
         stated: stated.is_some(),
     }))
 }

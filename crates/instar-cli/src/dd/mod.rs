@@ -1,6 +1,6 @@
 //! `instar dd`: a part of an image, or all of it, becomes another one.
 
-use crate::cli::{LimitOptions, UsageError};
+use crate::cli::{FormatOptions, LimitOptions, UsageError};
 use crate::convert::{ConvertOutput, IO_THREADS, Shown};
 use crate::create::options::{NewFormat, NewOptions};
 use crate::files::{CONVERT, Reads};
@@ -79,12 +79,12 @@ pub fn run(options: &DdOptions, limits: &LimitOptions) -> Result<u8, UsageError>
             "Must specify both input and output files",
         ));
     };
-    if options.image_opts || !options.object.is_empty() {
-        return Err(UsageError::plain(
-            "--image-opts and --object are not there yet; name the image file instead",
-        ));
-    }
-    let source = Image::with_format(input, options.format.as_ref())?;
+    let how = FormatOptions {
+        format: options.format.clone(),
+        image_opts: options.image_opts,
+        object: Vec::new(),
+    };
+    let source = Image::new(input, &how)?;
     let format = NewFormat::named(&options.output_format)
         .ok_or_else(|| UsageError::plain("Unknown file format"))?;
     let config = config(&operands, &source, format, input, output)?;

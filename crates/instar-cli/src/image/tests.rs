@@ -48,13 +48,10 @@ fn names_mean_local_files() {
 #[test]
 fn what_is_not_there_is_said_in_one_sentence() {
     assert!(sentence("nbd:x", &how(None)).ends_with("over the protocol 'nbd'"));
-    assert!(sentence("json:{}", &how(None)).ends_with("over the protocol 'json'"));
+    assert!(sentence("json:{}", &how(None)).ends_with("Must specify either driver or file"));
     assert!(sentence("a", &how(Some("vmdk"))).ends_with("does not read the format 'vmdk'"));
     let mut how = how(None);
-    how.object.push("secret,id=s".into());
-    assert!(sentence("a", &how).contains("--object is not there yet"));
     how.image_opts = true;
-    assert!(sentence("a", &how).contains("--image-opts is not there yet"));
     how.format = Some("raw".into());
     assert_eq!(
         sentence("a", &how),

@@ -19,7 +19,7 @@ pub fn print(out: &mut dyn Out, images: &[Described<'_>], zone: &Zone) {
 
 fn print_image(out: &mut dyn Out, described: &Described<'_>, zone: &Zone) {
     let image = described.image;
-    field(out, "image", described.name);
+    field(out, "image", described.shown);
     field(out, "file format", described.format().as_bytes());
     let bytes = image.virtual_size;
     field(

@@ -31,7 +31,7 @@ fn print_image(json: &mut Json<'_>, described: &Described<'_>) {
     }
     print_image_snapshots(json, image);
     json.field_number("virtual-size", image.virtual_size);
-    json.field_string("filename", described.name);
+    json.field_string("filename", described.shown);
     if let Some(qcow2) = &image.qcow2 {
         json.field_number("cluster-size", qcow2.cluster_size);
     }

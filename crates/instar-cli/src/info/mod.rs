@@ -39,6 +39,8 @@ pub struct Described<'a> {
     pub image: &'a Image,
     /// The file's name as typed or resolved.
     pub name: &'a [u8],
+    /// The image's name: its file's, unless options describe it that a name does not say.
+    pub shown: &'a [u8],
     /// Space that the file takes on its disk, in bytes.
     pub disk_bytes: u64,
     facts: &'a FileFacts,
@@ -51,6 +53,7 @@ impl<'a> Described<'a> {
         Self {
             image,
             name: facts.name.as_bytes(),
+            shown: facts.name.as_bytes(),
             disk_bytes: facts.disk_bytes,
             facts,
         }
@@ -113,6 +116,7 @@ pub struct InfoOutput {
     format: Format,
     whole_chain: bool,
     chain: Chain,
+    shown: Option<String>,
 }
 
 impl InfoOutput {
@@ -125,7 +129,14 @@ impl InfoOutput {
             format,
             whole_chain,
             chain: Chain::default(),
+            shown: None,
         }
+    }
+
+    /// Shows the first image under this name.
+    #[must_use]
+    pub fn with_name(self, shown: Option<String>) -> Self {
+        Self { shown, ..self }
     }
 
     fn print(&mut self, files: &FileTable) -> Result<(), String> {
@@ -134,7 +145,11 @@ impl InfoOutput {
             let facts = files
                 .get(slot(image.slot))
                 .ok_or("an image lost its file")?;
-            images.push(Described::new(image, facts));
+            let mut described = Described::new(image, facts);
+            if let (true, Some(shown)) = (images.is_empty(), &self.shown) {
+                described.shown = shown.as_bytes();
+            }
+            images.push(described);
         }
         if images.is_empty() || (images.len() > 1 && !self.whole_chain) {
             return Err(format!("it described {} images", images.len()));

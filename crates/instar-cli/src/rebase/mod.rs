@@ -138,15 +138,12 @@ fn is_known(format: &OsStr) -> bool {
 
 /// The new backing file; its name is relative to the folder of `file`.
 fn new_backing(file: &OsStr, name: &OsStr, format: Option<&OsString>) -> Result<Image, UsageError> {
-    let new = Image::with_format(name, format).map_err(|error| {
+    let new = Image::local(name, format).map_err(|error| {
         let sentence = error.sentence.strip_prefix("Could not open '");
         match sentence {
             Some(rest) => UsageError::plain(format!("Could not open new backing file '{rest}")),
             None => error,
         }
     })?;
-    Ok(Image {
-        path: path_of_backing(file, name),
-        format: new.format,
-    })
+    Ok(Image::file(path_of_backing(file, name), new.format))
 }

@@ -4,7 +4,7 @@ use crate::cli::{self, LimitOptions, SnapshotOptions, UsageError};
 use crate::console::{Console, JobKind};
 use crate::date::Zone;
 use crate::edit::{EditOutput, Ending, Field, Shown};
-use crate::files::{FileTable, Growth, InputFile, JobError, Output, RESULT_BYTES, Reads, SNAPSHOT};
+use crate::files::{FileTable, Growth, JobError, Output, RESULT_BYTES, Reads, SNAPSHOT};
 use crate::image::Image;
 use crate::info::{Format, human, json, model};
 use crate::launch;
@@ -34,10 +34,8 @@ pub fn run(options: &SnapshotOptions, limits: &LimitOptions) -> Result<u8, Usage
         return launch::start(SNAPSHOT, config, vec![input], limits, output);
     }
     let output = EditOutput::new(shown(options, format, &image, (action, name)));
-    let input = InputFile {
-        share,
-        ..launch::to_change(image, Growth::default(), limits)
-    };
+    let mut input = launch::to_change(image, Growth::default(), limits);
+    input.share |= share;
     launch::start(SNAPSHOT, config, vec![input], limits, output)
 }
 

@@ -68,6 +68,8 @@ const CONTENTS: Access = Access::Read(Reads::Contents);
 
 fn input(path: &Path, access: Access, share: bool) -> InputFile {
     InputFile {
+        described: None,
+        secrets: Vec::new(),
         path: path.into(),
         share,
         access,

@@ -10,6 +10,8 @@ const CONTENTS: Access = Access::Read(Reads::Contents);
 
 fn input(path: impl Into<PathBuf>, access: Access) -> InputFile {
     InputFile {
+        described: None,
+        secrets: Vec::new(),
         path: path.into(),
         share: false,
         access,

@@ -15,6 +15,8 @@ fn files(top: &Path, access: Access, writable: bool) -> Files {
 /// As [`files`], with a backing file that may be written.
 fn files_with_base(top: &Path, access: Access, writable: bool, base: Option<Base>) -> Files {
     let input = |access, share| InputFile {
+        described: None,
+        secrets: Vec::new(),
         path: top.into(),
         share,
         access,
