@@ -448,6 +448,18 @@ impl Machine for Fake {
     }
 }
 
+/// A file that nobody else may change.
+fn input(path: String, access: Access) -> InputFile {
+    InputFile {
+        path: path.into(),
+        described: None,
+        secrets: Vec::new(),
+        share: false,
+        access,
+        growth: Growth::default(),
+    }
+}
+
 fn main() {
     let started = Instant::now();
     let mut arguments = std::env::args_os().skip(1).map(OsStringExt::into_vec);
@@ -471,21 +483,11 @@ fn main() {
         Some(_) => Growth::Unlimited,
     };
     let first = InputFile {
-        described: None,
-        secrets: Vec::new(),
-        path: image.into(),
         share: variable("SHARE").is_some(),
-        access,
         growth,
+        ..input(image, access)
     };
-    let second = variable("SECOND").map(|path| InputFile {
-        described: None,
-        secrets: Vec::new(),
-        path: path.into(),
-        share: false,
-        access: Access::Read(Reads::Contents),
-        growth: Growth::default(),
-    });
+    let second = variable("SECOND").map(|path| input(path, Access::Read(Reads::Contents)));
     let job = Job {
         elf: &[],
         config: Vec::new(),

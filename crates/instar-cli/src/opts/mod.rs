@@ -14,6 +14,7 @@ pub mod list;
 pub mod node;
 #[cfg(test)]
 mod tests;
+mod value;
 
 use std::collections::BTreeMap;
 

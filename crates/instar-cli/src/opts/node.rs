@@ -9,7 +9,10 @@ use super::{Options, Scalar};
 use crate::image::is_foreign_format;
 use crate::info::has_protocol;
 use crate::opts::keyval::is_identifier;
-use crate::quantity::{self, QuantityError};
+use crate::opts::value::{
+    as_text, is_on, one_of, quoted, size, switch, switch_value, take_child, take_text, text_of,
+};
+use crate::quantity;
 use instar_shared::op::ImageFormat;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -82,20 +85,10 @@ pub fn read(mut options: Options, forced: Option<&str>) -> Result<Node, String> 
     let driver = forced.map(str::to_owned).or(named);
     let file = take_child(&mut options, "file");
     let reference = options.remove("file");
-    match driver.as_deref() {
-        Some("file" | "host_device") => {
-            let mut own = options;
-            own.insert(
-                "driver".to_owned(),
-                text_of(driver.as_deref().unwrap_or_default()),
-            );
-            let path = protocol(own)?;
-            return Ok(Node {
-                bare: true,
-                ..Node::of(path.0, ImageFormat::Raw)
-            });
-        }
-        Some("qcow2" | "raw") => {}
+    let format = match driver.as_deref() {
+        Some(driver @ ("file" | "host_device")) => return bare(options, driver),
+        Some("qcow2") => ImageFormat::Qcow2,
+        Some("raw") => ImageFormat::Raw,
         Some(name) if is_foreign_format(name) => {
             return Err(format!("instar does not read the format '{name}'"));
         }
@@ -103,8 +96,31 @@ pub fn read(mut options: Options, forced: Option<&str>) -> Result<Node, String> 
         None if file.is_empty() && reference.is_none() => {
             return Err("Must specify either driver or file".to_owned());
         }
-        None => {}
-    }
+        None => ImageFormat::Probe,
+    };
+    over(options, format, file, reference)
+}
+
+/// A file node without a format above it.
+fn bare(mut options: Options, driver: &str) -> Result<Node, String> {
+    let (share, read_only) = (is_on(&options, "force-share"), is_on(&options, "read-only"));
+    options.insert("driver".to_owned(), text_of(driver));
+    let (path, _) = protocol(options)?;
+    Ok(Node {
+        bare: true,
+        share,
+        read_only,
+        ..Node::of(path, ImageFormat::Raw)
+    })
+}
+
+/// A node of `format` over the node that `file` describes, or `reference` names.
+fn over(
+    mut options: Options,
+    format: ImageFormat,
+    file: Options,
+    reference: Option<Scalar>,
+) -> Result<Node, String> {
     if let Some(Scalar::Text(name)) = reference {
         let name = String::from_utf8_lossy(&name);
         return Err(if file.is_empty() {
@@ -118,28 +134,20 @@ pub fn read(mut options: Options, forced: Option<&str>) -> Result<Node, String> 
         return Err("A block device must be specified for \"file\"".to_owned());
     }
     let (path, below) = protocol(file)?;
-    let format = match driver.as_deref() {
-        Some("qcow2") => ImageFormat::Qcow2,
-        Some("raw") => ImageFormat::Raw,
-        _ => ImageFormat::Probe,
-    };
     let mut node = Node::of(path, format);
     node.share = is_on(&options, "force-share");
     node.read_only = is_on(&options, "read-only");
     generic(&mut options)?;
-    if format == ImageFormat::Raw {
+    let name = if format == ImageFormat::Raw {
         raw(&mut options)?;
+        "raw"
     } else {
         qcow2(&mut options, &mut node)?;
-    }
+        "qcow2"
+    };
     if let Some(key) = options.keys().next() {
-        let format = if format == ImageFormat::Raw {
-            "raw"
-        } else {
-            "qcow2"
-        };
         return Err(format!(
-            "Block format '{format}' does not support the option '{key}'"
+            "Block format '{name}' does not support the option '{key}'"
         ));
     }
     if let Some((0, id)) = node.keys.first() {
@@ -381,120 +389,4 @@ fn below(options: &mut Options, depth: u32, found: &mut Vec<(u32, String)>) -> R
             "instar takes the backing file that the image names, without 'backing.{key}'"
         )),
     }
-}
-
-/// Takes all of `options` that start with `name` and a dot, without these.
-fn take_child(options: &mut Options, name: &str) -> Options {
-    let prefix = format!("{name}.");
-    let all = std::mem::take(options);
-    let mut child = Options::new();
-    for (key, value) in all {
-        match key.strip_prefix(&prefix) {
-            Some(rest) => child.insert(rest.to_owned(), value),
-            None => options.insert(key, value),
-        };
-    }
-    child
-}
-
-fn take_text(options: &mut Options, key: &str) -> Option<String> {
-    match options.remove(key)? {
-        Scalar::Text(text) => Some(String::from_utf8_lossy(&text).into_owned()),
-        _ => None,
-    }
-}
-
-fn text_of(text: &str) -> Scalar {
-    Scalar::Text(text.as_bytes().to_vec())
-}
-
-fn as_text(value: Scalar) -> Vec<u8> {
-    match value {
-        Scalar::Text(text) => text,
-        Scalar::Number(number) => number.into_bytes(),
-        Scalar::Bool(true) => b"on".to_vec(),
-        Scalar::Bool(false) => b"off".to_vec(),
-        Scalar::Null | Scalar::Empty => Vec::new(),
-    }
-}
-
-fn is_on(options: &Options, key: &str) -> bool {
-    match options.get(key) {
-        Some(Scalar::Bool(on)) => *on,
-        Some(Scalar::Text(text)) => state(text) == Some(true),
-        _ => false,
-    }
-}
-
-/// What a word says that is on or off.
-fn state(word: &[u8]) -> Option<bool> {
-    match word {
-        b"on" | b"yes" | b"true" | b"y" => Some(true),
-        b"off" | b"no" | b"false" | b"n" => Some(false),
-        _ => None,
-    }
-}
-
-fn switch_value(key: &str, value: &Scalar) -> Result<(), String> {
-    match value {
-        Scalar::Bool(_) => Ok(()),
-        Scalar::Text(text) if state(text).is_some() => Ok(()),
-        _ => Err(format!("Parameter '{key}' expects 'on' or 'off'")),
-    }
-}
-
-/// Takes an option that is on or off.
-fn switch(options: &mut Options, key: &str) -> Result<(), String> {
-    options
-        .remove(key)
-        .map_or(Ok(()), |value| switch_value(key, &value))
-}
-
-/// Takes an option that has one of `values`.
-fn one_of(options: &mut Options, key: &str, values: &[&str]) -> Result<(), String> {
-    let Some(value) = options.remove(key).map(as_text) else {
-        return Ok(());
-    };
-    if values.iter().any(|known| known.as_bytes() == value) {
-        return Ok(());
-    }
-    let value = String::from_utf8_lossy(&value);
-    Err(format!("invalid parameter value: {value}"))
-}
-
-/// Takes a size.
-fn size(options: &mut Options, key: &str) -> Result<Option<u64>, String> {
-    let Some(value) = options.remove(key) else {
-        return Ok(None);
-    };
-    let text = as_text(value);
-    match quantity::size(&text) {
-        Ok(size) => Ok(Some(size)),
-        Err(QuantityError::Range) => {
-            let text = String::from_utf8_lossy(&text);
-            Err(format!(
-                "Value '{text}' is out of range for parameter '{key}'"
-            ))
-        }
-        Err(QuantityError::Syntax) => Err(format!(
-            "Parameter '{key}' expects a non-negative number below 2^64{}",
-            crate::cli::SIZE_LINES
-        )),
-    }
-}
-
-/// A string of JSON, in ASCII.
-fn quoted(text: &str) -> String {
-    let mut out = String::new();
-    for char in serde_json::Value::from(text).to_string().chars() {
-        if char.is_ascii() {
-            out.push(char);
-            continue;
-        }
-        let mut units = [0; 2];
-        for unit in char.encode_utf16(&mut units) {
-            out.push_str(&format!("\\u{unit:04x}"));
-        }
-    }
-    out
 }
