@@ -27,6 +27,7 @@ mod edit_devices;
 mod edit_faults;
 mod edit_progress;
 mod edit_texts;
+mod encrypted;
 mod files;
 mod harness;
 mod header_damage;

@@ -51,12 +51,10 @@ pub(crate) fn part_at<S: Storage>(chain: &Chain<S>, offset: u64) -> Result<Part,
         placed: false,
         last: false,
     };
+    let layer = chain.layers().get(run.depth);
     match run.kind {
         RunKind::Data { file, host_offset } => {
-            let layer = chain.layers().get(run.depth);
-            // QEMU tells no place of encrypted data.
-            let encrypted = layer.is_some_and(|layer| layer.cipher().is_some());
-            (state.data, state.placed) = (true, !encrypted);
+            (state.data, state.placed) = (true, true);
             if let Some(layer) = layer
                 && let Some((hole, here)) = layer.hole_at(file, host_offset, len)?
             {
@@ -72,6 +70,8 @@ pub(crate) fn part_at<S: Storage>(chain: &Chain<S>, offset: u64) -> Result<Part,
             state.placed = !below && run.reserved.is_some();
         }
     }
+    // QEMU tells no place in an encrypted image.
+    state.placed &= layer.is_none_or(|layer| layer.cipher().is_none());
     state.last = len == left;
     Ok(Part { len, state })
 }

@@ -51,9 +51,7 @@ impl Extent {
         };
         match run.kind {
             RunKind::Data { file, host_offset } => {
-                // QEMU tells no place of encrypted data.
-                let encrypted = layer.is_some_and(|layer| layer.cipher().is_some());
-                extent.offset = (!encrypted).then_some(host_offset);
+                extent.offset = Some(host_offset);
                 extent.file = file;
             }
             RunKind::Compressed { .. } => extent.compressed = true,
@@ -64,6 +62,10 @@ impl Extent {
                 (extent.present, extent.zero, extent.data) = (false, true, false);
                 extent.offset = run.reserved;
             }
+        }
+        // QEMU tells no place in an encrypted image.
+        if layer.is_some_and(|layer| layer.cipher().is_some()) {
+            extent.offset = None;
         }
         extent
     }
