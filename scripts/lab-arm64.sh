@@ -7,8 +7,8 @@ lab=${CARGO_TARGET_DIR:-target}/lab/arm64
 [ -s "$lab/vmlinuz" ] && [ -s "$lab/busybox" ] && exit
 mkdir -p "$lab/apt/lists/partial" "$lab/apt/cache/archives/partial"
 lab=$(cd "$lab" && pwd)
-rm -rf "$lab/packages" "$lab/root"
-mkdir -p "$lab/packages" "$lab/root"
+rm -rf "$lab/packages" "$lab/tree"
+mkdir -p "$lab/packages" "$lab/tree"
 
 apt() {
 	program=$1
@@ -25,9 +25,9 @@ kernel=$(apt apt-cache depends linux-image-cloud-arm64 | sed -n 's/^ *Depends: \
 }
 (cd "$lab/packages" && apt apt-get download "$kernel" busybox-static)
 for package in "$lab"/packages/*.deb; do
-	dpkg-deb -x "$package" "$lab/root"
+	dpkg-deb -x "$package" "$lab/tree"
 done
-cp "$lab"/root/boot/vmlinuz-* "$lab/vmlinuz.new"
-cp "$lab/root/bin/busybox" "$lab/busybox"
+cp "$lab"/tree/boot/vmlinuz-* "$lab/vmlinuz.new"
+cp "$lab/tree/bin/busybox" "$lab/busybox"
 mv "$lab/vmlinuz.new" "$lab/vmlinuz"
-rm -rf "$lab/packages" "$lab/root" "$lab/apt"
+rm -rf "$lab/packages" "$lab/tree" "$lab/apt"

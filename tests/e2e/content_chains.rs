@@ -152,11 +152,21 @@ impl Pool {
         let name = self.next_name();
         words.push(name.clone());
         let code = self.twins.run(&words)?;
-        if code == 0 && words.iter().any(|word| word == "-C") {
-            // What of the zeros is allocated depends on the host's copying: others do not build on it.
-            return self.twins.compare_shown(&name);
+        let has = |option: &str| words.iter().any(|word| word == option);
+        if code == 0 && has("-C") {
+            // The oracle stops copying at the first part that cannot be copied, and looks for zeros from there.
+            return self.twins.compare_shown_within(&name, u64::MAX);
         }
-        self.join(code, name, format)
+        if code == 0 && count > 1 && format == "qcow2" {
+            // Where two inputs meet, it begins its blocks of 4 KiB anew.
+            return self.twins.compare_shown_within(&name, count);
+        }
+        // Coroutines that write in any order allocate in any order.
+        let any_order = if has("-W") { u64::MAX } else { 0 };
+        self.twins.allow_fragments(any_order);
+        let joined = self.join(code, name, format);
+        self.twins.allow_fragments(0);
+        joined
     }
 
     fn dd(&mut self, rng: &mut Rng) -> Result<()> {

@@ -165,6 +165,8 @@ pub enum Victim {
 
 /// Starts a run and kills one of its processes after `delay`; waits until both are gone.
 pub fn killed(scratch: &Scratch, args: &[&str], victim: Victim, delay: Duration) -> Result<()> {
+    // A worker whose broker is killed becomes our child, so that nobody else's pace says when it is gone.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     let mut child = plain(scratch, args)?.start()?;
     let broker = i32::try_from(child.id())?;
     std::thread::sleep(delay);
@@ -188,7 +190,9 @@ pub fn killed(scratch: &Scratch, args: &[&str], victim: Victim, delay: Duration)
             started.elapsed() < Duration::from_secs(10),
             "the worker outlives its broker"
         );
-        std::thread::sleep(Duration::from_millis(1));
+        // An error says that it is not our child yet, or has been waited for.
+        let _ = rustix::process::waitpgid(group, rustix::process::WaitOptions::NOHANG);
+        std::thread::sleep(Duration::from_micros(200));
     }
     Ok(())
 }
