@@ -22,10 +22,12 @@ const OPERATIONS: &[&str] = &[
 
 /// Those that are also built with the ciphers of encrypted images, as a second program.
 const KEYED: &[&str] = &[
+    "op-amend-keyed",
     "op-commit-keyed",
     "op-compare-keyed",
     "op-convert-keyed",
     "op-convert-into-keyed",
+    "op-create-keyed",
     "op-map-keyed",
     "op-measure-keyed",
     "op-rebase-keyed",

@@ -1,6 +1,7 @@
 //! `convert` and `dd`: copying images into another one.
 
 use crate::edit::{MAX_BACKING_NAME_BYTES, MAX_FORMAT_NAME_BYTES};
+use crate::encrypt::NewEncryption;
 use zerocopy::little_endian::{U32, U64};
 
 /// Longest ID or name of a snapshot that is looked for, in bytes.
@@ -85,11 +86,14 @@ wire_struct! {
         pub backing_format: [u8; MAX_FORMAT_NAME_BYTES],
         /// Data file name.
         pub data_file: [u8; MAX_BACKING_NAME_BYTES],
+        /// How its data is encrypted.
+        pub encryption: NewEncryption,
     }
 }
-wire_layout!(TargetOptions, size = 8488, {
+wire_layout!(TargetOptions, size = 8584, {
     version @ 0, preallocation @ 4, cluster_bytes @ 8, refcount_bits @ 16, flags @ 24, backing_file_len @ 28,
     backing_format_len @ 32, data_file_len @ 36, backing_file @ 40, backing_format @ 4136, data_file @ 4392,
+    encryption @ 8488,
 });
 
 wire_struct! {
@@ -143,7 +147,7 @@ wire_struct! {
         pub options: TargetOptions,
     }
 }
-wire_layout!(ConvertConfig, size = 11648, {
+wire_layout!(ConvertConfig, size = 11744, {
     sources @ 0, target_slot @ 4, data_slot @ 8, backing_slot @ 12, source_format @ 16, target_format @ 20,
     backing_format @ 24, flags @ 28, sparse_bytes @ 32, rate @ 40, skip_bytes @ 48, max_bytes @ 56, snapshot @ 64,
     snapshot_id_len @ 68, snapshot_name_len @ 72, target_name_len @ 76, snapshot_id @ 80, snapshot_name @ 1104,

@@ -33,7 +33,7 @@ wire_struct! {
         pub options: TargetOptions,
     }
 }
-wire_layout!(CreateConfig, size = 8520, {
+wire_layout!(CreateConfig, size = 8616, {
     target_format @ 0, target_slot @ 4, data_slot @ 8, backing_format @ 12, size @ 16, flags @ 24, reserved @ 28,
     options @ 32,
 });
@@ -81,7 +81,7 @@ wire_struct! {
         pub options: TargetOptions,
     }
 }
-wire_layout!(MeasureConfig, size = 10568, {
+wire_layout!(MeasureConfig, size = 10664, {
     target_format @ 0, source_format @ 4, size @ 8, flags @ 16, snapshot @ 20, snapshot_id_len @ 24,
     snapshot_name_len @ 28, snapshot_id @ 32, snapshot_name @ 1056, options @ 2080,
 });

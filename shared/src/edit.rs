@@ -1,5 +1,6 @@
 //! The operations that change an image in place: `snapshot`, `resize`, `amend`, `bitmap`.
 
+use crate::encrypt::KeyChange;
 use zerocopy::little_endian::{U32, U64};
 
 /// Longest snapshot name or id that a config holds, in bytes.
@@ -145,12 +146,14 @@ wire_struct! {
         pub backing_format: [u8; MAX_FORMAT_NAME_BYTES],
         /// Data file name.
         pub data_file: [u8; MAX_BACKING_NAME_BYTES],
+        /// What becomes of key slots, if `given` says so.
+        pub keys: KeyChange,
     }
 }
-wire_layout!(AmendConfig, size = 8496, {
+wire_layout!(AmendConfig, size = 8520, {
     format @ 0, given @ 4, size @ 8, version @ 16, refcount_bits @ 20, lazy_refcounts @ 24, data_file_raw @ 28,
     backing_file_len @ 32, backing_format_len @ 36, data_file_len @ 40, reserved @ 44, backing_file @ 48,
-    backing_format @ 4144, data_file @ 4400,
+    backing_format @ 4144, data_file @ 4400, keys @ 8496,
 });
 
 wire_enum! {

@@ -29,6 +29,7 @@ pub mod create;
 pub mod device;
 pub mod doorbell;
 pub mod edit;
+pub mod encrypt;
 pub mod info;
 pub mod layout;
 pub mod map;

@@ -28,6 +28,8 @@ mod edit_faults;
 mod edit_progress;
 mod edit_texts;
 mod encrypted;
+mod encrypted_new;
+mod encrypted_slots;
 mod files;
 mod harness;
 mod header_damage;

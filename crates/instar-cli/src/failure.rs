@@ -322,7 +322,7 @@ const HINTS: [(&str, &str); 24] = [
     ),
     (
         "encrypt.key-secret",
-        "'instar info' describes an encrypted image without its key",
+        "--object secret,id=NAME,file=FILE takes a password from a file, and encrypt.key-secret=NAME uses it",
     ),
     (
         "instar does not read",

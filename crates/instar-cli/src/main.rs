@@ -22,6 +22,7 @@ mod files;
 mod image;
 mod info;
 mod json;
+mod keyring;
 mod launch;
 mod map;
 mod measure;

@@ -50,6 +50,10 @@ pub const REBASE: &[u8] = embedded!("op-rebase.elf");
 pub const CREATE: &[u8] = embedded!("op-create.elf");
 /// The ELF file of the `measure` operation; 8-byte aligned.
 pub const MEASURE: &[u8] = embedded!("op-measure.elf");
+/// The ELF file of the `amend` operation with keys of encrypted images; 8-byte aligned.
+pub const AMEND_KEYED: &[u8] = embedded!("op-amend-keyed.elf");
+/// The ELF file of the `create` operation with keys of encrypted images; 8-byte aligned.
+pub const CREATE_KEYED: &[u8] = embedded!("op-create-keyed.elf");
 /// The ELF file of the `commit` operation with keys of encrypted images; 8-byte aligned.
 pub const COMMIT_KEYED: &[u8] = embedded!("op-commit-keyed.elf");
 /// The ELF file of the `compare` operation with keys of encrypted images; 8-byte aligned.
@@ -67,6 +71,8 @@ pub const REBASE_KEYED: &[u8] = embedded!("op-rebase-keyed.elf");
 
 /// Operations without ciphers, each beside the same one that has them.
 const WITH_KEYS: &[(&[u8], &[u8])] = &[
+    (AMEND, AMEND_KEYED),
+    (CREATE, CREATE_KEYED),
     (COMMIT, COMMIT_KEYED),
     (COMPARE, COMPARE_KEYED),
     (CONVERT, CONVERT_KEYED),
@@ -108,6 +114,8 @@ mod tests {
             ("rebase", REBASE),
             ("create", CREATE),
             ("measure", MEASURE),
+            ("amend-keyed", AMEND_KEYED),
+            ("create-keyed", CREATE_KEYED),
             ("commit-keyed", COMMIT_KEYED),
             ("compare-keyed", COMPARE_KEYED),
             ("convert-keyed", CONVERT_KEYED),

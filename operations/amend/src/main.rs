@@ -1,118 +1,12 @@
-//! The amend operation: options of a qcow2 image are changed.
+//! The amend operation without ciphers.
 #![no_std]
 #![no_main]
 
-extern crate alloc;
-
-use alloc::vec::Vec;
-use instar_guest_ops::{Context, Disk};
-use instar_plan_amend::{AmendError, Image, Layer, Request, amend};
-use instar_qcow2::Header;
-use instar_qcow2::header::CryptMethod;
-use instar_shared::edit::{
-    AMEND_BACKING_FILE, AMEND_BACKING_FORMAT, AMEND_COMPAT, AMEND_DATA_FILE, AMEND_DATA_FILE_RAW,
-    AMEND_ENCRYPT, AMEND_LAZY_REFCOUNTS, AMEND_REFCOUNT_BITS, AMEND_SIZE, AmendConfig, EditResult,
-};
-use instar_shared::op::Outcome;
-use instar_shared::zerocopy::little_endian::U32;
-use op_chain::{Reported, Stopped, stopped};
-use op_edit::{Below, Chain, Opened, Progress, failed, open_below, open_for_change};
+use instar_guest_ops::Context;
+use op_change::NoKeySlots;
 
 instar_guest_ops::entry!(run);
 
-const RAW: &str = "Format driver 'raw' does not support option amendment";
-const NOT_ENCRYPTED: &str = "Can't amend encryption options - encryption not present";
-const NO_KEYS_YET: &str = "Can't amend encryption options - instar cannot change keys yet";
-
 fn run(ctx: &mut Context) {
-    let config: AmendConfig = ctx.config();
-    let mut result = EditResult::zeroed();
-    let outcome = change(ctx, &config, &mut result);
-    result.outcome.set(outcome.unwrap_or(Outcome::Failed).raw());
-    ctx.set_result(&result);
-}
-
-fn change(
-    ctx: &mut Context,
-    config: &AmendConfig,
-    result: &mut EditResult,
-) -> Result<Outcome, Reported> {
-    let opened = open_for_change(ctx, 0, config.format.get(), Chain::Ignored)?;
-    result.format.set(opened.format.raw());
-    let Some(header) = &opened.header else {
-        return Ok(failed(ctx, &RAW));
-    };
-    result.old_size.set(header.whole_sectors_size());
-    result.size.set(header.whole_sectors_size());
-    // The whole chain must be there, whatever is asked for.
-    let below = open_below(ctx, opened.disk.slot(), header)?;
-    if config.given.get() & AMEND_ENCRYPT != 0 {
-        let sentence = match header.crypt_method {
-            CryptMethod::None => NOT_ENCRYPTED,
-            CryptMethod::Aes | CryptMethod::Luks => NO_KEYS_YET,
-        };
-        return Ok(failed(ctx, &sentence));
-    }
-    match amend_image(ctx, &opened, header, &below, &request(config)) {
-        Ok(header) => {
-            result.size.set(header.whole_sectors_size());
-            Ok(Outcome::Done)
-        }
-        Err(e) => {
-            let why = match &e {
-                AmendError::Cancelled => Stopped::Cancelled,
-                AmendError::OutOfMemory => Stopped::OutOfMemory,
-                e => Stopped::Failed(e),
-            };
-            Ok(stopped(ctx, "amend", &why))
-        }
-    }
-}
-
-fn amend_image(
-    ctx: &mut Context,
-    opened: &Opened,
-    header: &Header,
-    below: &[Below],
-    request: &Request<'_>,
-) -> Result<Header, AmendError> {
-    let image = Image {
-        storage: &opened.disk,
-        data: opened.data.as_ref(),
-        header,
-    };
-    let layers: Vec<Layer<'_, Disk>> = below
-        .iter()
-        .map(|below| Layer {
-            storage: &below.disk,
-            data: below.data.as_ref(),
-            header: below.header.as_ref(),
-        })
-        .collect();
-    amend(image, &layers, request, &mut Progress(ctx))
-}
-
-/// The options that the configuration names.
-fn request(config: &AmendConfig) -> Request<'_> {
-    let given = |bit: u32| config.given.get() & bit != 0;
-    let number = |bit, field: &U32| given(bit).then(|| field.get());
-    let flag = |bit, field: &U32| given(bit).then(|| field.get() != 0);
-    Request {
-        size: given(AMEND_SIZE).then(|| config.size.get()),
-        version: number(AMEND_COMPAT, &config.version),
-        backing_file: given(AMEND_BACKING_FILE)
-            .then(|| start(&config.backing_file, config.backing_file_len)),
-        backing_format: given(AMEND_BACKING_FORMAT)
-            .then(|| start(&config.backing_format, config.backing_format_len)),
-        data_file: given(AMEND_DATA_FILE).then(|| start(&config.data_file, config.data_file_len)),
-        data_file_raw: flag(AMEND_DATA_FILE_RAW, &config.data_file_raw),
-        lazy_refcounts: flag(AMEND_LAZY_REFCOUNTS, &config.lazy_refcounts),
-        refcount_bits: number(AMEND_REFCOUNT_BITS, &config.refcount_bits),
-    }
-}
-
-/// The part of a field that is in use.
-fn start(field: &[u8], len: U32) -> &[u8] {
-    let len = usize::try_from(len.get()).unwrap_or(usize::MAX);
-    field.get(..len).unwrap_or(field)
+    op_change::run(ctx, &NoKeySlots);
 }

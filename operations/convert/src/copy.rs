@@ -12,7 +12,7 @@ use instar_plan_convert::{
     Below, Chains, Engine, NewTarget, Onto, Part, RawTarget, Source, Squeeze, Squeezer, Target,
     Unpack, Unpacker,
 };
-use instar_plan_create::{NewImage, Spec, create_raw};
+use instar_plan_create::{NewImage, Options, Spec, create_raw};
 use instar_qcow2::bitmaps::Bitmap;
 use instar_shared::convert::{
     CONVERT_COMPRESS, CONVERT_DD, CONVERT_DURABLE, CONVERT_ONTO, CONVERT_TARGET_IS_ZERO,
@@ -20,6 +20,7 @@ use instar_shared::convert::{
 use instar_storage::overlap::Crew as _;
 use instar_storage::{Storage, StorageMut};
 use op_chain::{Layers, Reported, Unlock, open_layers_with};
+use op_output::Encrypt;
 
 /// Memory for buffers, in bytes: twice what the windows take, and room for compression. What is not used costs nothing.
 const BUFFER_BYTES: u64 = 72 << 20;
@@ -178,15 +179,20 @@ impl<S: Source> Job<'_, S> {
         made.flush().map_err(|e| say::not_begun(ctx, e.errno))
     }
 
-    /// To a qcow2 target that is made.
+    /// To a qcow2 target that is made, which `encrypt` encrypts if it is to be.
     ///
     /// # Errors
     /// The record that says why has been sent.
-    pub fn to_qcow2(&self, ctx: &mut Context) -> Result<(), Reported> {
+    pub fn to_qcow2(&self, ctx: &mut Context, encrypt: &impl Encrypt) -> Result<(), Reported> {
         let (disk, request) = (&self.files.target, self.request);
         let total = self.source.len_bytes();
-        let options = op_output::options(&request.config.options, total).ok_or(Reported)?;
+        let given = &request.config.options.encryption;
+        let options = Options {
+            encryption: encrypt.encryption(given),
+            ..op_output::options(&request.config.options, total).ok_or(Reported)?
+        };
         let spec = Spec::new(&options);
+        let spec = spec.and_then(|spec| encrypt.check(ctx, given, disk.slot()).map(|()| spec));
         let spec = spec.map_err(|error| say::not_created(ctx, request, &error))?;
         say::announce(ctx, disk.slot(), total)?;
         if let Some(data) = &self.files.data {
@@ -196,11 +202,14 @@ impl<S: Source> Job<'_, S> {
         let data = self.files.data.as_ref().map(|data| self.made(data));
         let begun = NewImage::begin(&image, data.as_ref(), &spec, &mut Watch::new(ctx, request));
         let begun = begun.map_err(|error| say::not_created(ctx, request, &error))?;
+        let cipher = encrypt.key(ctx, given, disk.slot(), &image, begun.crypto_header());
+        let cipher = cipher.map_err(|error| say::not_created(ctx, request, &error))?;
         let numbers = (disk.slot(), self.files.data.as_ref().map_or(0, Disk::slot));
         let clean = disk.can_grow() && self.files.data.as_ref().is_none_or(Disk::can_grow);
         let below = self.files.below.as_ref();
         let below = below.map(|below| Below::new(&below.chain, Box::new(Decoder::new())));
-        let mut target = NewTarget::new(begun, &spec, numbers, clean, below);
+        let target = NewTarget::new(begun, &spec, numbers, clean, below);
+        let mut target = target.enciphered(cipher);
         let written = [Some(disk), self.files.data.as_ref()];
         self.run(
             ctx,

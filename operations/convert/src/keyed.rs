@@ -5,10 +5,11 @@
 
 use instar_guest_ops::Context;
 use op_copy::{convert, make};
+use op_encrypt::Keyed;
 use op_keys::SecretKeys;
 
 instar_guest_ops::entry!(run);
 
 fn run(ctx: &mut Context) {
-    convert(ctx, &SecretKeys, make);
+    convert(ctx, &SecretKeys, |job, ctx| make(job, ctx, &Keyed));
 }

@@ -20,6 +20,7 @@ use instar_shared::convert::{
 };
 use instar_shared::op::{ImageFormat, Outcome};
 use op_chain::{Keys, Reported};
+use op_output::Encrypt;
 
 /// Does what the host's [`ConvertConfig`] says, and tells the host how it went. `fill` makes the target, or fills it.
 /// `keys` are those of encrypted images.
@@ -42,16 +43,20 @@ pub fn convert(
     ctx.set_result(&result);
 }
 
-/// Makes the target that the host asks for, or fills a raw one that is there.
+/// Makes the target that the host asks for, which `encrypt` encrypts if it is to be, or fills a raw one that is there.
 ///
 /// # Errors
 /// The record that says why has been sent.
-pub fn make(job: &Job<'_, Sources<'_>>, ctx: &mut Context) -> Result<(), Reported> {
+pub fn make(
+    job: &Job<'_, Sources<'_>>,
+    ctx: &mut Context,
+    encrypt: &impl Encrypt,
+) -> Result<(), Reported> {
     let request = job.request;
     match (request.target_format, request.has(CONVERT_NO_CREATE)) {
         (ImageFormat::Raw, true) => job.fill_raw(ctx),
         (ImageFormat::Raw, false) => job.to_raw(ctx),
-        _ => job.to_qcow2(ctx),
+        _ => job.to_qcow2(ctx, encrypt),
     }
 }
 

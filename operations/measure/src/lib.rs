@@ -6,14 +6,18 @@ extern crate alloc;
 use alloc::vec::Vec;
 use instar_guest_ops::{Context, Disk};
 use instar_layers::{Chain, DataError, FileOf, RunKind};
-use instar_plan_create::{Content, MeasureError, Measured, measure, measure_bitmaps, measure_raw};
+use instar_plan_create::{
+    Content, Encryption, Measured, Options, measure, measure_bitmaps, measure_raw,
+};
 use instar_qcow2::ClusterBits;
 use instar_qcow2::bitmaps::BitmapDirectory;
 use instar_shared::convert::SnapshotChoice;
 use instar_shared::create::{MEASURE_IMAGE, MEASURED_BITMAPS, MeasureConfig, MeasureResult};
+use instar_shared::encrypt::ENCRYPT_HAS_SECRET;
 use instar_shared::op::{ImageFormat, Outcome};
 use instar_shared::record::FailureKind;
 use op_chain::{Keys, Layers, Reported, SnapshotName, Unlock, notice, open_layers_of};
+use op_encrypt::{check, encryption, no_secret};
 
 /// Bytes of the disk between two looks at whether the user wants the end.
 const PIECE_BYTES: u64 = 1 << 36;
@@ -91,7 +95,7 @@ fn qcow2(
     size: u64,
     result: &mut MeasureResult,
 ) -> Result<Option<Measured>, Reported> {
-    let options = op_output::options(&config.options, size).ok_or(Reported)?;
+    let options = options(ctx, config, size)?;
     let empty = measure(&options, None).map_err(|e| refused(ctx, &e))?;
     let Some(source) = source else {
         return Ok(Some(empty));
@@ -116,7 +120,30 @@ fn qcow2(
     Ok(Some(measured))
 }
 
-fn refused(ctx: &mut Context, error: &MeasureError) -> Reported {
+/// The new image's options. QEMU looks at its encryption before it finds out whether the size is too large.
+fn options<'c>(
+    ctx: &mut Context,
+    config: &'c MeasureConfig,
+    size: u64,
+) -> Result<Options<'c>, Reported> {
+    let given = &config.options.encryption;
+    let options = Options {
+        encryption: encryption(given),
+        ..op_output::options(&config.options, size).ok_or(Reported)?
+    };
+    if let Encryption::Luks { .. } = options.encryption {
+        let sizeless = Options { size: 0, ..options };
+        measure(&sizeless, None).map_err(|e| refused(ctx, &e))?;
+        let checked = match given.flags.get() & ENCRYPT_HAS_SECRET {
+            0 => Err(no_secret()),
+            _ => check(given),
+        };
+        checked.map_err(|e| refused(ctx, &e))?;
+    }
+    Ok(options)
+}
+
+fn refused(ctx: &mut Context, error: &dyn core::fmt::Display) -> Reported {
     let sentence = format_args!("{error}");
     ctx.records().failure(FailureKind::Operation, 0, sentence);
     Reported

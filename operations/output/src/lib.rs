@@ -1,8 +1,14 @@
 //! What the operations that make an image, or measure one, have in common: its options, as the host gives them.
 #![cfg_attr(not(test), no_std)]
 
+extern crate alloc;
+
+mod encrypt;
+
+pub use encrypt::{Encrypt, Plain};
+
 use instar_guest_ops::Context;
-use instar_plan_create::{Options, Preallocation};
+use instar_plan_create::{Encryption, Options, Preallocation};
 use instar_plan_txn::{Cancelled, Monitor};
 use instar_qcow2::header::CompressionType;
 use instar_shared::convert::{
@@ -31,6 +37,7 @@ pub fn options(given: &TargetOptions, size: u64) -> Option<Options<'_>> {
         data_file: name(&given.data_file, given.data_file_len.get())?,
         data_file_raw: has(TARGET_DATA_FILE_RAW),
         preallocation: preallocation(given)?,
+        encryption: Encryption::None,
     })
 }
 

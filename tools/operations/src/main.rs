@@ -40,10 +40,12 @@ pub const OPERATIONS: &[&str] = &[
 
 /// Operations with the ciphers of encrypted images.
 pub const KEYED: &[&str] = &[
+    "op-amend-keyed",
     "op-commit-keyed",
     "op-compare-keyed",
     "op-convert-keyed",
     "op-convert-into-keyed",
+    "op-create-keyed",
     "op-map-keyed",
     "op-measure-keyed",
     "op-rebase-keyed",

@@ -7,9 +7,10 @@ use instar_crypt::{HashAlgorithm, pbkdf2};
 /// Fewest iterations, whatever the time; QEMU's number too.
 const MIN_ITERATIONS: u32 = 1000;
 /// A measurement that took less is repeated with more iterations.
-const MEASURED_NS: u64 = 20_000_000;
-/// Measurements, of which the fastest counts: another program may have had the CPU during the others.
-const MEASUREMENTS: usize = 3;
+const MEASURED_NS: u64 = 1_000_000;
+/// Measurements, of which the fastest counts: another program may have had the CPU during the others, even most of
+/// them, but not for so short a time.
+const MEASUREMENTS: usize = 40;
 /// Most bytes of a derived key.
 const MAX_KEY_BYTES: usize = 64;
 
@@ -26,17 +27,17 @@ impl<C: Clock + ?Sized> Clock for &C {
 }
 
 /// Iterations by which deriving a key of `key_bytes` bytes takes `time_us` microseconds on this machine, 1000 at
-/// least. Takes about 0.1 s to find out.
+/// least. Takes about 50 ms to find out.
 ///
 /// # Errors
-/// [`KeyError::TooLong`]: more than are ever done.
+/// [`KeyError::TooLong`]: more than are ever done; [`KeyError::TooLargeToScale`]: far more.
 pub fn iterations(
     hash: HashAlgorithm,
     key_bytes: usize,
     time_us: u64,
     clock: &impl Clock,
 ) -> Result<u32, KeyError> {
-    let mut tried: u32 = 4096;
+    let mut tried: u32 = 256;
     let mut best = u128::MAX;
     let mut measured: usize = 0;
     while measured < MEASUREMENTS {
@@ -48,6 +49,7 @@ pub fn iterations(
         best = best.min(u128::from(took));
         measured = measured.saturating_add(1);
     }
+    check_scale(tried, best, time_us)?;
     let wanted = u128::from(tried)
         .saturating_mul(u128::from(time_us))
         .saturating_mul(1000)
@@ -57,6 +59,16 @@ pub fn iterations(
         Ok(wanted) if wanted <= MAX_ITERATIONS => Ok(wanted.max(MIN_ITERATIONS)),
         _ => Err(KeyError::TooLong { iterations: wanted }),
     }
+}
+
+/// QEMU: iterations in a second times milliseconds are a number of 64 bits.
+fn check_scale(tried: u32, took_ns: u128, time_us: u64) -> Result<(), KeyError> {
+    let scaled = u128::from(tried).saturating_mul(1_000_000_000);
+    let per_second = scaled.checked_div(took_ns).unwrap_or(u128::MAX);
+    if per_second.saturating_mul(u128::from(time_us / 1000)) > u128::from(u64::MAX) {
+        return Err(KeyError::TooLargeToScale { per_second });
+    }
+    Ok(())
 }
 
 /// Nanoseconds that a derivation takes.
@@ -88,8 +100,11 @@ mod tests {
     fn iterations_are_in_proportion_to_the_time() {
         let clock = Steps(Cell::new(0));
         let of = |us| iterations(HashAlgorithm::Sha256, 32, us, &clock);
-        assert_eq!(of(300_000), Ok(40_960));
+        assert_eq!(of(300_000), Ok(2560));
         assert_eq!(of(0), Ok(1000));
-        assert!(matches!(of(u64::MAX), Err(KeyError::TooLong { .. })));
+        assert!(matches!(of(1 << 50), Err(KeyError::TooLong { .. })));
+        let far = of(u64::MAX).map_err(|e| alloc::format!("{e}"));
+        let sentence = "PBKDF iterations 8533 too large to scale: Numerical result out of range";
+        assert_eq!(far, Ok(0).and(Err(sentence.into())));
     }
 }

@@ -8,7 +8,9 @@ use crate::header::{
 };
 use crate::slots::{NewKey, add_key};
 use crate::volume::{LuksVolume, MasterKey};
-use instar_crypt::{CipherSpec, HashAlgorithm, IvGenerator, Random, SectorCipher, pbkdf2};
+use instar_crypt::{
+    CipherAlgorithm, CipherMode, CipherSpec, CryptError, HashAlgorithm, IvGenerator, Random, pbkdf2,
+};
 use instar_storage::StorageMut;
 use zerocopy::FromZeros;
 
@@ -44,6 +46,21 @@ const fn slot_sectors(spec: &CipherSpec) -> u32 {
     material_sectors(key_bytes)
 }
 
+/// Refuses a cipher whose parts do not fit each other.
+///
+/// # Errors
+/// What does not fit.
+pub fn check_spec(spec: &CipherSpec) -> Result<(), KeyError> {
+    if let (IvGenerator::Essiv, Some(hash)) = (spec.iv_generator, spec.iv_generator_hash) {
+        check_essiv(spec.cipher, hash)?;
+    }
+    if (spec.cipher, spec.mode) == (CipherAlgorithm::Cast5, CipherMode::Xts) {
+        // Blocks of 8 bytes.
+        return Err(CryptError::Mode(spec.mode).into());
+    }
+    Ok(())
+}
+
 /// Makes a volume at byte `offset` of the store: a new master key, which the password opens by slot 0.
 /// [`payload_offset`] bytes are overwritten there, zeros first and the header last; nothing is flushed.
 ///
@@ -56,12 +73,9 @@ pub fn create<S: StorageMut>(
     password: &[u8],
     random: &mut Random,
 ) -> Result<(LuksVolume, MasterKey), KeyError> {
-    if let (IvGenerator::Essiv, Some(hash)) = (new.spec.iv_generator, new.spec.iv_generator_hash) {
-        check_essiv(new.spec.cipher, hash)?;
-    }
+    check_spec(&new.spec)?;
     let mut key = MasterKey::zeros(new.spec.cipher.master_key_bytes(new.spec.mode));
     random.fill(key.bytes_mut());
-    SectorCipher::new(&new.spec, key.as_bytes())?;
     let raw = header(new, &key, random);
     let mut volume = LuksVolume {
         info: LuksInfo::parse(&raw)?,
@@ -86,11 +100,10 @@ fn header(new: &NewVolume, key: &MasterKey, random: &mut Random) -> RawLuksHeade
     raw.version = 1.into();
     put(&mut raw.cipher_name, &[family(new.spec.cipher)]);
     let (mode, iv) = (new.spec.mode.name(), new.spec.iv_generator.name());
-    match (new.spec.iv_generator, new.spec.iv_generator_hash) {
-        (IvGenerator::Essiv, Some(hash)) => {
-            put(&mut raw.cipher_mode, &[mode, "-", iv, ":", hash.name()]);
-        }
-        _ => put(&mut raw.cipher_mode, &[mode, "-", iv]),
+    // QEMU notes a hash that is given though the generator has none.
+    match new.spec.iv_generator_hash {
+        Some(hash) => put(&mut raw.cipher_mode, &[mode, "-", iv, ":", hash.name()]),
+        None => put(&mut raw.cipher_mode, &[mode, "-", iv]),
     }
     put(&mut raw.hash_spec, &[new.hash.name()]);
     raw.payload_offset = payload_sectors(&new.spec).into();

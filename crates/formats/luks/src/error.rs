@@ -159,6 +159,12 @@ pub enum KeyError {
         /// What the time is worth.
         iterations: u128,
     },
+    /// A time that is worth more iterations than can be counted.
+    #[error("PBKDF iterations {per_second} too large to scale: Numerical result out of range")]
+    TooLargeToScale {
+        /// Those of a second.
+        per_second: u128,
+    },
     /// No such key slot.
     #[error("Invalid keyslot {slot} specified, must be between 0 and 7")]
     SlotNumber {

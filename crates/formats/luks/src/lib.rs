@@ -31,9 +31,9 @@ mod slots;
 mod volume;
 
 pub use calibrate::{Clock, iterations};
-pub use create::{NewVolume, create, payload_offset};
+pub use create::{NewVolume, check_spec, create, payload_offset};
 pub use error::{KeyError, LuksError};
 pub use header::{HEADER_BYTES, KEY_SLOTS, KeySlot, LuksInfo, RawKeySlot, RawLuksHeader, STRIPES};
 pub use instar_crypt::{CipherAlgorithm, CipherMode, CipherSpec, HashAlgorithm, IvGenerator};
-pub use slots::{Erase, NewKey, add_key, erase_slot, slots_to_erase};
+pub use slots::{Erase, NewKey, add_key, erase_slot, replace_key, slots_to_erase};
 pub use volume::{LuksVolume, MAX_ITERATIONS, MasterKey};

@@ -61,6 +61,30 @@ pub fn add_key<S: StorageMut>(
     volume.write_state(storage, slot)
 }
 
+/// Makes a slot that holds a key open with another password. The new password opens a free slot meanwhile, if there
+/// is one: at every moment it or the old one opens the volume.
+///
+/// # Errors
+/// As [`add_key`] and [`erase_slot`].
+pub fn replace_key<S: StorageMut>(
+    storage: &S,
+    volume: &mut LuksVolume,
+    key: &MasterKey,
+    new: &NewKey<'_>,
+    random: &mut Random,
+) -> Result<(), KeyError> {
+    let spare = volume.free_slot().ok();
+    if let Some(slot) = spare {
+        add_key(storage, volume, key, &NewKey { slot, ..*new }, random)?;
+    }
+    erase_slot(storage, volume, new.slot, random)?;
+    add_key(storage, volume, key, new, random)?;
+    match spare {
+        Some(spare) => erase_slot(storage, volume, spare, random),
+        None => Ok(()),
+    }
+}
+
 /// Makes slot `slot` hold no key: its state is written and flushed, then its key material is overwritten with random
 /// bytes. Of a disabled slot the key material is overwritten all the same.
 ///
@@ -154,6 +178,18 @@ impl LuksVolume {
     pub fn free_slot(&self) -> Result<usize, KeyError> {
         let free = self.info.slots.iter().position(|slot| !slot.active);
         free.ok_or(KeyError::SlotsInUse)
+    }
+
+    /// Refuses a slot that a key cannot be put into: there is none, or it holds a key and is not to be overwritten.
+    ///
+    /// # Errors
+    /// [`KeyError::SlotNumber`], [`KeyError::SlotActive`].
+    pub fn check_slot(&self, slot: usize, force: bool) -> Result<(), KeyError> {
+        let shown = self.info.slots.get(slot);
+        match shown.ok_or(KeyError::SlotNumber { slot })?.active && !force {
+            true => Err(KeyError::SlotActive { slot }),
+            false => Ok(()),
+        }
     }
 
     fn raw_slot(&self, slot: usize) -> Result<RawKeySlot, KeyError> {

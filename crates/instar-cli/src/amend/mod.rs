@@ -3,18 +3,21 @@
 //! QEMU opens the image before it reads the options. So does this command: options that are wrong
 //! run the operation with nothing to do, and are refused when it has ended.
 
+mod keys;
 mod options;
 
 pub use options::{CREATION_ONLY_LINE, Kind, OptionList, Value};
 
 use crate::cli::{self, AmendOptions, LimitOptions, UsageError};
 use crate::edit::{EditOutput, Ending, Shown};
-use crate::files::{AMEND, Growth};
+use crate::files::{AMEND, Growth, Secret, SecretRole};
 use crate::image::{self, Image};
-use crate::launch;
+use crate::keyring;
+use crate::launch::{self, How};
 use instar_shared::edit::AmendConfig;
 use instar_shared::op::ImageFormat;
 use instar_shared::zerocopy::IntoBytes;
+use keys::KeyOptions;
 use options::Amendment;
 use std::ffi::OsStr;
 
@@ -46,6 +49,9 @@ enum Request {
         image: Image,
         amendment: Box<Amendment>,
         ending: Ending,
+        /// Secrets of key slots, and what the operation's sentence about a missing one means.
+        secrets: Vec<Secret>,
+        no_secret: Option<String>,
     },
 }
 
@@ -55,13 +61,15 @@ enum Request {
 /// The options do not go together, or ask for what is not there.
 pub fn run(options: &AmendOptions, limits: &LimitOptions) -> Result<u8, UsageError> {
     let format = cli::output_format(&options.output)?;
-    let (image, amendment, ending) = match request(options)? {
+    let (image, amendment, ending, secrets, no_secret) = match request(options)? {
         Request::Help => return Ok(crate::print(OPTIONS_HELP)),
         Request::Run {
             image,
             amendment,
             ending,
-        } => (image, amendment, ending),
+            secrets,
+            no_secret,
+        } => (image, amendment, ending, secrets, no_secret),
     };
     let shown = Shown {
         format,
@@ -70,11 +78,16 @@ pub fn run(options: &AmendOptions, limits: &LimitOptions) -> Result<u8, UsageErr
         raw_warnings: usize::from(image.format == ImageFormat::Probe),
         ending,
         fields: Vec::new(),
+        no_secret,
     };
     let config: AmendConfig = amendment.config(image.format);
     let input = launch::to_change(image, Growth::Unlimited, limits);
     let output = EditOutput::new(shown);
-    launch::start(AMEND, config.as_bytes(), vec![input], limits, output)
+    let how = How {
+        secrets,
+        ..How::default()
+    };
+    launch::start_as(how, AMEND, config.as_bytes(), vec![input], limits, output)
 }
 
 fn request(options: &AmendOptions) -> Result<Request, UsageError> {
@@ -91,16 +104,38 @@ fn request(options: &AmendOptions) -> Result<Request, UsageError> {
     };
     cli::cache_mode("", options.cache.as_ref())?;
     let image = Image::new(file, &options.how)?;
-    let (amendment, ending) = if wants_help {
+    let (mut amendment, mut ending) = if wants_help {
         (Amendment::default(), Ending::Text(OPTIONS_HELP))
     } else {
         judged(&list)
     };
-    let amendment = Box::new(amendment);
+    let (mut secrets, mut no_secret) = (Vec::new(), None);
+    if amendment.changes_keys() {
+        let keys = KeyOptions::new(&list);
+        let judged = keys.judge(options.force);
+        if ending == Ending::Silent {
+            amendment.keys = judged.change;
+            if let Some(sentence) = judged.refusal {
+                let started = true;
+                ending = Ending::Refusal { sentence, started };
+            }
+        }
+        no_secret = judged.no_secret;
+        let uses = [
+            (&keys.new_secret, SecretRole::New),
+            (&keys.old_secret, SecretRole::Old),
+        ];
+        let uses = uses.into_iter();
+        secrets = uses
+            .filter_map(|(id, role)| keyring::named(id.as_ref(), 0, role))
+            .collect();
+    }
     Ok(Request::Run {
         image,
-        amendment,
+        amendment: Box::new(amendment),
         ending,
+        secrets,
+        no_secret,
     })
 }
 
@@ -110,7 +145,8 @@ fn judged(list: &OptionList) -> (Amendment, Ending) {
         // A wrong level comes to light only after options about keys.
         Ok(amendment) => match amendment.wrong_level() {
             Some(sentence) => (
-                Amendment::default(),
+                // Whether the image has keys counts before.
+                amendment.keys_alone(),
                 Ending::Refusal {
                     sentence,
                     started: true,

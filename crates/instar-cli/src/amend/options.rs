@@ -8,6 +8,7 @@ use instar_shared::edit::{
     AMEND_ENCRYPT, AMEND_LAZY_REFCOUNTS, AMEND_REFCOUNT_BITS, AMEND_SIZE, AmendConfig,
     MAX_BACKING_NAME_BYTES,
 };
+use instar_shared::encrypt::KeyChange;
 use instar_shared::op::ImageFormat;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -250,7 +251,7 @@ impl Kind {
 }
 
 /// What is to be amended: the last value of each option.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Amendment {
     given: u32,
     size: u64,
@@ -261,6 +262,25 @@ pub struct Amendment {
     backing_file: Vec<u8>,
     backing_format: Vec<u8>,
     data_file: Vec<u8>,
+    /// What becomes of key slots.
+    pub keys: KeyChange,
+}
+
+impl Default for Amendment {
+    fn default() -> Self {
+        Self {
+            given: 0,
+            size: 0,
+            level: Vec::new(),
+            refcount_bits: 0,
+            lazy_refcounts: 0,
+            data_file_raw: 0,
+            backing_file: Vec::new(),
+            backing_format: Vec::new(),
+            data_file: Vec::new(),
+            keys: KeyChange::zeroed(),
+        }
+    }
 }
 
 impl Amendment {
@@ -300,11 +320,26 @@ impl Amendment {
         }
     }
 
-    /// Why `compat` is refused, if that is the first thing that is wrong for the image.
+    /// Whether an option is about key slots.
+    #[must_use]
+    pub const fn changes_keys(&self) -> bool {
+        self.given & AMEND_ENCRYPT != 0
+    }
+
+    /// Nothing but that key slots were to change.
+    #[must_use]
+    pub fn keys_alone(&self) -> Self {
+        Self {
+            given: self.given & AMEND_ENCRYPT,
+            ..Self::default()
+        }
+    }
+
+    /// Why `compat` is refused: that is the first thing that is wrong for an image with keys, if they were to change.
     #[must_use]
     pub fn wrong_level(&self) -> Option<String> {
-        let judged = self.given & AMEND_COMPAT != 0 && self.given & AMEND_ENCRYPT == 0;
-        (judged && self.version().is_none()).then(|| {
+        let given = self.given & AMEND_COMPAT != 0;
+        (given && self.version().is_none()).then(|| {
             let level = String::from_utf8_lossy(&self.level);
             format!("Unknown compatibility level {level}")
         })
@@ -329,11 +364,12 @@ impl Amendment {
         config.backing_format_len.set(length);
         let length = name(&mut config.data_file, &self.data_file);
         config.data_file_len.set(length);
+        config.keys = self.keys;
         config
     }
 }
 
 #[allow(clippy::cast_possible_truncation)]
-const fn low_half(number: u64) -> u32 {
+pub const fn low_half(number: u64) -> u32 {
     number as u32
 }

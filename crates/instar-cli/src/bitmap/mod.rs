@@ -48,6 +48,7 @@ pub fn run(options: &BitmapOptions, limits: &LimitOptions) -> Result<u8, UsageEr
         percent: false,
         raw_warnings: usize::from(image.format == ImageFormat::Probe),
         ending: Ending::Silent,
+        no_secret: None,
         fields: vec![
             Field::Text("bitmap", name.unwrap_or_default()),
             Field::List("actions", actions),

@@ -12,9 +12,10 @@ pub use output::{ConvertOutput, Shown};
 
 use crate::cli::{self, FormatOptions, LimitOptions, UsageError};
 use crate::create::options::NewFormat;
-use crate::files::{Access, CONVERT, CONVERT_INTO, Growth, InputFile, Reads};
+use crate::files::{Access, CONVERT, CONVERT_INTO, Growth, InputFile, Reads, SecretRole};
 use crate::image::{Image, Use};
-use crate::launch;
+use crate::keyring;
+use crate::launch::{self, How};
 use instar_shared::convert::{
     CONVERT_ANY_ORDER, CONVERT_BITMAPS, CONVERT_COMPRESS, CONVERT_COPY_RANGE, CONVERT_FILL,
     CONVERT_LOOK_ONLY, CONVERT_NO_CREATE, CONVERT_ONTO, CONVERT_QUIET, CONVERT_SALVAGE,
@@ -64,8 +65,15 @@ pub fn run(options: &ConvertOptions, limits: &LimitOptions) -> Result<u8, UsageE
     let may_be_packed = inputs.iter().any(|input| input.access != Access::ReadRaw);
     let target_format = NewFormat::named(&options.target_format).unwrap_or(NewFormat::Raw);
     let mut refusal = None;
+    let (mut secret, mut no_secret) = (None, None);
     match target {
-        Ok(target) => target.add_to(&mut inputs, &mut config, limits),
+        Ok(target) => {
+            let key = target.key_secret().cloned();
+            no_secret = keyring::missing(key.as_ref());
+            target.add_to(&mut inputs, &mut config, limits);
+            let slot = config.target_slot.get();
+            secret = keyring::named(key.as_ref(), slot, SecretRole::New);
+        }
         Err(sentence) => refusal = Some(sentence),
     }
     let shown = Shown {
@@ -78,6 +86,7 @@ pub fn run(options: &ConvertOptions, limits: &LimitOptions) -> Result<u8, UsageE
         rate: config.rate.get(),
         backing_slot: Some(config.backing_slot.get()).filter(|slot| *slot > 0),
         refusal,
+        no_secret,
     };
     let output = ConvertOutput::new(shown);
     let threads = Threads {
@@ -93,7 +102,12 @@ pub fn run(options: &ConvertOptions, limits: &LimitOptions) -> Result<u8, UsageE
     } else {
         CONVERT
     };
-    launch::start_on(threads, elf, config.as_bytes(), inputs, limits, output)
+    let how = How {
+        threads,
+        secrets: secret.into_iter().collect(),
+        ..How::default()
+    };
+    launch::start_as(how, elf, config.as_bytes(), inputs, limits, output)
 }
 
 /// The options with the format that `--target-image-opts` describes.

@@ -1,6 +1,7 @@
 //! The output of `convert` and `dd`: nothing, percentages, or JSON on what was made.
 
 use crate::console::{Console, JobKind};
+use crate::create::encryption::reworded;
 use crate::files::{FileTable, JobError, Output, RESULT_BYTES};
 use crate::info::Format;
 use crate::json::Json;
@@ -36,6 +37,8 @@ pub struct Shown {
     pub backing_slot: Option<u32>,
     /// Why nothing is done after the sources were opened.
     pub refusal: Option<String>,
+    /// What the operation's sentence about a missing password means.
+    pub no_secret: Option<String>,
 }
 
 /// Passes messages on while a copy runs, and says how it ended.
@@ -118,6 +121,11 @@ impl Output for ConvertOutput {
         payload: &[u8],
         files: &FileTable,
     ) -> Result<(), String> {
+        let reworded = match kind {
+            RecordKind::Failure => reworded(payload, self.shown.no_secret.as_deref()),
+            _ => None,
+        };
+        let payload = reworded.as_deref().unwrap_or(payload);
         if kind == RecordKind::Failure
             && let Some(sentence) = self.backing_failed(payload)
         {

@@ -5,6 +5,7 @@ use crate::amend::OptionList;
 use crate::cli::{self, LimitOptions, UsageError};
 use crate::create::{
     self,
+    encryption::Encryption,
     options::{NewFormat, NewOptions},
 };
 use crate::files::{Growth, InputFile, Reads, path_of_backing};
@@ -28,6 +29,8 @@ pub struct Target {
     create: bool,
     durable: bool,
     options: NewOptions,
+    /// If its data is encrypted.
+    encryption: Option<Encryption>,
     /// Format of the backing file, if there is one.
     backing: Option<ImageFormat>,
 }
@@ -86,9 +89,6 @@ impl Target {
             let (name, doing) = (name.display(), doing(format));
             format!("{name}: {doing}{sentence}")
         };
-        if options.encrypts() {
-            return Err(fails("instar does not make encrypted images yet".into()));
-        }
         if let Some(sentence) = options.refusal() {
             return Err(fails(sentence));
         }
@@ -107,8 +107,14 @@ impl Target {
             create: !typed.no_create,
             durable: cache.is_some_and(|mode| mode != "unsafe"),
             backing: backing_format(&options)?,
+            encryption: Encryption::of_new(&options).map_err(fails)?,
             options,
         })
+    }
+
+    /// Name of the secret that is to open it.
+    pub fn key_secret(&self) -> Option<&Vec<u8>> {
+        self.encryption.as_ref()?.key_secret.as_ref()
     }
 
     /// Adds the target's files to those that the job opens, and says so in the config.
@@ -122,6 +128,9 @@ impl Target {
         let format = image_format(self.format);
         config.target_format.set(format.raw());
         self.options.put(&mut config.options);
+        if let Some(encryption) = &self.encryption {
+            config.options.encryption = encryption.wire(false);
+        }
         if let Some(format) = self.backing {
             let name = OsStr::from_bytes(self.options.text("backing_file").unwrap_or_default());
             config.backing_format.set(format.raw());
@@ -241,6 +250,8 @@ fn check_ways(
         .is_some_and(|mode| mode != b"off");
     let wrong = if typed.compress && format == NewFormat::Raw {
         "Compression not supported for this file format"
+    } else if typed.compress && Encryption::is_named(options) {
+        "Compression and encryption not supported at the same time"
     } else if typed.compress && reserves {
         "Compression and preallocation not supported at the same time"
     } else if typed.bitmaps && sources > 1 {

@@ -3,6 +3,7 @@
 //! QEMU looks at the options in an order of its own: those that do not read as what they are; then the
 //! backing file; then it shows all of them; then it makes the image, and judges values and combinations.
 
+pub mod encryption;
 mod help;
 pub mod options;
 mod output;
@@ -12,10 +13,12 @@ mod tests;
 pub use help::text as help_text;
 
 use crate::cli::{self, CreateOptions, LimitOptions, UsageError};
-use crate::files::{CREATE, InputFile, Reads, path_of_backing};
+use crate::files::{CREATE, InputFile, Reads, SecretRole, path_of_backing};
 use crate::image::{self, Image};
-use crate::launch::{self, NewFile};
+use crate::keyring;
+use crate::launch::{self, How, NewFile};
 use crate::quantity::{self, QuantityError};
+use encryption::Encryption;
 use instar_shared::create::{
     CREATE_BACKING_STATED, CREATE_HAS_BACKING, CREATE_LOOK_ONLY, CREATE_SIZE_GIVEN, CreateConfig,
 };
@@ -50,7 +53,14 @@ pub fn run(options: &CreateOptions, limits: &LimitOptions) -> Result<u8, UsageEr
     if let (Some(sentence), None) = (&request.refusal, &request.backing) {
         return Ok(refuse(options, file, &request, sentence));
     }
-    let config = request.config();
+    let key = request.encryption.as_ref().map(|e| e.key_secret.as_ref());
+    let no_secret = keyring::missing(key.flatten());
+    let target_slot = request.target_slot();
+    let secret = keyring::named(key.flatten(), target_slot, SecretRole::New);
+    let mut config = request.config();
+    if let Some(encryption) = &request.encryption {
+        config.options.encryption = encryption.wire(secret.is_some());
+    }
     let shown = Shown {
         format: shown_as,
         quiet: options.quiet > 0,
@@ -59,11 +69,16 @@ pub fn run(options: &CreateOptions, limits: &LimitOptions) -> Result<u8, UsageEr
         size: request.size,
         backing_slot: request.backing.as_ref().map(|_| 0),
         refusal: request.refusal.clone(),
+        no_secret,
         format_name: format.name(),
     };
     let inputs = request.inputs(limits);
     let output = CreateOutput::new(shown);
-    launch::start(CREATE, config.as_bytes(), inputs, limits, output)
+    let how = How {
+        secrets: secret.into_iter().collect(),
+        ..How::default()
+    };
+    launch::start_as(how, CREATE, config.as_bytes(), inputs, limits, output)
 }
 
 /// Shows the options, and says why nothing is made.
@@ -156,6 +171,8 @@ struct Request {
     size: Option<u64>,
     backing: Option<Backing>,
     data: Option<PathBuf>,
+    /// If its data is encrypted.
+    encryption: Option<Encryption>,
     /// Why it is not made, if that comes to light after the backing file has been opened.
     refusal: Option<String>,
 }
@@ -194,8 +211,14 @@ impl Request {
             backing,
             data: data.map(PathBuf::from),
             refusal,
+            // What is wrong with it is in the refusal.
+            encryption: Encryption::of_new(&options).unwrap_or_default(),
             options,
         })
+    }
+
+    fn target_slot(&self) -> u32 {
+        u32::from(self.backing.is_some())
     }
 
     /// The operation's config.
@@ -206,7 +229,7 @@ impl Request {
             NewFormat::Qcow2 => ImageFormat::Qcow2,
         };
         config.target_format.set(format.raw());
-        let target_slot = u32::from(self.backing.is_some());
+        let target_slot = self.target_slot();
         config.target_slot.set(target_slot);
         let data_slot = self.data.as_ref().map(|_| target_slot.saturating_add(1));
         config.data_slot.set(data_slot.unwrap_or(0));
@@ -320,9 +343,6 @@ fn backing(
 
 /// Why files that the options name are not made.
 fn refusal_of_files(options: &NewOptions) -> Option<String> {
-    if options.encrypts() {
-        return Some("instar does not make encrypted images yet".into());
-    }
     (options.text("data_file") == Some(b""))
         .then(|| "Could not create '': No such file or directory".into())
 }

@@ -1,5 +1,6 @@
 //! The options of a new image: `-o` lists, as `create`, `measure` and `convert` take them.
 
+use super::encryption::Encryption;
 use crate::amend::{Kind, OptionList, Value};
 use crate::image::is_foreign_format;
 use crate::launch::fill;
@@ -160,16 +161,6 @@ impl NewOptions {
         }
     }
 
-    /// Whether a key is asked for, which there is not yet.
-    #[must_use]
-    pub fn encrypts(&self) -> bool {
-        self.format == NewFormat::Qcow2
-            && QCOW2.iter().any(|(name, ..)| match *name {
-                "encryption" => self.number(name) == Some(1),
-                name => name.starts_with("encrypt.") && self.given(name).is_some(),
-            })
-    }
-
     /// What `qemu-img create` says of the options: all of them, in its order, with `size` in bytes.
     #[must_use]
     pub fn line(&self, size: u64) -> Vec<u8> {
@@ -202,8 +193,12 @@ impl NewOptions {
         }
         let level: &[&[u8]] = &[b"0.10", b"1.1", b"v2", b"v3"];
         let kinds: &[&[u8]] = &[b"zlib", b"zstd"];
+        if let Some(sentence) = Encryption::named_twice(self) {
+            return Some(sentence);
+        }
         wrong("version", "compat", &|text| level.contains(&text))
             .or_else(|| wrong("backing-fmt", "backing_fmt", &is_format))
+            .or_else(|| Encryption::of_new(self).err())
             .or_else(|| wrong("preallocation", "preallocation", &is_mode))
             .or_else(|| {
                 wrong("compression-type", "compression_type", &|text| {
@@ -274,7 +269,10 @@ fn is_mode(text: &[u8]) -> bool {
 /// A value as `qemu-img create` shows it.
 fn shown(kind: Kind, given: &Given) -> Vec<u8> {
     match (kind, &given.value) {
-        (Kind::Number | Kind::Size, Value::Number(number)) => number.to_string().into_bytes(),
+        (Kind::Number | Kind::Size, Value::Number(number)) => {
+            // QEMU shows them as signed.
+            number.cast_signed().to_string().into_bytes()
+        }
         _ => {
             let mut shown = Vec::with_capacity(given.text.len());
             for byte in &given.text {

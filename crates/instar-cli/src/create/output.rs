@@ -1,5 +1,6 @@
 //! The output of `create`: the options as they were understood, then nothing, or why it was not made.
 
+use super::encryption::reworded;
 use super::options::NewOptions;
 use super::{MAX_SIZE, NO_BACKING};
 use crate::console::{Console, JobKind};
@@ -31,6 +32,8 @@ pub struct Shown {
     pub backing_slot: Option<u16>,
     /// Why nothing is made after the backing file was opened.
     pub refusal: Option<String>,
+    /// What the operation's sentence about a missing password means.
+    pub no_secret: Option<String>,
     /// Name of the image's format.
     pub format_name: &'static str,
 }
@@ -95,6 +98,8 @@ impl CreateOutput {
 
     /// Keeps the first failure that has a sentence of this command's own; false if it has none.
     fn take_failure(&mut self, payload: &[u8], files: &FileTable) -> Result<bool, String> {
+        let reworded = reworded(payload, self.shown.no_secret.as_deref());
+        let payload = reworded.as_deref().unwrap_or(payload);
         let (head, text) =
             Failure::read_from_prefix(payload).map_err(|_| "the record's length is wrong")?;
         let kind = FailureKind::try_from(head.kind.get());

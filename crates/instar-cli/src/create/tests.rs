@@ -1,5 +1,6 @@
 //! Options as they are typed, and how they are shown.
 
+use super::encryption::Encryption;
 use super::options::{NewFormat, NewOptions, list};
 use super::*;
 use instar_shared::convert::{TARGET_EXTENDED_L2, TARGET_ZSTD, TargetOptions};
@@ -63,9 +64,13 @@ fn values_that_read_well_may_be_refused_later() {
         assert_eq!(qcow2(text).unwrap().refusal().as_deref(), refusal, "{text}");
     }
     assert_eq!(qcow2("bogus=1").unwrap_err(), "Invalid parameter 'bogus'");
-    assert!(qcow2("encrypt.format=luks").unwrap().encrypts());
-    assert!(qcow2("encryption=on").unwrap().encrypts());
-    assert!(!qcow2("encryption=off").unwrap().encrypts());
+    let encrypts = |text| Encryption::of_new(&qcow2(text).unwrap()).map(|it| it.is_some());
+    assert_eq!(encrypts("encrypt.format=luks"), Ok(true));
+    assert_eq!(encrypts("encrypt.format=qcow"), Ok(true));
+    assert_eq!(encrypts("encryption=on"), Ok(true));
+    assert_eq!(encrypts("encryption=off"), Ok(false));
+    let missing = Err("Parameter 'encrypt.format' is missing".into());
+    assert_eq!(encrypts("encrypt.iter-time=5"), missing);
 }
 
 #[test]

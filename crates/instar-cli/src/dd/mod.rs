@@ -107,6 +107,7 @@ pub fn run(options: &DdOptions, limits: &LimitOptions) -> Result<u8, UsageError>
         rate: 0,
         backing_slot: None,
         refusal: None,
+        no_secret: None,
     };
     let output = ConvertOutput::new(shown);
     let threads = Threads {

@@ -1,6 +1,7 @@
 //! The output of the commands that change an image: nothing, a line, or JSON on how it went.
 
 use crate::console::{Console, JobKind};
+use crate::create::encryption::reworded;
 use crate::files::{FileTable, JobError, Output, RESULT_BYTES};
 use crate::info::Format;
 use crate::json::Json;
@@ -63,6 +64,8 @@ pub struct Shown {
     pub ending: Ending,
     /// What the JSON says besides names and sizes.
     pub fields: Vec<Field>,
+    /// What the operation's sentence about a missing password means.
+    pub no_secret: Option<String>,
 }
 
 /// Passes messages on while an image is changed, and says how it ended.
@@ -181,6 +184,11 @@ impl Output for EditOutput {
         payload: &[u8],
         files: &FileTable,
     ) -> Result<(), String> {
+        let reworded = match kind {
+            RecordKind::Failure => reworded(payload, self.shown.no_secret.as_deref()),
+            _ => None,
+        };
+        let payload = reworded.as_deref().unwrap_or(payload);
         self.console.record_only(kind, payload, files)
     }
 

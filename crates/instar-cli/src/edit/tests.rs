@@ -13,6 +13,7 @@ fn shown(ending: Ending) -> Shown {
         percent: false,
         raw_warnings: 1,
         ending,
+        no_secret: None,
         fields: vec![
             Field::Text("action", b"create".to_vec()),
             Field::List("actions", vec!["add", "clear"]),

@@ -7,14 +7,17 @@ mod tests;
 use crate::amend::OptionList;
 use crate::cli::{self, LimitOptions, MeasureOptions, UsageError};
 use crate::convert::snapshot::{Choice, choice};
+use crate::create::encryption::Encryption;
 use crate::create::options::{self, NewFormat, NewOptions};
 use crate::create::{typed_size, unknown_format};
 use crate::files::{InputFile, MEASURE, Reads};
 use crate::image::Image;
+use crate::keyring;
 use crate::launch;
 use crate::persona;
-use instar_shared::convert::SnapshotChoice;
+use instar_shared::convert::{SnapshotChoice, TargetOptions};
 use instar_shared::create::{MEASURE_IMAGE, MeasureConfig};
+use instar_shared::encrypt::EncryptMethod;
 use instar_shared::op::ImageFormat;
 use instar_shared::zerocopy::IntoBytes;
 use output::{MeasureOutput, Shown};
@@ -35,17 +38,22 @@ pub fn run(options: &MeasureOptions, limits: &LimitOptions) -> Result<u8, UsageE
     let input = match options.files.first() {
         None => {
             // Without an image there is nothing that would be wrong before the options.
-            if let Err(sentence) = target {
-                return Err(UsageError::plain(sentence));
+            if let Err(sentence) = &target {
+                return Err(UsageError::plain(sentence.clone()));
             }
             config.size.set(size.unwrap_or(0));
             launch::nothing()
         }
         Some(name) => image(options, name, &mut config)?,
     };
+    let (no_secret, refusal) = match target {
+        Ok(no_secret) => (no_secret, None),
+        Err(sentence) => (None, Some(sentence)),
+    };
     let shown = Shown {
         format,
-        refusal: target.err(),
+        refusal,
+        no_secret,
     };
     let output = MeasureOutput::new(shown);
     launch::start(MEASURE, config.as_bytes(), vec![input], limits, output)
@@ -100,7 +108,7 @@ fn put_snapshot(chosen: &Choice, config: &mut MeasureConfig) {
     config.snapshot_name_len.set(length);
 }
 
-/// Puts the options of the new image into the config.
+/// Puts the options of the new image into the config; gives what [`encryption`] does.
 ///
 /// # Errors
 /// They are wrong, which counts only for an image that opens.
@@ -108,7 +116,7 @@ fn target_of(
     options: &MeasureOptions,
     list: Option<&OptionList>,
     config: &mut MeasureConfig,
-) -> Result<(), String> {
+) -> Result<Option<String>, String> {
     let Some(format) = NewFormat::named(&options.target_format) else {
         return Err(unknown_format(&options.target_format));
     };
@@ -119,9 +127,6 @@ fn target_of(
             format.name()
         )
     })?;
-    if given.encrypts() {
-        return Err("instar does not make encrypted images yet".into());
-    }
     if format == NewFormat::Qcow2 {
         if let Some(level) = given
             .text("compat")
@@ -137,6 +142,7 @@ fn target_of(
         }
     }
     given.put(&mut config.options);
+    let key = encryption(&given, &mut config.options);
     config.target_format.set(
         match format {
             NewFormat::Raw => ImageFormat::Raw,
@@ -144,5 +150,23 @@ fn target_of(
         }
         .raw(),
     );
-    Ok(())
+    Ok(key)
+}
+
+/// Puts the new image's encryption into the config; gives what the operation's sentence about a missing password
+/// means: QEMU looks at these options late.
+fn encryption(given: &NewOptions, options: &mut TargetOptions) -> Option<String> {
+    match Encryption::of_measured(given) {
+        Ok(None) => None,
+        Ok(Some(encryption)) => {
+            let key = encryption.key_secret.as_ref();
+            let no_secret = keyring::missing(key);
+            options.encryption = encryption.wire(key.is_some() && no_secret.is_none());
+            no_secret
+        }
+        Err(sentence) => {
+            options.encryption.method.set(EncryptMethod::Luks.raw());
+            Some(sentence)
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The output of `measure`: two or three numbers.
 
 use crate::console::{Console, JobKind};
+use crate::create::encryption::reworded;
 use crate::files::{FileTable, JobError, Output, RESULT_BYTES};
 use crate::info::Format;
 use crate::json::Json;
@@ -17,6 +18,8 @@ pub struct Shown {
     pub format: Format,
     /// Why nothing is measured after the image was opened.
     pub refusal: Option<String>,
+    /// What the operation's sentence about a missing password means.
+    pub no_secret: Option<String>,
 }
 
 /// Says what was measured.
@@ -78,6 +81,11 @@ impl Output for MeasureOutput {
         payload: &[u8],
         files: &FileTable,
     ) -> Result<(), String> {
+        let reworded = match kind {
+            RecordKind::Failure => reworded(payload, self.shown.no_secret.as_deref()),
+            _ => None,
+        };
+        let payload = reworded.as_deref().unwrap_or(payload);
         self.console.record_only(kind, payload, files)
     }
 

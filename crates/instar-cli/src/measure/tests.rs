@@ -15,7 +15,8 @@ fn options(target: &str, list: &str) -> (Result<(), String>, MeasureConfig) {
     };
     let list = options::list(&options.options).unwrap();
     let mut config = MeasureConfig::zeroed();
-    (target_of(&options, list.as_ref(), &mut config), config)
+    let target = target_of(&options, list.as_ref(), &mut config);
+    (target.map(drop), config)
 }
 
 #[test]

@@ -28,6 +28,7 @@ pub fn run(options: &ResizeOptions, limits: &LimitOptions) -> Result<u8, UsageEr
         raw_warnings: usize::from(image.format == ImageFormat::Probe),
         ending: Ending::Line(DONE),
         fields: Vec::new(),
+        no_secret: None,
     };
     let input = launch::to_change(image, Growth::Unlimited, limits);
     let output = EditOutput::new(shown);

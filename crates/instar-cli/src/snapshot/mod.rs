@@ -93,6 +93,7 @@ fn shown(
             0
         },
         ending: Ending::Silent,
+        no_secret: None,
         fields: vec![
             Field::Text("action", verb.into()),
             Field::Text("snapshot", name.as_bytes().to_vec()),

@@ -193,6 +193,14 @@ impl From<ResizeError> for AmendError {
     }
 }
 
+/// Judges the values of the options as far as `qemu-img` does before it changes anything.
+///
+/// # Errors
+/// The first that the image cannot have.
+pub fn check(header: &Header, request: &Request<'_>) -> Result<(), AmendError> {
+    options::check(header, request).map(|_| ())
+}
+
 /// Changes the options of `image`, whose header was read for a change. `below` is its backing chain, the
 /// nearest first; empty if it has none.
 ///

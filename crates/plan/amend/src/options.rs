@@ -22,6 +22,9 @@ pub struct Changes {
 }
 
 /// Judges the values of the options, before anything is done.
+///
+/// # Errors
+/// The first that the image cannot have.
 pub fn check(header: &Header, request: &Request<'_>) -> Result<Changes, AmendError> {
     if request.data_file.is_some() && !header.incompatible.external_data_file() {
         return Err(AmendError::NoDataFile);

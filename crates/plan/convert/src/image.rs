@@ -6,7 +6,7 @@ use core::cell::RefCell;
 use core::fmt;
 use instar_layers::{Chain, Decompress};
 use instar_plan_create::{CreateError, NewImage, PlacedIn, Preallocation, Spec};
-use instar_storage::{Storage, StorageMut};
+use instar_storage::{Cipher, Storage, StorageMut};
 
 /// I/O error; no memory; invalid argument; file too large.
 const EIO: u32 = 5;
@@ -60,6 +60,7 @@ pub struct NewTarget<'a, S, B> {
     /// Zeros need no entry.
     zeroed: bool,
     below: Option<Below<'a, B>>,
+    cipher: Option<&'static dyn Cipher>,
 }
 
 impl<'a, S: StorageMut, B: Storage> NewTarget<'a, S, B> {
@@ -73,6 +74,8 @@ impl<'a, S: StorageMut, B: Storage> NewTarget<'a, S, B> {
         below: Option<Below<'a, B>>,
     ) -> Self {
         let reserved = spec.preallocation() != Preallocation::Off || spec.has_data_file();
+        // What nobody has written deciphers to anything.
+        let clean = clean && !spec.is_encrypted();
         Self {
             image,
             files,
@@ -80,7 +83,16 @@ impl<'a, S: StorageMut, B: Storage> NewTarget<'a, S, B> {
             cluster: spec.cluster_bits().size_bytes(),
             zeroed: !spec.has_backing() && (clean || !reserved),
             below,
+            cipher: None,
         }
+    }
+
+    /// As it is, with the data enciphered.
+    #[must_use]
+    pub fn enciphered(mut self, cipher: Option<&'static dyn Cipher>) -> Self {
+        self.image.encipher_with(cipher);
+        self.cipher = cipher;
+        self
     }
 
     /// The image, filled.
@@ -124,6 +136,10 @@ impl<S: StorageMut, B: Storage> Target for NewTarget<'_, S, B> {
             self.image.zero(guest, len)?;
         }
         Ok(Zeros::Done)
+    }
+
+    fn cipher(&self) -> Option<&'static dyn Cipher> {
+        self.cipher
     }
 
     fn read_below(&self, guest: u64, buf: &mut [u8]) -> Result<(), TargetError> {

@@ -1,6 +1,7 @@
 //! Why an image was not made, in `qemu-img`'s words.
 
 use crate::raw::EFBIG;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use instar_plan_resize::{Preallocation, ReserveError};
@@ -126,6 +127,9 @@ pub enum CreateError {
     /// Raw files have no metadata.
     #[error("Unsupported preallocation mode: metadata")]
     RawMetadata,
+    /// The image's key cannot be made; why.
+    #[error("{0}")]
+    Encryption(String),
     /// The store failed.
     #[error("{}", Errno(.0.errno))]
     Storage(#[from] StorageError),
@@ -151,6 +155,12 @@ impl CreateError {
     #[must_use]
     pub const fn of_a_copy(&self) -> OfACopy<'_> {
         OfACopy(self)
+    }
+
+    /// The error as `create` words it, which says where the store failed.
+    #[must_use]
+    pub fn of_an_empty_image(self) -> Self {
+        Self::doing(Self::Header)(self)
     }
 
     /// Tells cancellation from failure of a reservation.

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use instar_plan_txn::Monitor;
 use instar_qcow2::entries::COPIED;
 use instar_qcow2::{Header, HostOffset};
-use instar_storage::{StorageError, StorageMut};
+use instar_storage::{Cipher, StorageError, StorageMut};
 
 /// What does not tear, in bytes.
 const SECTOR: usize = 512;
@@ -30,6 +30,8 @@ pub struct NewImage<'a, S> {
     l1: Pages<'a, S>,
     pub(crate) refcounts: Refcounts,
     pub(crate) bitmaps: Vec<NewBitmap>,
+    /// Of the guest's data.
+    pub(crate) cipher: Option<&'static dyn Cipher>,
     /// True if clusters that nobody has written read as zeros.
     pub(crate) clean: bool,
 }
@@ -56,6 +58,10 @@ impl<'a, S: StorageMut> NewImage<'a, S> {
         let l1_clusters = header.cluster_bits.clusters_for(l1_bytes);
         let l1_offset = refcounts.take(&mut pages, l1_clusters)?;
         header.l1_table_offset = HostOffset(l1_offset);
+        if let Some(area) = &mut header.extensions.crypto_header {
+            let clusters = header.cluster_bits.clusters_for(area.length);
+            area.offset = HostOffset(refcounts.take(&mut pages, clusters)?);
+        }
         let mut new = Self {
             image,
             data,
@@ -64,6 +70,7 @@ impl<'a, S: StorageMut> NewImage<'a, S> {
             l1: Pages::new(image, L1_PAGE_BYTES.min(cluster)),
             refcounts,
             bitmaps: Vec::new(),
+            cipher: None,
             clean,
         };
         if !clean {
@@ -73,6 +80,20 @@ impl<'a, S: StorageMut> NewImage<'a, S> {
         new.begin_data(spec)?;
         new.preallocate(spec, monitor)?;
         Ok(new)
+    }
+
+    /// Where the caller puts the LUKS header before [`NewImage::finish`], if the image has one: first byte and
+    /// bytes. They lie in clusters of their own.
+    #[must_use]
+    pub fn crypto_header(&self) -> Option<(u64, u64)> {
+        let area = self.header.extensions.crypto_header?;
+        Some((area.offset.get(), area.length))
+    }
+
+    /// Enciphers from now on what the image itself writes for the guest. What the caller writes to places that it
+    /// was given is the caller's to encipher.
+    pub const fn encipher_with(&mut self, cipher: Option<&'static dyn Cipher>) {
+        self.cipher = cipher;
     }
 
     /// Empties the data file and gives it its length.

@@ -56,7 +56,7 @@ pub use instar_plan_resize::{Preallocation, ReserveError};
 pub use measure::{Content, MeasureError, Measured, measure, measure_bitmaps, measure_raw};
 pub use place::{Place, PlacedIn};
 pub use raw::create_raw;
-pub use spec::{Backing, Options, Spec};
+pub use spec::{Backing, Encryption, Options, Spec};
 
 use instar_plan_txn::Monitor;
 use instar_storage::StorageMut;
@@ -73,5 +73,5 @@ pub fn create<S: StorageMut>(
 ) -> Result<(), CreateError> {
     NewImage::begin(image, data, spec, monitor)
         .and_then(NewImage::finish)
-        .map_err(CreateError::doing(CreateError::Header))
+        .map_err(CreateError::of_an_empty_image)
 }

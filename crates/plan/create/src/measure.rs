@@ -1,7 +1,7 @@
 //! How long the file of an image becomes.
 
 use crate::spec::{MIN_EXTENDED_CLUSTER, cluster_bits};
-use crate::{Options, Preallocation};
+use crate::{Encryption, Options, Preallocation};
 use instar_qcow2::ClusterBits;
 use instar_qcow2::header::MAX_L1_BYTES;
 
@@ -111,6 +111,12 @@ pub fn measure(options: &Options<'_>, content: Option<&Content>) -> Result<Measu
         .unwrap_or(1);
     let counts = refcount_clusters(others, per_block, bits);
     let all = others.saturating_add(counts);
+    // QEMU counts no refcounts for these clusters.
+    let header = match options.encryption {
+        Encryption::Luks { header_bytes } => bits.clusters_for(header_bytes),
+        Encryption::None | Encryption::Aes => 0,
+    };
+    let all = all.saturating_add(header);
     let fully_allocated = all.saturating_mul(bits.size_bytes());
     let reserved = matches!(
         options.preallocation,

@@ -1,13 +1,16 @@
 //! Where guest data goes.
 
-use crate::pages::{entry, set_entry};
+use crate::pages::{entry, set_entry, zeroed};
 use crate::{CreateError, NewImage};
 use instar_qcow2::bits;
 use instar_qcow2::entries::{ALL_ZEROS, COMPRESSED, COPIED, OFFSET_MASK, SUBCLUSTERS};
-use instar_storage::StorageMut;
+use instar_storage::{DataPlace, StorageMut};
 
 /// Bytes of a sector, in which the length of compressed data is stored.
 const SECTOR: u64 = 512;
+
+/// Bytes of zeros that are enciphered at a time.
+const ZEROS_BYTES: u64 = 64 << 10;
 
 /// Which file a place is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -277,12 +280,32 @@ impl<S: StorageMut> NewImage<'_, S> {
         Ok(next)
     }
 
+    /// Writes zeros to a place of the image, which read as zeros.
+    fn write_zeros(&self, guest: u64, place: Place) -> Result<(), CreateError> {
+        let Some(cipher) = &self.cipher else {
+            return Ok(self.image.write_zeroes(place.offset, place.len)?);
+        };
+        let mut done = 0;
+        while done < place.len {
+            let at = DataPlace {
+                host: place.offset.saturating_add(done),
+                guest: guest.saturating_add(done),
+            };
+            let len = place.len.saturating_sub(done).min(ZEROS_BYTES);
+            let mut zeros = zeroed(len)?;
+            cipher.encipher(at, &mut zeros)?;
+            self.image.write_at(at.host, &zeros)?;
+            done = done.saturating_add(len);
+        }
+        Ok(())
+    }
+
     /// Zeros as data, for version 2, which has no flag.
     fn zero_data(&mut self, guest: u64, end: u64) -> Result<u64, CreateError> {
         let mut at = guest;
         while at < end {
             let place = self.place(at, end.saturating_sub(at))?;
-            self.image.write_zeroes(place.offset, place.len)?;
+            self.write_zeros(at, place)?;
             at = at.saturating_add(place.len);
         }
         Ok(end)

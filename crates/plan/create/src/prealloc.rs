@@ -75,6 +75,7 @@ impl<S: StorageMut> NewImage<'_, S> {
             .clusters_for(l1_bytes)
             .saturating_add(u64::from(self.header.l1_size))
             .saturating_add(2)
+            .saturating_add(bits.clusters_for(self.crypto_header().map_or(0, |area| area.1)))
             .saturating_add(clusters);
         // Each block counts itself, so it counts one cluster less of the rest.
         let others = self.header.refcounts_per_block().saturating_sub(1).max(1);

@@ -2,6 +2,7 @@
 
 use crate::{CreateError, Preallocation};
 use alloc::vec::Vec;
+use instar_qcow2::extensions::CryptoHeader;
 use instar_qcow2::header::{
     AutoclearFeatures, CompatibleFeatures, CompressionType, CryptMethod, IncompatibleFeatures,
     MAX_BACKING_NAME_BYTES, MAX_FILE_BYTES, MAX_L1_BYTES, V2_HEADER_BYTES,
@@ -20,6 +21,20 @@ const OTHER_COMPRESSION: u64 = 1 << 3;
 const EXTENDED_L2: u64 = 1 << 4;
 /// Bytes of a version 3 header.
 const HEADER_BYTES: u32 = 112;
+
+/// How the data of a new image is encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encryption {
+    /// Not at all.
+    None,
+    /// By the older AES method.
+    Aes,
+    /// By LUKS.
+    Luks {
+        /// Bytes of header and key material before the payload of a LUKS volume; the image sets them aside.
+        header_bytes: u64,
+    },
+}
 
 /// Options as a user gives them, none of them checked. The default is an image of 0 bytes with QEMU's defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +63,8 @@ pub struct Options<'a> {
     pub data_file_raw: bool,
     /// What is reserved.
     pub preallocation: Preallocation,
+    /// How its data is encrypted.
+    pub encryption: Encryption,
 }
 
 impl Default for Options<'_> {
@@ -65,6 +82,7 @@ impl Default for Options<'_> {
             data_file: None,
             data_file_raw: false,
             preallocation: Preallocation::Off,
+            encryption: Encryption::None,
         }
     }
 }
@@ -113,7 +131,11 @@ impl Spec {
             backing_file: owned(options.backing_file),
             backing_file_offset: HostOffset(0),
             backing_file_size: 0,
-            crypt_method: CryptMethod::None,
+            crypt_method: match options.encryption {
+                Encryption::None => CryptMethod::None,
+                Encryption::Aes => CryptMethod::Aes,
+                Encryption::Luks { .. } => CryptMethod::Luks,
+            },
             l1_size: 0,
             l1_table_offset: HostOffset(0),
             refcount_table_offset: HostOffset(0),
@@ -129,6 +151,13 @@ impl Spec {
             extensions: instar_qcow2::extensions::Extensions {
                 backing_format: owned(options.backing_format),
                 data_file_name: owned(options.data_file),
+                crypto_header: match options.encryption {
+                    Encryption::Luks { header_bytes } => Some(CryptoHeader {
+                        offset: HostOffset(0),
+                        length: header_bytes,
+                    }),
+                    Encryption::None | Encryption::Aes => None,
+                },
                 ..Default::default()
             },
         };
@@ -167,6 +196,12 @@ impl Spec {
     #[must_use]
     pub const fn has_data_file(&self) -> bool {
         self.header.incompatible.external_data_file()
+    }
+
+    /// True if guest data is encrypted.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.header.crypt_method != CryptMethod::None
     }
 
     /// True if there is an image below.

@@ -61,6 +61,33 @@ fn power_cut_leaves_a_slot_as_it_was_or_as_it_will_be() {
     }
 }
 
+/// Of the only key, and of one beside others.
+#[test]
+fn power_cut_leaves_the_old_password_or_the_new_one() {
+    let new = small(
+        CipherAlgorithm::Aes128,
+        CipherMode::Cbc,
+        HashAlgorithm::Sha1,
+    );
+    let room = payload_offset(&new.spec);
+    let store = MemStorage::default();
+    let (mut volume, key) = create(&store, 0, &new, b"first", &mut random(1)).unwrap();
+    let store = CrashStorage::new(store);
+    let second = new_key(0, b"second");
+    replace_key(&store, &mut volume, &key, &second, &mut random(2)).unwrap();
+    let done = store.image();
+    assert!(opens(&done, room, b"second") && !opens(&done, room, b"first"));
+    assert!((1..8).all(|slot| !active(&done, slot, room)));
+    let recording = store.finish();
+    let mut seen = 0;
+    for (label, state) in states(&recording, 12, 20) {
+        let both = [&b"first"[..], b"second"];
+        assert!(both.iter().any(|word| opens(&state, room, word)), "{label}");
+        seen += 1;
+    }
+    assert!(seen > 12, "only {seen} states");
+}
+
 fn active(store: &MemStorage, slot: usize, room: u64) -> bool {
     LuksVolume::read(store, 0, room).unwrap().info.slots[slot].active
 }

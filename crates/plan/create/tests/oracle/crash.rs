@@ -2,7 +2,7 @@
 
 use crate::{Patient, Rng, run_of};
 use instar_plan_check::{Cancelled, MessageKind, Reporter, check};
-use instar_plan_create::{NewImage, Options, Preallocation, Spec};
+use instar_plan_create::{Encryption, NewImage, Options, Preallocation, Spec};
 use instar_qcow2::{Header, OpenMode};
 use instar_storage::{CrashStorage, MemStorage, Storage, StorageMut, crash};
 
@@ -39,6 +39,11 @@ fn at_every_moment_it_is_no_image_or_the_whole_image() {
             size: (1 + rng.below(200)) * 4096,
             cluster_bytes: rng.pick(&[512, 4096, 16384, 65536]),
             preallocation: Preallocation::Off,
+            encryption: rng.pick(&[
+                Encryption::None,
+                Encryption::Aes,
+                Encryption::Luks { header_bytes: 9000 },
+            ]),
             ..Options::default()
         };
         let long = options.cluster_bytes >= 4096 && rng.below(2) == 0;
@@ -64,7 +69,7 @@ fn at_every_moment_it_is_no_image_or_the_whole_image() {
             assert!(image == whole || image == old, "case {case}: {label}");
         }
         assert!(complete > 0, "case {case}");
-        let header = Header::read(&whole, OpenMode::Check).unwrap();
+        let header = Header::read(&whole, OpenMode::Change).unwrap();
         let mut said = Said::default();
         let found = check(&whole, &header, &mut said).unwrap();
         assert_eq!(
@@ -77,6 +82,11 @@ fn at_every_moment_it_is_no_image_or_the_whole_image() {
 
 fn fill(store: &CrashStorage, spec: &Spec, rng: &mut Rng) {
     let mut new = NewImage::begin(store, None, spec, &mut Patient).unwrap();
+    if let Some((offset, len)) = new.crypto_header() {
+        let mut header = vec![0; len as usize];
+        header.fill_with(|| rng.number() as u8);
+        store.write_at(offset, &header).unwrap();
+    }
     let cluster = spec.cluster_bits().size_bytes();
     let clusters = spec.virtual_size().div_ceil(cluster);
     for _ in 0..rng.below(30) {

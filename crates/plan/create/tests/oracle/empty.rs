@@ -1,7 +1,7 @@
 //! Empty images beside those that `qemu-img create` makes.
 
 use crate::{Patient, Rng, new_file, run_of, said, typed};
-use instar_plan_create::{Options, Preallocation, Spec, create};
+use instar_plan_create::{Encryption, Options, Preallocation, Spec, create};
 use instar_qcow2::header::CompressionType;
 use std::path::Path;
 
@@ -41,6 +41,7 @@ fn good_options<'a>(rng: &mut Rng) -> Options<'a> {
         } else {
             Preallocation::Off
         },
+        encryption: Encryption::None,
     }
 }
 

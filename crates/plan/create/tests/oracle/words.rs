@@ -1,7 +1,7 @@
 //! Options that are refused: by both, in the same words.
 
 use crate::{Rng, qemu_img, run_of, typed};
-use instar_plan_create::{Options, Preallocation, Spec};
+use instar_plan_create::{Encryption, Options, Preallocation, Spec};
 use instar_qcow2::header::CompressionType;
 
 /// Options of which many do not go together.
@@ -23,6 +23,7 @@ fn any_options<'a>(rng: &mut Rng) -> Options<'a> {
             Preallocation::Off,
             Preallocation::Metadata,
         ]),
+        encryption: Encryption::None,
     }
 }
 
