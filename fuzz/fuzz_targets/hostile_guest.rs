@@ -45,6 +45,7 @@ fn file(read_only: bool) -> OperationFile {
     let file = tempfile::tempfile().expect("a temporary file");
     file.set_len(FILE_BYTES).expect("a length");
     OperationFile {
+        direct_align: 0,
         file,
         read_only,
         block_device: false,

@@ -10,8 +10,8 @@ pub use options::{
     FormatOptions, InfoOptions, MapOptions, MeasureOptions, ResizeOptions, SnapshotOptions,
 };
 pub use values::{
-    SIZE_LINES, allowed_folders, cache_mode, default_memory, output_format, repair_mode,
-    size_option,
+    SIZE_LINES, allowed_folders, cache_mode, default_memory, output_format, past_cache,
+    repair_mode, size_option,
 };
 
 use crate::persona;

@@ -79,7 +79,7 @@ fn check(options: &CheckOptions, limits: &LimitOptions) -> Result<u8, UsageError
     config.format.set(image.format.raw());
     config.repair.set(repair.map_or(0, |mode| mode.raw()));
     let share = options.image.force_share;
-    let (elf, work, input) = if repair.is_some() {
+    let (elf, work, mut input) = if repair.is_some() {
         let work = check::Work::repair(image.format);
         let mut input = to_change(image, Growth::default(), limits);
         input.share |= share;
@@ -88,6 +88,7 @@ fn check(options: &CheckOptions, limits: &LimitOptions) -> Result<u8, UsageError
         let input = to_read(image, Reads::Contents, share);
         (files::CHECK, check::Work::Check, input)
     };
+    input.direct = cli::past_cache(options.cache.as_ref());
     let output = CheckOutput::new(format, options.quiet, work);
     start(elf, config.as_bytes(), vec![input], limits, output)
 }
@@ -96,6 +97,7 @@ fn check(options: &CheckOptions, limits: &LimitOptions) -> Result<u8, UsageError
 #[must_use]
 pub fn to_read(image: Image, reads: Reads, share: bool) -> InputFile {
     InputFile {
+        direct: false,
         path: image.path,
         described: image.described,
         secrets: image.secrets,
@@ -135,6 +137,7 @@ pub fn to_create(file: NewFile, limits: &LimitOptions) -> InputFile {
     let NewFile { path, raw, durable } = file;
     let typed = limits.max_growth;
     InputFile {
+        direct: false,
         path,
         described: None,
         secrets: Vec::new(),
@@ -151,6 +154,7 @@ pub fn to_create(file: NewFile, limits: &LimitOptions) -> InputFile {
 pub fn to_change(image: Image, growth: Growth, limits: &LimitOptions) -> InputFile {
     let typed = limits.max_growth;
     InputFile {
+        direct: false,
         path: image.path,
         described: image.described,
         secrets: image.secrets,

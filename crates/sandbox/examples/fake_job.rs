@@ -453,6 +453,7 @@ fn input(path: String, access: Access) -> InputFile {
     InputFile {
         path: path.into(),
         described: None,
+        direct: false,
         secrets: Vec::new(),
         share: false,
         access,

@@ -179,6 +179,7 @@ fn input(argument: &str) -> InputFile {
     };
     InputFile {
         described: None,
+        direct: false,
         secrets: Vec::new(),
         path: path.into(),
         share: false,

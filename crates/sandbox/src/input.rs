@@ -16,6 +16,8 @@ pub struct InputFile {
     pub secrets: Vec<Secret>,
     /// Other processes may write to the image meanwhile (`-U`); only images that are read can be shared.
     pub share: bool,
+    /// It, and the files that it names, are read and written past the page cache (`O_DIRECT`).
+    pub direct: bool,
     /// What is done with it: this decides how it is opened, and the locks.
     pub access: Access,
     /// How long writes may make it, and its external data file; of no effect on what is only read.

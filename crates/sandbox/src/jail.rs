@@ -164,8 +164,14 @@ impl Filter {
                 let device_requests = [u64::from(READ_ONLY_REQUEST)];
                 let requests: [&[u64]; 2] = [&TERMINAL_REQUESTS, &device_requests];
                 rules.push((libc::SYS_ioctl, ioctls(&requests)));
-                let locks = [libc::F_GETFD, libc::F_OFD_SETLK, libc::F_OFD_GETLK];
-                rules.push((libc::SYS_fcntl, second_is(&locks)));
+                let commands = [
+                    libc::F_GETFD,
+                    libc::F_OFD_SETLK,
+                    libc::F_OFD_GETLK,
+                    libc::F_GETFL,
+                    libc::F_SETFL,
+                ];
+                rules.push((libc::SYS_fcntl, second_is(&commands)));
                 rules.extend(standard_streams(&[1, 2]));
             }
         }
@@ -187,9 +193,10 @@ const VCPU: [i64; 9] = [
 ];
 
 /// Calls of an I/O thread without a condition.
-const READING: [i64; 5] = [
+const READING: [i64; 6] = [
     libc::SYS_preadv2,
     libc::SYS_preadv,
+    libc::SYS_lseek,
     libc::SYS_close,
     libc::SYS_sched_yield,
     libc::SYS_getrandom,
@@ -208,8 +215,9 @@ const WRITING: [i64; 8] = [
 ];
 
 /// Calls of the broker without a condition.
-const BROKER: [i64; 14] = [
+const BROKER: [i64; 15] = [
     libc::SYS_openat2,
+    libc::SYS_statx,
     libc::SYS_readlinkat,
     libc::SYS_getcwd,
     libc::SYS_fstat,

@@ -84,6 +84,8 @@ pub struct Wanted {
     pub data_file: bool,
     /// Writers are welcome (`-U`).
     pub share: bool,
+    /// It is reached past the page cache.
+    pub direct: bool,
 }
 
 impl Wanted {

@@ -5,7 +5,9 @@ use crate::locks::{self, Conflict, Wanted};
 use crate::names::{self, Driver, Name, NameError};
 use crate::output::{FailedOpen, FileFacts, OpenFailure};
 use crate::target::{self, Target};
-use rustix::fs::{CWD, FileType, MemfdFlags, Mode, OFlags, ResolveFlags, SeekFrom, Stat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, MemfdFlags, Mode, OFlags, ResolveFlags, SeekFrom, Stat, StatxFlags,
+};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, OsStr, OsString};
@@ -159,7 +161,11 @@ pub fn open_inputs(inputs: &[InputFile]) -> Result<Vec<Opened>, FailedOpen> {
         };
         let opened = open_typed(input)
             .and_then(|opened| not_alone(opened, &all))
-            .map_err(|refusal| refusal.of_typed(slot, given, creates))?;
+            .map_err(|refusal| {
+                // QEMU has made the file by then, and opens it as any other.
+                let making = creates && !refusal.reason.ends_with(NO_DIRECT);
+                refusal.of_typed(slot, given, making)
+            })?;
         all.insert(slot, opened);
     }
     Ok(all.into_values().collect())
@@ -181,6 +187,7 @@ fn open_typed(input: &InputFile) -> Result<Opened, Refusal> {
         return Err(Refusal::failed(Errno::ACCESS, reason));
     }
     let wanted = Wanted {
+        direct: input.direct,
         access: input.access,
         data_file: false,
         share: input.share,
@@ -288,6 +295,9 @@ pub fn lock_and_describe(
         let taken = locks::take(opened.file.as_fd(), wanted);
         let taken = taken.map_err(|c| Refusal::in_use(c, &name.path))?;
         opened.format_conflict = taken.format_conflict;
+        if wanted.direct {
+            opened.facts.direct_align = pass_by_page_cache(&opened.file, name)?;
+        }
     }
     Ok(opened)
 }
@@ -312,6 +322,7 @@ pub fn describe(fd: OwnedFd, stat: &Stat, name: &Name, given: &[u8]) -> Result<O
             .saturating_mul(512),
         block_device: kind == FileType::BlockDevice,
         character_device: kind == FileType::CharacterDevice,
+        direct_align: 0,
         parent_slot: None,
     };
     Ok(Opened {
@@ -321,6 +332,33 @@ pub fn describe(fd: OwnedFd, stat: &Stat, name: &Name, given: &[u8]) -> Result<O
         writable: false,
         format_conflict: None,
         target: None,
+    })
+}
+
+/// How the refusal of a file system that has no direct I/O ends.
+const NO_DIRECT: &[u8] = b"': filesystem does not support O_DIRECT";
+
+/// Sets `O_DIRECT`; says what offsets, lengths and addresses are multiples of from now on, in bytes.
+///
+/// # Errors
+/// The file system has no direct I/O.
+pub fn pass_by_page_cache(fd: impl AsFd + Copy, name: &Name) -> Result<u32, Refusal> {
+    /// What every file system and device takes that does not say what it takes.
+    const COMMON: u32 = 4096;
+    let refused = |errno| {
+        let path = name.path.as_slice();
+        Refusal::failed(errno, [b"Could not open '", path, NO_DIRECT].concat())
+    };
+    let flags = rustix::fs::fcntl_getfl(fd).map_err(refused)?;
+    rustix::fs::fcntl_setfl(fd, flags | OFlags::DIRECT).map_err(refused)?;
+    let said = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN);
+    let align = said.map_or(0, |known| {
+        known.stx_dio_mem_align.max(known.stx_dio_offset_align)
+    });
+    Ok(if align.is_power_of_two() {
+        align
+    } else {
+        COMMON
     })
 }
 

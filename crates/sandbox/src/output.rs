@@ -24,6 +24,8 @@ pub struct FileFacts {
     pub block_device: bool,
     /// A character device: it counts as empty, and its own descriptor stays closed.
     pub character_device: bool,
+    /// It is reached past the page cache, in multiples of so many bytes; 0: through it.
+    pub direct_align: u32,
     /// Slot of the image that names this file; `None` for a file that the user typed.
     pub parent_slot: Option<u16>,
 }
@@ -242,6 +244,7 @@ mod tests {
 
     fn facts(parent_slot: Option<u16>) -> FileFacts {
         FileFacts {
+            direct_align: 0,
             name: "n".into(),
             given_name: "n".into(),
             len_bytes: 0,

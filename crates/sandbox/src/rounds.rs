@@ -211,14 +211,15 @@ impl Rounds {
             (None, Some(kept)) => kept.file.try_clone()?,
             (None, None) => return Err(unknown()),
         };
-        let root = self.job.inputs.get(usize::from(root));
+        let root = self.job.inputs.get(usize::from(root)).ok_or_else(unknown)?;
         let input = InputFile {
+            direct: root.direct,
             path: facts.name.clone().into(),
             described: None,
             secrets: Vec::new(),
             share: false,
             access: Access::Change,
-            growth: root.ok_or_else(unknown)?.growth,
+            growth: root.growth,
         };
         let mut opened = Opened {
             id: FileId::of(&rustix::fs::fstat(&file)?),

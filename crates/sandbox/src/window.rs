@@ -51,6 +51,7 @@ mod tests {
 
     fn facts(block_device: bool) -> FileFacts {
         FileFacts {
+            direct_align: 0,
             name: "x".into(),
             given_name: "x".into(),
             len_bytes: 1000,

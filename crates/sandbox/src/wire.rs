@@ -244,6 +244,7 @@ fn decode_facts(rest: &mut Reader<'_>) -> Option<FileFacts> {
         disk_bytes,
         block_device: flags & 1 != 0,
         character_device: flags & 2 != 0,
+        direct_align: u32::try_from(rest.number()?).ok()?,
         parent_slot: rest.slot()?,
         name: os_string(rest.bytes()?),
         given_name: os_string(rest.bytes()?),
@@ -366,6 +367,7 @@ impl Writer {
         self.number(facts.len_bytes);
         self.number(facts.disk_bytes);
         self.number(u64::from(facts.block_device) | u64::from(facts.character_device) << 1);
+        self.number(facts.direct_align.into());
         self.number(facts.parent_slot.map_or(u64::MAX, u64::from));
         self.bytes(facts.name.as_bytes());
         self.bytes(facts.given_name.as_bytes());

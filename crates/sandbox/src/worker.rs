@@ -243,6 +243,7 @@ fn operation_file(file: File, facts: &FileFacts, growth: Option<Growth>) -> Oper
         block_device: facts.block_device || facts.character_device,
         len_bytes: facts.len_bytes,
         max_len_bytes,
+        direct_align: facts.direct_align,
     }
 }
 

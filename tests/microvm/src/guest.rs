@@ -57,6 +57,7 @@ pub const fn limits(stall: u64, timeout: u64) -> Limits {
 pub fn operation_file(file: File) -> Result<OperationFile> {
     let len_bytes = file.metadata()?.len();
     Ok(OperationFile {
+        direct_align: 0,
         file,
         read_only: true,
         block_device: false,
@@ -71,6 +72,7 @@ pub fn operation_file(file: File) -> Result<OperationFile> {
 /// What `fstat` says.
 pub fn writable_file(file: File, max_len_bytes: u64) -> Result<OperationFile> {
     Ok(OperationFile {
+        direct_align: 0,
         read_only: false,
         max_len_bytes,
         ..operation_file(file)?

@@ -112,6 +112,7 @@ fn every_change_of_a_block_device_arrives() -> Result<(), Failed> {
         let device = LoopDevice::over(under.path())?;
         let open = || File::options().read(true).write(true).open(&device.path);
         let disk = OperationFile {
+            direct_align: 0,
             file: open()?,
             read_only: false,
             block_device: true,
@@ -120,6 +121,7 @@ fn every_change_of_a_block_device_arrives() -> Result<(), Failed> {
         };
         same_changes(disk, under.as_file(), rng.next_u64() | SEED_FIXED)?;
         let disk = OperationFile {
+            direct_align: 0,
             file: open()?,
             read_only: false,
             block_device: true,

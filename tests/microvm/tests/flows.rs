@@ -90,6 +90,7 @@ fn requests_of_a_file_that_always_sleeps_are_waited_for() -> Result<(), Failed> 
         let bytes = random_bytes("always-sleeps", LEN);
         let start = bytes.as_ptr().addr() as u64;
         let file = OperationFile {
+            direct_align: 0,
             file: File::open("/proc/self/mem")?,
             read_only: true,
             block_device: false,
@@ -150,6 +151,7 @@ fn a_failing_read_gives_the_guest_its_errno() -> Result<(), Failed> {
     alone(|| {
         // Nothing is mapped at address 0 of this process.
         let memory = OperationFile {
+            direct_align: 0,
             file: File::open("/proc/self/mem")?,
             read_only: true,
             block_device: false,
@@ -159,6 +161,7 @@ fn a_failing_read_gives_the_guest_its_errno() -> Result<(), Failed> {
         let (errno, _, _) = Guest::new(Case::ReadFails).file(memory).finish()?;
         ensure!(errno == libc::EIO as u64, "errno {errno}");
         let folder = OperationFile {
+            direct_align: 0,
             file: File::open("/")?,
             read_only: true,
             block_device: false,
@@ -169,6 +172,7 @@ fn a_failing_read_gives_the_guest_its_errno() -> Result<(), Failed> {
         ensure!(errno == libc::EISDIR as u64, "errno {errno}");
         let write_only = OpenOptions::new().write(true).open("/dev/null")?;
         let disk = OperationFile {
+            direct_align: 0,
             file: write_only,
             read_only: true,
             block_device: false,

@@ -45,6 +45,7 @@ fn run(case: Case, argument: u64, files: &[PathBuf], threads: Threads) -> u8 {
     let inputs = files.iter().zip(accesses);
     let inputs = inputs.map(|(path, access)| InputFile {
         described: None,
+        direct: false,
         secrets: Vec::new(),
         path: path.clone(),
         share: false,

@@ -38,6 +38,24 @@ pub unsafe fn write(file: &File, iovecs: &[libc::iovec], offset: u64) -> Result<
     u64::try_from(n).map_err(|_| last_errno())
 }
 
+/// Reads into the vectors from `offset` on; says how many bytes there were, 0 at the end.
+///
+/// # Safety
+/// The vectors must be valid for writes; what they hold may change during the call.
+pub unsafe fn read(file: &File, iovecs: &[libc::iovec], offset: u64) -> Result<u64, Raw> {
+    let offset = signed(offset)?;
+    let count = libc::c_int::try_from(iovecs.len()).map_err(|_| libc::EINVAL)?;
+    // SAFETY: the caller's promise, for as many vectors as there are.
+    let n = unsafe { libc::preadv(file.as_raw_fd(), iovecs.as_ptr(), count, offset) };
+    u64::try_from(n).map_err(|_| last_errno())
+}
+
+/// How long the file or block device is, in bytes.
+pub fn len(file: &File) -> Result<u64, Raw> {
+    let end = rustix::fs::seek(file, rustix::fs::SeekFrom::End(0));
+    end.map_err(rustix::io::Errno::raw_os_error)
+}
+
 /// Makes the file exactly `len` bytes long.
 pub fn set_len(file: &File, len: u64) -> Result<(), Raw> {
     let len = signed(len)?;

@@ -1,10 +1,9 @@
 //! Copies between files that pass through no guest.
 
 use super::calls;
+use super::host::HostFile;
 use super::transfer::Step;
 use instar_devices::blk::Errno;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 /// Longest piece of one call: limits and cancellation are looked at between them.
@@ -17,7 +16,7 @@ const BUFFERS_PER_STEP: u32 = 16;
 /// A copy on its way: what is left of it.
 #[derive(Debug)]
 pub struct CopyChange {
-    source: Arc<File>,
+    source: Arc<HostFile>,
     from: u64,
     at: u64,
     end: u64,
@@ -28,7 +27,7 @@ pub struct CopyChange {
 
 impl CopyChange {
     /// The copy of `source` from byte `from` on to `offset..end`.
-    pub const fn new(source: Arc<File>, from: u64, offset: u64, end: u64) -> Self {
+    pub const fn new(source: Arc<HostFile>, from: u64, offset: u64, end: u64) -> Self {
         Self {
             source,
             from,
@@ -40,7 +39,7 @@ impl CopyChange {
     }
 
     /// Goes on for a while; [`Step::WouldBlock`] if there is more to do.
-    pub fn go_on(&mut self, file: &File) -> Step {
+    pub fn go_on(&mut self, file: &HostFile) -> Step {
         let outcome = if self.by_hand {
             self.by_hand(file)
         } else {
@@ -54,12 +53,15 @@ impl CopyChange {
     }
 
     /// One call of the host's own copy.
-    fn by_host(&mut self, file: &File) -> Result<(), calls::Raw> {
+    fn by_host(&mut self, file: &HostFile) -> Result<(), calls::Raw> {
         let len = self.end.saturating_sub(self.at).min(CALL_BYTES);
         if len == 0 {
             return Ok(());
         }
-        match calls::copy(&self.source, self.from, file, self.at, len) {
+        let turn = file.turn();
+        let outcome = calls::copy(&self.source, self.from, file, self.at, len);
+        drop(turn);
+        match outcome {
             // The source ended, or its file system says nothing and means it cannot: a read tells.
             Ok(0) => self.by_hand = true,
             Ok(copied) => self.advance(copied),
@@ -78,7 +80,7 @@ impl CopyChange {
     }
 
     /// Reads and writes; past the source's end, zeros.
-    fn by_hand(&mut self, file: &File) -> Result<(), calls::Raw> {
+    fn by_hand(&mut self, file: &HostFile) -> Result<(), calls::Raw> {
         for _ in 0..BUFFERS_PER_STEP {
             let len = self.end.saturating_sub(self.at).min(BUFFER_BYTES);
             if len == 0 {
@@ -89,16 +91,15 @@ impl CopyChange {
                 self.buffer.resize(len, 0);
             }
             let buffer = self.buffer.get_mut(..len).ok_or(libc::EINVAL)?;
-            let read = match self.source.read_at(buffer, self.from) {
-                Ok(0) => {
+            let read = match self.source.read_at(buffer, self.from)? {
+                0 => {
                     buffer.fill(0);
                     len
                 }
-                Ok(read) => read,
-                Err(error) => return Err(raw(&error)),
+                read => read,
             };
             let bytes = self.buffer.get(..read).ok_or(libc::EINVAL)?;
-            let written = file.write_at(bytes, self.at).map_err(|e| raw(&e))?;
+            let written = file.write_at(bytes, self.at)?;
             if written == 0 {
                 return Err(libc::EIO);
             }
@@ -111,8 +112,4 @@ impl CopyChange {
         self.at = self.at.saturating_add(bytes);
         self.from = self.from.saturating_add(bytes);
     }
-}
-
-fn raw(error: &std::io::Error) -> calls::Raw {
-    error.raw_os_error().unwrap_or(libc::EIO)
 }

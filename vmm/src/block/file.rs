@@ -3,6 +3,7 @@
 use super::calls;
 use super::copy::CopyChange;
 use super::files::Files;
+use super::host::HostFile;
 use super::pool::{IoPool, Job};
 use super::range::{Change, RangeChange};
 use super::transfer::{Step, Transfer};
@@ -13,8 +14,6 @@ use instar_shared::blk::{EXTENT_DATA, StatusExtent};
 use instar_shared::zerocopy::IntoBytes;
 use rustix::fs::SeekFrom;
 use std::collections::VecDeque;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 /// No space left on device: a write past the end of one.
@@ -24,7 +23,7 @@ const ENOSPC: u32 = 28;
 #[derive(Debug)]
 pub struct FileBackend {
     slot: u16,
-    file: Arc<File>,
+    file: Arc<HostFile>,
     memory: Arc<GuestSlot>,
     limits: ChangeLimits,
     shared: Shared,
@@ -62,12 +61,12 @@ impl FileBackend {
     /// Serves `file` as the device of `slot`.
     pub fn new(
         slot: u16,
-        file: File,
+        file: impl Into<HostFile>,
         memory: Arc<GuestSlot>,
         limits: ChangeLimits,
         shared: Shared,
     ) -> Self {
-        let file = Arc::new(file);
+        let file = Arc::new(file.into());
         shared.files.insert(slot, &file);
         Self {
             slot,
@@ -132,7 +131,9 @@ impl FileBackend {
         } else {
             work
         };
-        match work.go_on(&self.file, &self.memory, true) {
+        // Past the page cache every read sleeps: without threads nothing is gained by putting it off.
+        let nowait = self.shared.pool.is_some() || !self.file.is_direct();
+        match work.go_on(&self.file, &self.memory, nowait) {
             Step::Finished => done(work.filled()),
             Step::Failed(errno) => failed(errno),
             Step::WouldBlock => self.hand_over(token, work).unwrap_or_else(|work| {
@@ -212,13 +213,18 @@ impl FileBackend {
     /// Makes the file at least `len` bytes long, and never shorter.
     fn lengthen(&self, len: u64) -> Result<(), Errno> {
         if self.on_threads == 0 {
+            let _turn = self.file.turn();
             return calls::set_len(&self.file, len).map_err(raw_errno);
         }
         // A thread may have made the file longer meanwhile, and a new length would cut that off. The last
         // byte is this request's own.
         let last = len.saturating_sub(1);
-        let written = self.file.write_all_at(&[0], last);
-        written.map_err(|e| raw_errno(e.raw_os_error().unwrap_or(libc::EIO)))
+        let written = self.file.write_at(&[0], last).map_err(raw_errno)?;
+        if written == 0 {
+            Err(Errno::EIO)
+        } else {
+            Ok(())
+        }
     }
 
     /// Checks a copy and starts it.
@@ -245,6 +251,7 @@ impl FileBackend {
     fn set_len(&self, len: u64) -> Submission {
         let result = self.end_of_change(len, 0).and_then(|len| {
             if !self.limits.block_device {
+                let _turn = self.file.turn();
                 return calls::set_len(&self.file, len).map_err(raw_errno);
             }
             if len == self.len()? {
@@ -297,7 +304,7 @@ impl FileBackend {
     /// Length of the run at `at`, below `end`, and whether it is data.
     fn extent_at(&self, at: u64, end: u64) -> Result<(u64, bool), Errno> {
         let whole = (end.saturating_sub(at), true);
-        let data = match rustix::fs::seek(&self.file, SeekFrom::Data(at)) {
+        let data = match rustix::fs::seek(&**self.file, SeekFrom::Data(at)) {
             Ok(data) => data,
             // No data from here on.
             Err(rustix::io::Errno::NXIO) => return Ok((whole.0, false)),
@@ -308,7 +315,7 @@ impl FileBackend {
         if data > at {
             return Ok((data.min(end).saturating_sub(at), false));
         }
-        match rustix::fs::seek(&self.file, SeekFrom::Hole(at)) {
+        match rustix::fs::seek(&**self.file, SeekFrom::Hole(at)) {
             Ok(hole) if hole > at => Ok((hole.min(end).saturating_sub(at), true)),
             // The file changed under us: data, to be safe.
             Ok(_) | Err(rustix::io::Errno::NXIO) => Ok(whole),
@@ -317,7 +324,8 @@ impl FileBackend {
     }
 
     fn len(&self) -> Result<u64, Errno> {
-        rustix::fs::seek(&self.file, SeekFrom::End(0)).map_err(errno)
+        let _turn = self.file.turn();
+        rustix::fs::seek(&**self.file, SeekFrom::End(0)).map_err(errno)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The files of all devices, for copies between them.
 
+use super::host::HostFile;
 use instar_devices::blk::Errno;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,7 +15,7 @@ pub struct Files {
 /// A file, and which one it is on the host.
 #[derive(Clone, Debug)]
 struct Entry {
-    file: Arc<File>,
+    file: Arc<HostFile>,
     identity: Option<Identity>,
 }
 
@@ -24,7 +25,7 @@ struct Identity(u64, u64);
 
 impl Files {
     /// `file` stands behind `slot` now.
-    pub fn insert(&self, slot: u16, file: &Arc<File>) {
+    pub fn insert(&self, slot: u16, file: &Arc<HostFile>) {
         let entry = Entry {
             file: Arc::clone(file),
             identity: identity(file),
@@ -41,7 +42,7 @@ impl Files {
         (from, from_offset): (u16, u64),
         (to, offset): (u16, u64),
         len: u64,
-    ) -> Result<Arc<File>, Errno> {
+    ) -> Result<Arc<HostFile>, Errno> {
         let files = self.lock();
         let (Some(source), Some(target)) = (files.get(&from), files.get(&to)) else {
             return Err(Errno::EINVAL);

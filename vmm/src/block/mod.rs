@@ -12,11 +12,15 @@
 //! Changes are made inside the kick, to the page cache. One that takes longer, such
 //! as zeros written over a large range, is done in pieces by the guest's wait, so
 //! that limits and cancellation are looked at between them.
+//!
+//! A file that was opened with `O_DIRECT` is read and written past the page cache ([`HostFile`]): by the threads, if
+//! there are any, else inside the kick.
 
 mod calls;
 mod copy;
 mod file;
 mod files;
+mod host;
 mod pool;
 mod range;
 mod transfer;
@@ -24,4 +28,5 @@ mod work;
 
 pub use file::{ChangeLimits, FileBackend, Shared};
 pub use files::Files;
+pub use host::HostFile;
 pub use pool::{Finished, IoPool};

@@ -5,6 +5,7 @@
 //! take what else there is, rather than sleep for their turn. A thread holds on to the file and the guest's memory until its request has
 //! ended, so neither can go away under it.
 
+use super::host::HostFile;
 use super::work::Work;
 use crate::VmError;
 use crate::bell::Bell;
@@ -12,7 +13,6 @@ use crate::memory::GuestSlot;
 use crate::threads::{self, Confine, ThreadKind};
 use instar_devices::blk::{Completion, Token};
 use std::collections::VecDeque;
-use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -28,7 +28,7 @@ pub struct Job {
     /// Whether it waits for its turn while another such request of the device is done.
     pub alone: bool,
     /// On what.
-    pub file: Arc<File>,
+    pub file: Arc<HostFile>,
     /// With whose buffers.
     pub memory: Arc<GuestSlot>,
 }

@@ -1,9 +1,9 @@
 //! Changes of a range that may be long: done in pieces, between which limits are looked at.
 
 use super::calls::{self, RangeCall};
+use super::host::HostFile;
 use super::transfer::Step;
 use instar_devices::blk::Errno;
-use std::fs::File;
 
 /// Longest piece of one `fallocate` or device call.
 const CALL_BYTES: u64 = 1 << 30;
@@ -63,7 +63,7 @@ impl RangeChange {
     }
 
     /// Goes on for a while; [`Step::WouldBlock`] if there is more to do.
-    pub fn go_on(&mut self, file: &File) -> Step {
+    pub fn go_on(&mut self, file: &HostFile) -> Step {
         for _ in 0..PIECES_PER_STEP {
             if self.at >= self.end {
                 return Step::Finished;
@@ -81,7 +81,7 @@ impl RangeChange {
     }
 
     /// Does the next piece, with the call that serves it.
-    fn piece(&mut self, file: &File) -> Result<(), calls::Raw> {
+    fn piece(&mut self, file: &HostFile) -> Result<(), calls::Raw> {
         let Some(call) = self.call() else {
             return self.write_zeros(file, self.end);
         };
@@ -95,7 +95,10 @@ impl RangeChange {
                 return self.ragged(file, ragged.min(self.end));
             }
         }
-        match calls::range(file, call, self.at, to - self.at) {
+        let turn = file.turn();
+        let outcome = calls::range(file, call, self.at, to - self.at);
+        drop(turn);
+        match outcome {
             Ok(()) => self.at = to,
             Err(raw) if is_unsupported(raw, self.block_device) => self.do_without(raw)?,
             Err(raw) => return Err(raw),
@@ -118,7 +121,7 @@ impl RangeChange {
     }
 
     /// The part up to `to` of a device's range that is no whole block.
-    fn ragged(&mut self, file: &File, to: u64) -> Result<(), calls::Raw> {
+    fn ragged(&mut self, file: &HostFile, to: u64) -> Result<(), calls::Raw> {
         if self.change == Change::Discarded {
             self.at = to;
             return Ok(());
@@ -137,22 +140,18 @@ impl RangeChange {
     }
 
     /// Writes zeros, up to `to` at most.
-    fn write_zeros(&mut self, file: &File, to: u64) -> Result<(), calls::Raw> {
+    fn write_zeros(&mut self, file: &HostFile, to: u64) -> Result<(), calls::Raw> {
         let len = to.saturating_sub(self.at).min(ZEROS_BYTES);
         let len = usize::try_from(len).map_err(|_| libc::EINVAL)?;
         if self.zeros.len() < len {
             self.zeros = vec![0; len];
         }
-        let iovec = libc::iovec {
-            iov_base: self.zeros.as_mut_ptr().cast(),
-            iov_len: len,
-        };
-        // SAFETY: the vector lies in the buffer of zeros, which is at least `len` bytes long.
-        let written = unsafe { calls::write(file, &[iovec], self.at) }?;
+        let zeros = self.zeros.get(..len).ok_or(libc::EINVAL)?;
+        let written = file.write_at(zeros, self.at)?;
         if written == 0 {
             return Err(libc::EIO);
         }
-        self.at = self.at.saturating_add(written);
+        self.at = self.at.saturating_add(written as u64);
         Ok(())
     }
 }

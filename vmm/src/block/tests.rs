@@ -4,6 +4,7 @@ use crate::threads::Confine;
 use instar_devices::blk::GuestBuffer;
 use instar_shared::layout::HEAP_START;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::os::unix::fs::MetadataExt;

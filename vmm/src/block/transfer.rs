@@ -1,6 +1,7 @@
 //! Moves bytes between a file and guest buffers.
 
 use super::calls;
+use super::host::HostFile;
 use crate::memory::GuestSlot;
 use instar_devices::blk::{Errno, GuestBuffer};
 use std::fs::File;
@@ -9,6 +10,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 /// Most I/O vectors of one system call (`UIO_MAXIOV`).
 const MAX_IOVECS: usize = 1024;
+
+/// Most bytes that go through a buffer at once.
+const PIECE_BYTES: u64 = 1 << 20;
 
 /// A read or write on its way: buffers, and how far it got.
 #[derive(Debug)]
@@ -38,8 +42,8 @@ impl Transfer {
         self.buffers.iter().map(|b| u64::from(b.len)).sum()
     }
 
-    /// Reads on. With `nowait` only what the page cache holds.
-    pub fn read(&mut self, file: &File, slot: &GuestSlot, nowait: bool) -> Step {
+    /// Reads on. With `nowait` only what the page cache holds; past it, nothing.
+    pub fn read(&mut self, file: &HostFile, slot: &GuestSlot, nowait: bool) -> Step {
         loop {
             let Some(iovecs) = self.iovecs(slot) else {
                 return Step::Failed(Errno::EIO);
@@ -47,7 +51,16 @@ impl Transfer {
             if iovecs.is_empty() {
                 return Step::Finished;
             }
-            match read_once(file, &iovecs, self.offset.saturating_add(self.done), nowait) {
+            let at = self.offset.saturating_add(self.done);
+            if nowait && file.is_direct() {
+                return Step::WouldBlock;
+            }
+            let outcome = if file.takes(at, &iovecs) {
+                read_once(file, &iovecs, at, nowait)
+            } else {
+                self.read_ragged(file, slot)
+            };
+            match outcome {
                 Ok(0) => return self.zero_rest(slot),
                 Ok(n) => self.done = self.done.saturating_add(n),
                 // The tick: the caller looks at its limits before it goes on.
@@ -59,7 +72,7 @@ impl Transfer {
     }
 
     /// Writes on; a short write goes on where it ended.
-    pub fn write(&mut self, file: &File, slot: &GuestSlot) -> Step {
+    pub fn write(&mut self, file: &HostFile, slot: &GuestSlot) -> Step {
         loop {
             let Some(iovecs) = self.iovecs(slot) else {
                 return Step::Failed(Errno::EIO);
@@ -68,9 +81,15 @@ impl Transfer {
                 return Step::Finished;
             }
             let at = self.offset.saturating_add(self.done);
-            // SAFETY: every vector lies in guest memory, which the slot keeps mapped during the call;
-            // the guest may change the bytes at any time, and then either ones are written.
-            match unsafe { calls::write(file, &iovecs, at) } {
+            let outcome = if file.takes(at, &iovecs) {
+                let _turn = file.turn();
+                // SAFETY: every vector lies in guest memory, which the slot keeps mapped during the call;
+                // the guest may change the bytes at any time, and then either ones are written.
+                unsafe { calls::write(file, &iovecs, at) }
+            } else {
+                self.write_ragged(file, slot)
+            };
+            match outcome {
                 // No progress and no reason: it would never end.
                 Ok(0) => return Step::Failed(Errno::EIO),
                 Ok(n) => self.done = self.done.saturating_add(n),
@@ -81,14 +100,53 @@ impl Transfer {
         }
     }
 
+    /// Reads a piece through a buffer; how many bytes there were.
+    fn read_ragged(&self, file: &HostFile, slot: &GuestSlot) -> Result<u64, calls::Raw> {
+        let mut piece = self.piece();
+        let read = file.read_at(&mut piece, self.offset.saturating_add(self.done))?;
+        let mut bytes = piece.get(..read).unwrap_or_default();
+        for (addr, len) in self.rest() {
+            let (now, later) = bytes.split_at(bytes.len().min(len as usize));
+            let written = slot.dma().write_slice(now, addr);
+            written.map_err(|_| libc::EIO)?;
+            bytes = later;
+            if bytes.is_empty() {
+                break;
+            }
+        }
+        Ok(read as u64)
+    }
+
+    /// Writes a piece through a buffer; how many bytes were written.
+    fn write_ragged(&self, file: &HostFile, slot: &GuestSlot) -> Result<u64, calls::Raw> {
+        let mut piece = self.piece();
+        let mut bytes = piece.as_mut_slice();
+        for (addr, len) in self.rest() {
+            let (now, later) = bytes.split_at_mut(bytes.len().min(len as usize));
+            slot.dma().read_slice(now, addr).map_err(|_| libc::EIO)?;
+            bytes = later;
+            if bytes.is_empty() {
+                break;
+            }
+        }
+        let written = file.write_at(&piece, self.offset.saturating_add(self.done))?;
+        Ok(written as u64)
+    }
+
+    /// Room for what is left, or for a piece of it.
+    fn piece(&self) -> Vec<u8> {
+        let left = self.len().saturating_sub(self.done).min(PIECE_BYTES);
+        vec![0; usize::try_from(left).unwrap_or(0)]
+    }
+
     /// Asks the kernel to fetch what is left, without waiting for it.
-    pub fn announce(&self, file: &File) {
+    pub fn announce(&self, file: &HostFile) {
         #[cfg(target_os = "linux")]
         {
             let at = self.offset.saturating_add(self.done);
             let left = std::num::NonZeroU64::new(self.len().saturating_sub(self.done));
             // Only advice: a file system without it reads when the guest waits.
-            let _ = rustix::fs::fadvise(file, at, left, rustix::fs::Advice::WillNeed);
+            let _ = rustix::fs::fadvise(&**file, at, left, rustix::fs::Advice::WillNeed);
         }
         #[cfg(not(target_os = "linux"))]
         let _ = file;
@@ -208,6 +266,7 @@ mod tests {
             buffers,
             done: 0,
         };
+        let file = HostFile::from(file);
         assert_eq!(transfer.read(&file, &slot, false), Step::Finished);
         let mut seen = [0; 37];
         slot.read(HEAP_START, &mut seen).unwrap();
@@ -219,7 +278,7 @@ mod tests {
     #[test]
     fn offsets_beyond_i64_are_an_errno() {
         let slot = GuestSlot::new(64 << 20).unwrap();
-        let file = tempfile::tempfile().unwrap();
+        let file = HostFile::from(tempfile::tempfile().unwrap());
         let mut transfer = Transfer {
             offset: u64::MAX - 2,
             buffers: vec![buffer(0, 8)],

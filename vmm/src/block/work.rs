@@ -2,11 +2,11 @@
 
 use super::calls;
 use super::copy::CopyChange;
+use super::host::HostFile;
 use super::range::RangeChange;
 use super::transfer::{Step, Transfer};
 use crate::memory::GuestSlot;
 use instar_devices::blk::Errno;
-use std::fs::File;
 
 /// From so many bytes on a request is worth a thread: less is copied faster than handed over.
 const LONG_BYTES: u64 = 32 << 10;
@@ -28,7 +28,7 @@ pub enum Work {
 
 impl Work {
     /// Goes on; a read with `nowait` only as far as the page cache has it.
-    pub fn go_on(&mut self, file: &File, memory: &GuestSlot, nowait: bool) -> Step {
+    pub fn go_on(&mut self, file: &HostFile, memory: &GuestSlot, nowait: bool) -> Step {
         match self {
             Self::Read(transfer) => transfer.read(file, memory, nowait),
             Self::Write(transfer) => transfer.write(file, memory),
@@ -45,7 +45,7 @@ impl Work {
     /// Goes on until it is done, or `stop` says so; sleeps as it must.
     pub fn finish(
         &mut self,
-        file: &File,
+        file: &HostFile,
         memory: &GuestSlot,
         stop: impl Fn() -> bool,
     ) -> Result<u32, Errno> {

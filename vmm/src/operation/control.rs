@@ -221,6 +221,7 @@ mod tests {
         let mut devices = Devices::with_threads(std::sync::Arc::clone(&memory), None);
         for slot in [1, 2] {
             let file = OperationFile {
+                direct_align: 0,
                 file: std::fs::File::open("/dev/null").unwrap(),
                 read_only: false,
                 block_device: false,

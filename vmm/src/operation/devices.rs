@@ -2,7 +2,7 @@
 
 use super::OperationFile;
 use crate::VmError;
-use crate::block::{ChangeLimits, FileBackend, Files, Finished, IoPool, Shared};
+use crate::block::{ChangeLimits, FileBackend, Files, Finished, HostFile, IoPool, Shared};
 use crate::memory::GuestSlot;
 use instar_devices::blk::{BlkConfig, BlkDevice, DeviceFault};
 use instar_shared::device::{
@@ -119,7 +119,8 @@ impl Devices {
         };
         let memory = Arc::clone(&self.memory);
         let shared = self.shared.clone();
-        let backend = FileBackend::new(slot, file.file, memory, limits, shared);
+        let host = HostFile::new(file.file, file.direct_align);
+        let backend = FileBackend::new(slot, host, memory, limits, shared);
         self.slots.insert(
             slot,
             Slot {

@@ -55,6 +55,8 @@ pub struct OperationFile {
     /// What the guest may make of it: a write, zeroes, reservation or length past this many bytes
     /// fails with EFBIG. Means nothing if the file is read-only.
     pub max_len_bytes: u64,
+    /// It was opened with `O_DIRECT`, and takes multiples of so many bytes; 0: it goes through the page cache.
+    pub direct_align: u32,
 }
 
 /// What an operation may use.

@@ -81,7 +81,8 @@ pub fn run(options: &AmendOptions, limits: &LimitOptions) -> Result<u8, UsageErr
         no_secret,
     };
     let config: AmendConfig = amendment.config(image.format);
-    let input = launch::to_change(image, Growth::Unlimited, limits);
+    let mut input = launch::to_change(image, Growth::Unlimited, limits);
+    input.direct = cli::past_cache(options.cache.as_ref());
     let output = EditOutput::new(shown);
     let how = How {
         secrets,

@@ -121,13 +121,14 @@ pub fn run(options: &BenchOptions, limits: &LimitOptions) -> Result<u8, UsageErr
     plan.validate()?;
     let probed = image.format == ImageFormat::Probe;
     let config = plan.config(image.format);
-    let input = if plan.write {
+    let mut input = if plan.write {
         let each = u64::from(plan.len).saturating_add(ROOM_PER_REQUEST);
         let extra_bytes = each.saturating_mul(u64::from(plan.count));
         launch::to_change(image, Growth::Window { extra_bytes }, limits)
     } else {
         launch::to_read(image, Reads::Contents, options.force_share)
     };
+    input.direct = cli::past_cache(options.cache.as_ref());
     let output = BenchOutput {
         console: Console::new(JobKind::Check, format == Format::Json, true),
         format,
@@ -178,9 +179,7 @@ fn image(options: &BenchOptions) -> Result<Image, UsageError> {
         ));
     }
     let native = options.native || options.aio.as_ref().is_some_and(|aio| *aio == "native");
-    let cache = options.cache.as_deref();
-    let direct = ["none", "off", "directsync"];
-    let direct = cache.is_some_and(|mode| direct.iter().any(|known| **known == *mode));
+    let direct = cli::past_cache(options.cache.as_ref());
     if native && !direct && image.path.exists() {
         return Err(refusal(
             "aio=native was specified, but it requires cache.direct=on, which was not specified.",

@@ -30,8 +30,8 @@ pub fn output_format(value: &OsString) -> Result<Format, UsageError> {
     }
 }
 
-/// Checks a cache mode; `what` is what it is a mode of, with a space behind it. Everything goes
-/// through the page cache in any case. A change is durable when its operation ends; what `convert` makes
+/// Checks a cache mode; `what` is what it is a mode of, with a space behind it. A change is durable when its
+/// operation ends; what `convert` makes
 /// is where a mode other than `unsafe` is given, what `dd` makes is not.
 ///
 /// # Errors
@@ -51,6 +51,16 @@ pub fn cache_mode(what: &str, value: Option<&OsString>) -> Result<(), UsageError
         )),
         _ => Ok(()),
     }
+}
+
+/// Whether a cache mode is one that passes by the page cache.
+#[must_use]
+pub fn past_cache(mode: Option<&OsString>) -> bool {
+    mode.is_some_and(|mode| {
+        ["none", "off", "directsync"]
+            .iter()
+            .any(|one| *one == *mode)
+    })
 }
 
 /// The repair that `--repair` asks for.

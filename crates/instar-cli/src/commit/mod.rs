@@ -85,7 +85,8 @@ pub fn run(options: &CommitOptions, limits: &LimitOptions) -> Result<u8, UsageEr
         base: Some(base),
         ..How::default()
     };
-    let input = launch::to_change(image, Growth::default(), limits);
+    let mut input = launch::to_change(image, Growth::default(), limits);
+    input.direct = cli::past_cache(options.cache.as_ref());
     launch::start_as(how, COMMIT, config.as_bytes(), vec![input], limits, output)
 }
 

@@ -2,7 +2,7 @@
 
 use crate::cli::{self, CompareOptions, FormatOptions, LimitOptions, UsageError};
 use crate::console::{Console, JobKind};
-use crate::files::{COMPARE, FileTable, JobError, Output, RESULT_BYTES, Reads};
+use crate::files::{COMPARE, FileTable, InputFile, JobError, Output, RESULT_BYTES, Reads};
 use crate::image::Image;
 use crate::info::Format;
 use crate::json::Json;
@@ -165,7 +165,10 @@ pub fn run(options: &CompareOptions, limits: &LimitOptions) -> Result<u8, UsageE
         .flags
         .set(if options.strict { COMPARE_STRICT } else { 0 });
     let share = options.force_share;
-    let inputs = [one, two].map(|image| launch::to_read(image, Reads::Contents, share));
+    let inputs = [one, two].map(|image| InputFile {
+        direct: cli::past_cache(options.cache.as_ref()),
+        ..launch::to_read(image, Reads::Contents, share)
+    });
     let output = CompareOutput::new(format, options.quiet, options.progress);
     let threads = Threads {
         io: IO_THREADS,

@@ -60,12 +60,13 @@ pub fn run(options: &ConvertOptions, limits: &LimitOptions) -> Result<u8, UsageE
     } = request(options)?;
     let mut inputs: Vec<InputFile> = sources
         .into_iter()
-        .map(|image| source(image, options.force_share))
+        .map(|image| source(image, options))
         .collect();
     let may_be_packed = inputs.iter().any(|input| input.access != Access::ReadRaw);
     let target_format = NewFormat::named(&options.target_format).unwrap_or(NewFormat::Raw);
     let mut refusal = None;
     let (mut secret, mut no_secret) = (None, None);
+    let sources = inputs.len();
     match target {
         Ok(target) => {
             let key = target.key_secret().cloned();
@@ -75,6 +76,9 @@ pub fn run(options: &ConvertOptions, limits: &LimitOptions) -> Result<u8, UsageE
             secret = keyring::named(key.as_ref(), slot, SecretRole::New);
         }
         Err(sentence) => refusal = Some(sentence),
+    }
+    for made in inputs.iter_mut().skip(sources) {
+        made.direct = cli::past_cache(options.target_cache.as_ref());
     }
     let shown = Shown {
         format,
@@ -138,9 +142,10 @@ fn described_target(options: &ConvertOptions) -> Result<Option<ConvertOptions>, 
 }
 
 /// A source as a job opens it.
-fn source(image: Image, share: bool) -> InputFile {
+fn source(image: Image, options: &ConvertOptions) -> InputFile {
     let raw = image.format == ImageFormat::Raw;
-    let mut input = launch::to_read(image, Reads::Contents, share);
+    let mut input = launch::to_read(image, Reads::Contents, options.force_share);
+    input.direct = cli::past_cache(options.source_cache.as_ref());
     if raw {
         input.access = Access::ReadRaw;
     }

@@ -129,6 +129,7 @@ impl Bench {
     fn facts(&self, name: &[u8]) -> FileFacts {
         let metadata = std::fs::metadata(self.path().join(OsStr::from_bytes(name))).unwrap();
         FileFacts {
+            direct_align: 0,
             name: OsStr::from_bytes(name).to_owned(),
             len_bytes: metadata.len(),
             disk_bytes: metadata.blocks() * 512,

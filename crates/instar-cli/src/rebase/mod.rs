@@ -60,6 +60,9 @@ pub fn run(options: &RebaseOptions, limits: &LimitOptions) -> Result<u8, UsageEr
     };
     let warns = image.format == ImageFormat::Probe;
     let mut inputs = vec![launch::to_change(image, Growth::default(), limits)];
+    for input in &mut inputs {
+        input.direct = cli::past_cache(options.cache.as_ref());
+    }
     let mut named = None;
     if let Some(image) = new {
         config.flags.set(config.flags.get() | REBASE_NEW);
@@ -68,7 +71,9 @@ pub fn run(options: &RebaseOptions, limits: &LimitOptions) -> Result<u8, UsageEr
             typed: options.backing.clone().unwrap_or_default(),
             path: image.path.clone().into(),
         });
-        inputs.push(to_read(image, options.force_share));
+        let mut input = to_read(image, options.force_share);
+        input.direct = cli::past_cache(options.backing_cache.as_ref());
+        inputs.push(input);
     }
     let output = RebaseOutput::new(percent, options.quiet, warns, named);
     let threads = Threads {

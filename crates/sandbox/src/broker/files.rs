@@ -38,6 +38,7 @@ struct Root {
     rules: Rules,
     access: Access,
     share: bool,
+    direct: bool,
 }
 
 /// Why a file that an image names is not opened.
@@ -110,6 +111,7 @@ impl Files {
             rules: Rules::new(opened.facts.name.as_bytes(), &job.policy),
             access: input.access,
             share: input.share,
+            direct: input.direct,
         };
         let held = |(slot, opened): (u16, &Opened)| {
             let held = Held {
@@ -288,6 +290,7 @@ impl Files {
             access: Access::Read(reads),
             data_file: !backing,
             share: found.share,
+            direct: found.direct,
         };
         let writing = Wanted {
             access: Access::Change,
@@ -301,6 +304,9 @@ impl Files {
             let kept = self.kept.swap_remove(at);
             let mut opened = open::describe(kept.file.into(), &passed.stat, &name, given)?;
             opened.writable = true;
+            if writing.direct {
+                opened.facts.direct_align = open::pass_by_page_cache(&opened.file, &name)?;
+            }
             return Ok(opened);
         }
         let wanted = if writes && !is_base { writing } else { reading };

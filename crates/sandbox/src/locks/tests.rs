@@ -69,6 +69,7 @@ const CONTENTS: Access = Access::Read(Reads::Contents);
 fn input(path: &Path, access: Access, share: bool) -> InputFile {
     InputFile {
         described: None,
+        direct: false,
         secrets: Vec::new(),
         path: path.into(),
         share,
@@ -220,6 +221,7 @@ fn data_file_lets_writers_in_but_no_resize() {
     std::fs::write(&path, [0; 512]).unwrap();
     let file = std::fs::File::open(&path).unwrap();
     let wanted = Wanted {
+        direct: false,
         access: CONTENTS,
         data_file: true,
         share: false,
@@ -276,6 +278,7 @@ fn data_file(path: &Path, access: Access) -> (std::fs::File, Result<Taken, Confl
     let file = options.read(true).write(access.writes()).open(path);
     let file = file.unwrap();
     let wanted = Wanted {
+        direct: false,
         access,
         data_file: true,
         share: false,

@@ -11,6 +11,7 @@ const CONTENTS: Access = Access::Read(Reads::Contents);
 fn input(path: impl Into<PathBuf>, access: Access) -> InputFile {
     InputFile {
         described: None,
+        direct: false,
         secrets: Vec::new(),
         path: path.into(),
         share: false,

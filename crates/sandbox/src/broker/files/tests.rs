@@ -16,6 +16,7 @@ fn files(top: &Path, access: Access, writable: bool) -> Files {
 fn files_with_base(top: &Path, access: Access, writable: bool, base: Option<Base>) -> Files {
     let input = |access, share| InputFile {
         described: None,
+        direct: false,
         secrets: Vec::new(),
         path: top.into(),
         share,
