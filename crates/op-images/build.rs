@@ -33,8 +33,11 @@ const KEYED: &[&str] = &[
     "op-rebase-keyed",
 ];
 
+/// Those that have a program of their own for what writes.
+const WRITING: &[&str] = &["op-bench-write"];
+
 fn main() {
-    let programs = [OPERATIONS, KEYED].concat();
+    let programs = [OPERATIONS, KEYED, WRITING].concat();
     if let Err(error) = instar_guest_build::embed(OPERATIONS, &programs, &[]) {
         println!("cargo::error={error}");
         std::process::exit(1);

@@ -38,8 +38,10 @@ pub const RESIZE: &[u8] = embedded!("op-resize.elf");
 pub const AMEND: &[u8] = embedded!("op-amend.elf");
 /// The ELF file of the `bitmap` operation; 8-byte aligned.
 pub const BITMAP: &[u8] = embedded!("op-bitmap.elf");
-/// The ELF file of the `bench` operation; 8-byte aligned.
+/// The ELF file of the `bench` operation that reads; 8-byte aligned.
 pub const BENCH: &[u8] = embedded!("op-bench.elf");
+/// The ELF file of the `bench` operation that writes; 8-byte aligned.
+pub const BENCH_WRITE: &[u8] = embedded!("op-bench-write.elf");
 /// The ELF file of the `convert` operation; 8-byte aligned.
 pub const CONVERT: &[u8] = embedded!("op-convert.elf");
 /// The ELF file of the `convert` operation into an image that is there; 8-byte aligned.
@@ -109,6 +111,7 @@ mod tests {
             ("amend", AMEND),
             ("bitmap", BITMAP),
             ("bench", BENCH),
+            ("bench-write", BENCH_WRITE),
             ("convert", CONVERT),
             ("convert-into", CONVERT_INTO),
             ("rebase", REBASE),

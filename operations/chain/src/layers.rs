@@ -1,7 +1,7 @@
 //! A whole backing chain, opened for its content.
 
 use crate::keys::{Image, NO_KEYS, Unlock};
-use crate::{NamedBy, Reported, fail, format_of, open_named, open_qcow2, stated_format};
+use crate::{NamedBy, Reported, fail, format_of, open_backing, open_qcow2};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use instar_guest_ops::{Context, Disk};
@@ -9,7 +9,7 @@ use instar_layers::{Chain, DataError, Layer, View};
 use instar_qcow2::header::{MAX_FILE_BYTES, MAX_L1_BYTES};
 use instar_qcow2::snapshot::{Snapshot, SnapshotTable};
 use instar_qcow2::{Header, OpenMode};
-use instar_shared::control::{FileAccess, FileRole};
+use instar_shared::control::FileAccess;
 use instar_shared::op::ImageFormat;
 use instar_shared::record::FailureKind;
 use instar_storage::Cipher;
@@ -114,17 +114,13 @@ fn open(
         };
         let cipher = unlock.cipher(ctx, &image)?;
         unlock.descend();
-        let below = header.backing_file.clone();
-        let stated = header.extensions.backing_format.clone();
+        next = open_backing(ctx, slot, &header, FileAccess::Read)?;
         parts.push(Part::Qcow2(Box::new(Qcow2 {
             disk,
             data,
             header,
             cipher,
         })));
-        if let Some(name) = below {
-            next = Some(open_below(ctx, slot, &name, stated.as_deref())?);
-        }
     }
     let more = (parts.len() as u64).saturating_sub(SHORT_CHAIN);
     if more > 0 {
@@ -176,18 +172,6 @@ fn build(ctx: &mut Context, parts: Vec<Part>, top: TopView<'_>) -> Result<Chain<
         });
     }
     Ok(Chain::new(layers))
-}
-
-fn open_below(
-    ctx: &mut Context,
-    parent: u16,
-    name: &[u8],
-    stated: Option<&[u8]>,
-) -> Result<(Disk, ImageFormat), Reported> {
-    let disk = open_named(ctx, parent, name, FileRole::Backing, FileAccess::Read)?;
-    let stated = stated_format(ctx, disk.slot(), stated)?;
-    let format = format_of(ctx, &disk, stated, NamedBy::Image)?;
-    Ok((disk, format))
 }
 
 /// The state of the image at a snapshot.

@@ -21,9 +21,11 @@ pub use stopped::{Stopped, stopped};
 use alloc::vec;
 use instar_guest_ops::{Context, Disk, OpenError};
 use instar_plan_check::{Cancelled, MessageKind, Reporter};
+use instar_qcow2::snapshot::Snapshot;
 use instar_qcow2::{Header, OpenMode};
 use instar_raw::ImageFormat as Probed;
 use instar_shared::control::{FileAccess, FileRole};
+use instar_shared::info::{NO_ICOUNT, SnapshotRecord};
 use instar_shared::op::ImageFormat;
 use instar_shared::record::{FailureKind, MAX_PAYLOAD, RecordKind};
 use instar_storage::Storage;
@@ -97,7 +99,7 @@ pub fn format_of(
 ///
 /// # Errors
 /// The name is no format that can be read here.
-pub fn stated_format(
+fn stated_format(
     ctx: &mut Context,
     slot: u16,
     name: Option<&[u8]>,
@@ -121,7 +123,7 @@ pub fn stated_format(
 ///
 /// # Errors
 /// The host's refusal, which it words itself, or no slot is left.
-pub fn open_named(
+fn open_named(
     ctx: &mut Context,
     parent: u16,
     name: &[u8],
@@ -139,6 +141,40 @@ pub fn open_named(
         )),
         Err(e) => Err(fail(ctx, parent, format_args!("{e}"))),
     }
+}
+
+/// Opens the backing file that the image in `parent` names in its `header`, and says what format it is in; `None` if
+/// there is none.
+///
+/// # Errors
+/// The record that says why has been sent.
+pub fn open_backing(
+    ctx: &mut Context,
+    parent: u16,
+    header: &Header,
+    access: FileAccess,
+) -> Result<Option<(Disk, ImageFormat)>, Reported> {
+    let Some(name) = &header.backing_file else {
+        return Ok(None);
+    };
+    let stated = header.extensions.backing_format.as_deref();
+    open_backing_as(ctx, parent, (name, stated), access).map(Some)
+}
+
+/// As [`open_backing`], of the name and the format that the image states.
+///
+/// # Errors
+/// As there.
+pub fn open_backing_as(
+    ctx: &mut Context,
+    parent: u16,
+    (name, stated): (&[u8], Option<&[u8]>),
+    access: FileAccess,
+) -> Result<(Disk, ImageFormat), Reported> {
+    let disk = open_named(ctx, parent, name, FileRole::Backing, access)?;
+    let stated = stated_format(ctx, disk.slot(), stated)?;
+    let format = format_of(ctx, &disk, stated, NamedBy::Image)?;
+    Ok((disk, format))
 }
 
 /// Opens a qcow2 image for `mode`: its header, and its external data file if it has one.
@@ -171,16 +207,30 @@ pub fn open_qcow2(
 /// One of them cannot be opened.
 pub fn open_chain_below(ctx: &mut Context, top: u16, header: &Header) -> Result<(), Reported> {
     let (mut parent, mut above) = (top, header.clone());
-    while let Some(name) = above.backing_file.take() {
-        let disk = open_named(ctx, parent, &name, FileRole::Backing, FileAccess::Read)?;
-        let stated = stated_format(ctx, disk.slot(), above.extensions.backing_format.as_deref())?;
-        if format_of(ctx, &disk, stated, NamedBy::Image)? != ImageFormat::Qcow2 {
+    while let Some((disk, format)) = open_backing(ctx, parent, &above, FileAccess::Read)? {
+        if format != ImageFormat::Qcow2 {
             break;
         }
         let opened = open_qcow2(ctx, &disk, OpenMode::CheckWithKey, FileAccess::Read)?;
         (parent, above) = (disk.slot(), opened.0);
     }
     Ok(())
+}
+
+/// The fixed part of the record of an internal snapshot; its ID and name follow.
+#[must_use]
+pub fn snapshot_record(snapshot: &Snapshot) -> SnapshotRecord {
+    let len = |name: &[u8]| u32::try_from(name.len()).unwrap_or(u32::MAX);
+    SnapshotRecord {
+        vm_state_size: snapshot.vm_state_size.into(),
+        date_sec: snapshot.date_sec.into(),
+        date_nsec: snapshot.date_nsec.into(),
+        vm_clock_nsec: snapshot.vm_clock_nsec.into(),
+        icount: snapshot.icount.unwrap_or(NO_ICOUNT).into(),
+        disk_size: snapshot.disk_size.unwrap_or(0).into(),
+        id_len: len(snapshot.shown_id()).into(),
+        name_len: len(snapshot.shown_name()).into(),
+    }
 }
 
 /// Passes what a check or a repair finds to the record stream.

@@ -6,12 +6,11 @@ use instar_guest_ops::{Context, Disk, DiskSet};
 use instar_layers::{Chain, FileOf, Layer, View};
 use instar_plan_commit::{Image, Numbers};
 use instar_qcow2::{Header, OpenMode};
-use instar_shared::control::{FileAccess, FileRole};
+use instar_shared::control::FileAccess;
 use instar_shared::op::ImageFormat;
 use instar_storage::Cipher;
 use op_chain::{
-    Image as Opening, NamedBy, Reported, Unlock, fail, format_of, open_named, open_qcow2,
-    stated_format,
+    Image as Opening, NamedBy, Reported, Unlock, fail, format_of, open_backing, open_qcow2,
 };
 
 /// Memory that an image takes at most: its tables, and its requests.
@@ -60,20 +59,15 @@ pub fn open(
         let slot = disk.slot();
         let (header, data, cipher) = open_one(ctx, &disk, writable, &unlock)?;
         unlock.descend();
-        if let Some(name) = &header.backing_file {
-            // The first of them that may be written is the base, and the others are only read.
-            let access =
-                if images.iter().skip(1).any(|image| image.writable) || (writable && slot != 0) {
-                    FileAccess::Read
-                } else {
-                    FileAccess::ReadWrite
-                };
-            let disk = open_named(ctx, slot, name, FileRole::Backing, access)?;
-            let stated = header.extensions.backing_format.as_deref();
-            let stated = stated_format(ctx, disk.slot(), stated)?;
-            let format = format_of(ctx, &disk, stated, NamedBy::Image)?;
-            next = Some((disk, format));
-        }
+        // The first of them that may be written is the base, and the others are only read.
+        let is_below_base =
+            images.iter().skip(1).any(|image| image.writable) || (writable && slot != 0);
+        let access = if is_below_base {
+            FileAccess::Read
+        } else {
+            FileAccess::ReadWrite
+        };
+        next = open_backing(ctx, slot, &header, access)?;
         let header = Some(header);
         let image = Box::new(Image { disk, data, header });
         images.push(Opened {

@@ -139,8 +139,7 @@ impl Parts {
         let mut base = match &self.base.header {
             None => Base::Raw(&self.base.disk),
             Some(header) => {
-                let tables = header.l1_entries_needed().saturating_mul(16);
-                let tables = tables.saturating_add(header.refcount_table_bytes());
+                let tables = header.table_bytes();
                 // What is not granted is missed where it is needed.
                 let _ = ctx.grant(tables.saturating_add(4 * CACHE_BYTES));
                 let below: Box<dyn Below> = if below.layers().is_empty() {

@@ -5,11 +5,11 @@ use alloc::string::String;
 use instar_guest_ops::{Context, Disk};
 use instar_qcow2::{Header, OpenMode};
 use instar_raw::ImageFormat as Probed;
-use instar_shared::control::{FileAccess, FileRole};
+use instar_shared::control::FileAccess;
 use instar_shared::create::{CREATE_BACKING_STATED, CreateConfig};
 use instar_shared::op::ImageFormat;
 use instar_storage::Storage;
-use op_chain::{NamedBy, Reported, fail, format_of, open_named, stated_format};
+use op_chain::{NamedBy, Reported, fail, format_of, open_backing};
 
 /// The sector, in bytes: sizes are multiples of it.
 const SECTOR: u64 = 512;
@@ -66,13 +66,7 @@ fn open_chain(ctx: &mut Context, top: Disk, format: ImageFormat) -> Result<u64, 
             ctx.records().prefixed(format_args!("warning: {warning}"));
         }
         size.get_or_insert(header.whole_sectors_size());
-        if let Some(name) = &header.backing_file {
-            let below = open_named(ctx, disk.slot(), name, FileRole::Backing, FileAccess::Read)?;
-            let stated = header.extensions.backing_format.as_deref();
-            let stated = stated_format(ctx, below.slot(), stated)?;
-            let format = format_of(ctx, &below, stated, NamedBy::Image)?;
-            next = Some((below, format));
-        }
+        next = open_backing(ctx, disk.slot(), &header, FileAccess::Read)?;
     }
     Ok(size.unwrap_or(0))
 }

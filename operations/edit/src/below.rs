@@ -3,9 +3,9 @@
 use alloc::vec::Vec;
 use instar_guest_ops::{Context, Disk};
 use instar_qcow2::{Header, OpenMode};
-use instar_shared::control::{FileAccess, FileRole};
+use instar_shared::control::FileAccess;
 use instar_shared::op::ImageFormat;
-use op_chain::{NamedBy, Reported, format_of, open_named, open_qcow2, stated_format};
+use op_chain::{Reported, open_backing, open_qcow2};
 
 /// An image of the backing chain.
 #[derive(Debug)]
@@ -25,11 +25,9 @@ pub struct Below {
 pub fn open_below(ctx: &mut Context, top: u16, header: &Header) -> Result<Vec<Below>, Reported> {
     let mut chain = Vec::new();
     let (mut parent, mut above) = (top, header.clone());
-    while let Some(name) = above.backing_file.take() {
-        let disk = open_named(ctx, parent, &name, FileRole::Backing, FileAccess::Read)?;
+    while let Some((disk, format)) = open_backing(ctx, parent, &above, FileAccess::Read)? {
         parent = disk.slot();
-        let stated = stated_format(ctx, parent, above.extensions.backing_format.as_deref())?;
-        if format_of(ctx, &disk, stated, NamedBy::Image)? != ImageFormat::Qcow2 {
+        if format != ImageFormat::Qcow2 {
             chain.push(Below {
                 disk,
                 data: None,

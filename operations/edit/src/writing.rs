@@ -6,12 +6,9 @@ use instar_codec::Decoder;
 use instar_guest_ops::{Context, Disk};
 use instar_plan_write::{Below, CACHE_BYTES, NothingBelow, WriteError, WriteImage};
 use instar_qcow2::{Header, OpenMode};
-use instar_shared::control::{FileAccess, FileRole};
+use instar_shared::control::FileAccess;
 use instar_storage::Cipher;
-use op_chain::{
-    Image, NamedBy, Reported, Unlock, fail, format_of, open_layers_with, open_named, open_qcow2,
-    stated_format,
-};
+use op_chain::{Image, Reported, Unlock, fail, open_backing, open_layers_with, open_qcow2};
 
 /// The files of an image that is written to.
 #[derive(Debug)]
@@ -68,13 +65,9 @@ fn below(
     header: &Header,
     unlock: Unlock<'_>,
 ) -> Result<Box<dyn Below>, Reported> {
-    let Some(name) = &header.backing_file else {
+    let Some((below, format)) = open_backing(ctx, slot, header, FileAccess::Read)? else {
         return Ok(Box::new(NothingBelow));
     };
-    let below = open_named(ctx, slot, name, FileRole::Backing, FileAccess::Read)?;
-    let stated = header.extensions.backing_format.as_deref();
-    let stated = stated_format(ctx, below.slot(), stated)?;
-    let format = format_of(ctx, &below, stated, NamedBy::Image)?;
     let layers = open_layers_with(ctx, below, format, unlock)?;
     Ok(Box::new((layers.chain, Decoder::new())))
 }
@@ -95,8 +88,7 @@ impl Written<'_> {
         ctx: &mut Context,
         below: Box<dyn Below + 'a>,
     ) -> Result<WriteImage<'a, Disk>, WriteError> {
-        let tables = self.header.l1_entries_needed().saturating_mul(16);
-        let tables = tables.saturating_add(self.header.refcount_table_bytes());
+        let tables = self.header.table_bytes();
         // What is not granted is missed where it is needed.
         let _ = ctx.grant(tables.saturating_add(CACHE_BYTES.saturating_mul(4)));
         let codec = Box::new(Decoder::new());

@@ -8,11 +8,11 @@ use instar_guest_ops::{Context, Disk};
 use instar_qcow2::OpenError;
 use instar_qcow2::bitmaps::BitmapError;
 use instar_qcow2::info::ImageInfo;
-use instar_shared::control::{FileAccess, FileRole};
+use instar_shared::control::FileAccess;
 use instar_shared::info::{INFO_BACKING_CHAIN, InfoConfig, InfoResult};
 use instar_shared::op::{ImageFormat, Outcome};
 use instar_shared::record::RecordKind;
-use op_chain::{NamedBy, Reported, fail, format_of, open_named, stated_format};
+use op_chain::{NamedBy, Reported, fail, format_of, open_backing_as};
 
 instar_guest_ops::entry!(run);
 
@@ -54,9 +54,8 @@ fn describe_chain(
         if ctx.cancelled() {
             return Ok(Outcome::Cancelled);
         }
-        disk = open_named(ctx, disk.slot(), name, FileRole::Backing, FileAccess::Read)?;
-        let stated = stated_format(ctx, disk.slot(), info.backing_format())?;
-        format = format_of(ctx, &disk, stated, NamedBy::Image)?;
+        let named = (name, info.backing_format());
+        (disk, format) = open_backing_as(ctx, disk.slot(), named, FileAccess::Read)?;
     }
 }
 

@@ -13,9 +13,10 @@ use instar_shared::info::{
     BITMAP_AUTO, BITMAP_IN_USE, BitmapRecord, Compression, Encryption, IMAGE_BACKING,
     IMAGE_BACKING_FORMAT, IMAGE_BITMAPS, IMAGE_CORRUPT, IMAGE_DATA_FILE, IMAGE_DATA_FILE_NAME,
     IMAGE_DATA_FILE_RAW, IMAGE_DIRTY, IMAGE_EXTENDED_L2, IMAGE_LAZY_REFCOUNTS, ImageRecord,
-    LUKS_NAME_BYTES, LuksRecord, NO_ICOUNT, SnapshotRecord,
+    LUKS_NAME_BYTES, LuksRecord, SnapshotRecord,
 };
 use instar_shared::op::ImageFormat;
+use op_chain::snapshot_record;
 
 /// A fixed part as the bytes of a record.
 #[derive(Clone, Copy)]
@@ -142,17 +143,7 @@ fn copy(to: &mut [u8], from: &[u8]) {
 
 /// An internal snapshot; its ID and name follow.
 pub fn snapshot(snapshot: &Snapshot) -> Fixed<SnapshotRecord> {
-    let len = |name: &[u8]| u32::try_from(name.len()).unwrap_or(u32::MAX);
-    Fixed(SnapshotRecord {
-        vm_state_size: snapshot.vm_state_size.into(),
-        date_sec: snapshot.date_sec.into(),
-        date_nsec: snapshot.date_nsec.into(),
-        vm_clock_nsec: snapshot.vm_clock_nsec.into(),
-        icount: snapshot.icount.unwrap_or(NO_ICOUNT).into(),
-        disk_size: snapshot.disk_size.unwrap_or(0).into(),
-        id_len: len(snapshot.shown_id()).into(),
-        name_len: len(snapshot.shown_name()).into(),
-    })
+    Fixed(snapshot_record(snapshot))
 }
 
 /// A bitmap; its name follows.

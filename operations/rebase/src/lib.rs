@@ -9,11 +9,11 @@ use alloc::string::String;
 use instar_guest_ops::{Context, Disk, DiskSet};
 use instar_layers::{Chain, DataError, FileOf};
 use instar_plan_rebase::{
-    BUFFER_BYTES, Backing, Cancelled, Chains, Image, Io, Monitor, RebaseError, Refusal,
-    copy_differences, mark_corrupt, set_backing,
+    BUFFER_BYTES, Backing, Chains, Image, Io, RebaseError, Refusal, copy_differences, mark_corrupt,
+    set_backing,
 };
 use instar_qcow2::{Header, OpenMode};
-use instar_shared::control::{FileAccess, FileRole};
+use instar_shared::control::FileAccess;
 use instar_shared::op::{ImageFormat, Outcome};
 use instar_shared::rebase::{
     REBASE_COMPRESS, REBASE_FORMAT, REBASE_NEW, REBASE_UNKNOWN_FORMAT, REBASE_UNSAFE, RebaseConfig,
@@ -22,10 +22,10 @@ use instar_shared::rebase::{
 use instar_shared::zerocopy::little_endian::U32;
 use instar_storage::Cipher;
 use op_chain::{
-    Image as Opening, Keys, NamedBy, Reported, Stopped, Unlock, format_of, notice,
-    open_layers_with, open_named, stated_format, stopped,
+    Image as Opening, Keys, Reported, Stopped, Unlock, notice, open_backing, open_layers_with,
+    stopped,
 };
-use op_edit::{Opened, open_for_change};
+use op_edit::{Opened, Progress, open_for_change};
 
 /// Memory besides that of buffers: the tables of the image and of the chains.
 const TABLE_BYTES: u64 = 24 << 20;
@@ -124,11 +124,9 @@ fn copy(
     for disk in [Some(image.storage), image.data].into_iter().flatten() {
         let _ = ctx.announce_size(disk.slot(), size);
     }
-    let tables = header.l1_entries_needed().saturating_mul(16);
-    let tables = tables.saturating_add(header.refcount_table_bytes());
     let _ = ctx.grant(
         BUFFER_BYTES
-            .saturating_add(tables)
+            .saturating_add(header.table_bytes())
             .saturating_add(TABLE_BYTES),
     );
     let typed = start(&config.name, config.name_len);
@@ -163,13 +161,9 @@ fn open_old(
     header: &Header,
     unlock: Unlock<'_>,
 ) -> Result<Option<Chain<Disk>>, Reported> {
-    let Some(name) = &header.backing_file else {
+    let Some((below, format)) = open_backing(ctx, disk.slot(), header, FileAccess::Read)? else {
         return Ok(None);
     };
-    let below = open_named(ctx, disk.slot(), name, FileRole::Backing, FileAccess::Read)?;
-    let stated = header.extensions.backing_format.as_deref();
-    let stated = stated_format(ctx, below.slot(), stated)?;
-    let format = format_of(ctx, &below, stated, NamedBy::Image)?;
     Ok(Some(open_layers_with(ctx, below, format, unlock)?.chain))
 }
 
@@ -210,18 +204,4 @@ fn failed(ctx: &mut Context, opened: &Opened, error: &RebaseError) -> Outcome {
 fn start(field: &[u8], len: U32) -> &[u8] {
     let len = usize::try_from(len.get()).unwrap_or(usize::MAX);
     field.get(..len).unwrap_or(field)
-}
-
-/// A [`Monitor`] over the operation's context.
-struct Progress<'a>(&'a mut Context);
-
-impl Monitor for Progress<'_> {
-    fn progress(&mut self, done: u64, total: u64) -> Result<(), Cancelled> {
-        self.0.records().progress(done, total);
-        if self.0.cancelled() {
-            Err(Cancelled)
-        } else {
-            Ok(())
-        }
-    }
 }

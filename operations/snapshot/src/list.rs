@@ -2,14 +2,13 @@
 
 use instar_guest_ops::shared::zerocopy::IntoBytes;
 use instar_guest_ops::{Context, Disk};
-use instar_qcow2::snapshot::{Snapshot, SnapshotTable};
+use instar_qcow2::snapshot::SnapshotTable;
 use instar_qcow2::{Header, OpenError, OpenMode};
 use instar_shared::control::FileAccess;
 use instar_shared::edit::EditResult;
-use instar_shared::info::{NO_ICOUNT, SnapshotRecord};
 use instar_shared::op::{ImageFormat, Outcome};
 use instar_shared::record::RecordKind;
-use op_chain::{NamedBy, Reported, fail, format_of, open_chain_below, open_qcow2};
+use op_chain::{NamedBy, Reported, fail, format_of, open_chain_below, open_qcow2, snapshot_record};
 
 /// Sends a record for each snapshot, in the table's order. A raw image has none.
 ///
@@ -36,7 +35,7 @@ fn send_all(ctx: &mut Context, disk: &Disk, header: &Header) -> Result<(), Repor
     for snapshot in SnapshotTable::new(disk, header) {
         let snapshot =
             snapshot.map_err(|e| fail(ctx, disk.slot(), format_args!("{}", OpenError::from(e))))?;
-        let fixed = record(&snapshot);
+        let fixed = snapshot_record(&snapshot);
         let parts = [fixed.as_bytes(), snapshot.shown_id(), snapshot.shown_name()];
         let sent = ctx.records().record(RecordKind::Snapshot, &parts);
         sent.map_err(|_| {
@@ -45,19 +44,4 @@ fn send_all(ctx: &mut Context, disk: &Disk, header: &Header) -> Result<(), Repor
         })?;
     }
     Ok(())
-}
-
-/// The fixed part of a snapshot's record; its ID and name follow.
-fn record(snapshot: &Snapshot) -> SnapshotRecord {
-    let len = |name: &[u8]| u32::try_from(name.len()).unwrap_or(u32::MAX);
-    SnapshotRecord {
-        vm_state_size: snapshot.vm_state_size.into(),
-        date_sec: snapshot.date_sec.into(),
-        date_nsec: snapshot.date_nsec.into(),
-        vm_clock_nsec: snapshot.vm_clock_nsec.into(),
-        icount: snapshot.icount.unwrap_or(NO_ICOUNT).into(),
-        disk_size: snapshot.disk_size.unwrap_or(0).into(),
-        id_len: len(snapshot.shown_id()).into(),
-        name_len: len(snapshot.shown_name()).into(),
-    }
 }

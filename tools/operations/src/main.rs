@@ -18,7 +18,8 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use instar_guest_build::{GuestArch, GuestBuild, Verb, workspace_root};
 
-/// The operations: package and program have the same name. Some packages have a second program ([`KEYED`]).
+/// The operations: package and program have the same name. Some packages have a second program ([`KEYED`],
+/// [`WRITING`]).
 pub const OPERATIONS: &[&str] = &[
     "op-info",
     "op-check",
@@ -51,9 +52,12 @@ pub const KEYED: &[&str] = &[
     "op-rebase-keyed",
 ];
 
+/// Operations that have a program of their own for what writes.
+pub const WRITING: &[&str] = &["op-bench-write"];
+
 /// All programs of the operations.
 pub fn programs() -> impl Iterator<Item = &'static str> {
-    OPERATIONS.iter().chain(KEYED).copied()
+    OPERATIONS.iter().chain(KEYED).chain(WRITING).copied()
 }
 
 fn main() -> ExitCode {

@@ -243,6 +243,12 @@ impl Header {
     pub const fn refcount_table_bytes(&self) -> u64 {
         (self.refcount_table_clusters as u64).saturating_mul(self.cluster_bits.size_bytes())
     }
+
+    /// Memory in bytes that a writer takes for tables it holds as a whole: the L1 table twice, and the refcount table.
+    pub fn table_bytes(&self) -> u64 {
+        let l1_tables = self.l1_entries_needed().saturating_mul(16);
+        l1_tables.saturating_add(self.refcount_table_bytes())
+    }
 }
 
 #[cfg(test)]

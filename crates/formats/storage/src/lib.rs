@@ -17,6 +17,7 @@ extern crate std;
 
 use core::fmt;
 
+pub mod bytes;
 pub mod cipher;
 #[cfg(feature = "std")]
 pub mod crash;

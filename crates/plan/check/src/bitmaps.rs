@@ -103,7 +103,7 @@ impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
             }
             self.read(offset, piece)
                 .map_err(|e| CheckError::Failed { errno: e.errno })?;
-            self.holes.saw(crate::holes::all_zeros(piece));
+            self.holes.saw(instar_storage::bytes::is_zero(piece));
             self.count_bitmap_piece(piece)?;
         }
         Ok(())

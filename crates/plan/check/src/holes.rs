@@ -43,30 +43,3 @@ impl Holes {
         }
     }
 }
-
-/// True if all bytes are zero.
-pub(crate) fn all_zeros(bytes: &[u8]) -> bool {
-    let (words, rest) = bytes.as_chunks::<8>();
-    words.chunks(64).all(|chunk| {
-        chunk
-            .iter()
-            .fold(0, |or, word| or | u64::from_ne_bytes(*word))
-            == 0
-    }) && rest.iter().all(|byte| *byte == 0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn all_zeros_sees_every_byte() {
-        let mut bytes = [0_u8; 1037];
-        assert!(all_zeros(&bytes));
-        for at in [0, 7, 511, 512, 1031, 1036] {
-            bytes[at] = 1;
-            assert!(!all_zeros(&bytes), "{at}");
-            bytes[at] = 0;
-        }
-    }
-}

@@ -4,7 +4,6 @@
 //! take the fast path, a run at a time. Every other entry is judged on its own.
 
 use crate::counter::Counter;
-use crate::holes::all_zeros;
 use crate::pages::{PAGE_BITS, PAGE_CLUSTERS, Page};
 use crate::run::Run;
 use crate::{CheckError, Reporter};
@@ -13,6 +12,7 @@ use instar_qcow2::entries::{
     ALL_ZEROS, COPIED, CompressedDescriptor, L2Entry, OFFSET_MASK, SubclusterBitmap,
 };
 use instar_storage::Storage;
+use instar_storage::bytes::is_zero;
 
 /// Reserved bits of a standard descriptor that qemu-img complains of; bit 0 is
 /// not among them even where L2 entries are extended.
@@ -206,7 +206,7 @@ fn run_in_page<T: Counter, const N: usize>(
 impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
     /// Counts what an L2 table refers to.
     pub(crate) fn count_l2(&mut self, table: &[u8], active: bool) -> Result<(), CheckError> {
-        if all_zeros(table) {
+        if is_zero(table) {
             self.holes.saw(true);
             return Ok(());
         }

@@ -1,12 +1,12 @@
 //! Refcounts that the image stores: qcow2 "Host cluster management".
 
 use crate::counter::Counter;
-use crate::holes::all_zeros;
 use crate::pages::{PAGE_BITS, PAGE_CLUSTERS};
 use crate::run::{BUFFER_BYTES, Run, TABLE_BYTES, check_range, zeroed};
 use crate::{CheckError, MessageKind, Reporter};
 use alloc::vec::Vec;
 use instar_qcow2::entries::RefcountTableEntry;
+use instar_storage::bytes::is_zero;
 use instar_storage::{Read, Storage, StorageError};
 
 /// Clusters whose refcounts cannot be read.
@@ -249,7 +249,7 @@ impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
             .chunks(run_bytes)
             .zip((start..).step_by(usize::try_from(run).unwrap_or(1)))
         {
-            if first > self.clusters || all_zeros(piece) {
+            if first > self.clusters || is_zero(piece) {
                 continue;
             }
             any = true;

@@ -1,11 +1,11 @@
 //! L1 tables, and the L2 tables they name, read in batches.
 
 use crate::counter::Counter;
-use crate::holes::all_zeros;
 use crate::run::{BUFFER_BYTES, Run, TABLE_BYTES, What, zeroed};
 use crate::{CheckError, MessageKind, Reporter};
 use alloc::vec::Vec;
 use instar_qcow2::entries::L1Entry;
+use instar_storage::bytes::is_zero;
 use instar_storage::{Read, Storage, StorageError};
 
 /// L1 entries planned before their tables are read, at most.
@@ -142,7 +142,7 @@ impl<S: Storage, T: Counter, R: Reporter> Run<'_, S, T, R> {
             );
             return Err(CheckError::Failed { errno: e.errno });
         }
-        let zeros = all_zeros(piece);
+        let zeros = is_zero(piece);
         self.holes.saw(zeros);
         Ok(!zeros)
     }

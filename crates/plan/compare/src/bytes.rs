@@ -1,9 +1,9 @@
-//! Bytes beside bytes, many at a time.
+//! The first sector in which bytes differ.
+
+use instar_storage::bytes::{are_equal, is_zero};
 
 /// Bytes of a sector: what an offset is told in.
 const SECTOR_BYTES: usize = 512;
-/// Bytes that one round of a loop looks at: a few vector registers.
-const LANE_BYTES: usize = 64;
 
 /// Where the first sector that differs starts; both are of one length.
 pub(crate) fn first_difference(one: &[u8], two: &[u8]) -> Option<u64> {
@@ -34,27 +34,6 @@ fn first(bytes: &[u8], differs: impl Fn(usize, &[u8]) -> bool) -> Option<u64> {
         at = at.saturating_add(part.len());
     }
     None
-}
-
-fn are_equal(one: &[u8], two: &[u8]) -> bool {
-    let (one, one_tail) = one.as_chunks::<LANE_BYTES>();
-    let (two, two_tail) = two.as_chunks::<LANE_BYTES>();
-    let equal = one.iter().zip(two).all(|(one, two)| {
-        let words = one.as_chunks::<8>().0.iter().zip(two.as_chunks::<8>().0);
-        words.fold(0, |different, (one, two)| {
-            different | (u64::from_ne_bytes(*one) ^ u64::from_ne_bytes(*two))
-        }) == 0
-    });
-    equal && one_tail == two_tail
-}
-
-fn is_zero(bytes: &[u8]) -> bool {
-    let (lanes, tail) = bytes.as_chunks::<LANE_BYTES>();
-    let zero = lanes.iter().all(|lane| {
-        let words = lane.as_chunks::<8>().0.iter();
-        words.fold(0, |set, word| set | u64::from_ne_bytes(*word)) == 0
-    });
-    zero && tail.iter().all(|byte| *byte == 0)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 use crate::window::{Part, PartKind};
 use alloc::vec::Vec;
 use core::ops::Range;
+use instar_storage::bytes::is_zero;
 
 /// What a stretch of a window is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,19 +41,6 @@ pub(crate) struct Rules {
 pub(crate) struct Stretch {
     pub range: Range<usize>,
     pub kind: Block,
-}
-
-/// Whether all bytes are zero.
-pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    let (chunks, rest) = bytes.as_chunks::<32>();
-    let zero = |chunk: &[u8; 32]| {
-        let (words, _) = chunk.as_chunks::<8>();
-        let all = words
-            .iter()
-            .fold(0, |all, word| all | u64::from_ne_bytes(*word));
-        all == 0
-    };
-    chunks.iter().all(zero) && rest.iter().all(|byte| *byte == 0)
 }
 
 /// Ranges that are below, in blocks that are not below as a whole: they need the bytes of the backing file.
@@ -297,18 +285,5 @@ mod tests {
         };
         assert_eq!(kinds(&parts, &[0; 8], fill), [(8, Block::Data)]);
         assert_eq!(kinds(&parts, &[0; 8], RULES), [(8, Block::Zero)]);
-    }
-
-    #[test]
-    fn is_zero_sees_every_byte() {
-        for len in [0, 1, 31, 32, 33, 100] {
-            let mut bytes = alloc::vec![0; len];
-            assert!(is_zero(&bytes));
-            for at in 0..len {
-                bytes[at] = 1;
-                assert!(!is_zero(&bytes), "{len} {at}");
-                bytes[at] = 0;
-            }
-        }
     }
 }

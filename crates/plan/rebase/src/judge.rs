@@ -3,9 +3,7 @@
 use crate::window::{Part, PartKind, Window};
 use alloc::vec::Vec;
 use core::ops::Range;
-
-/// Bytes that one round of a loop looks at: a few vector registers.
-const LANE_BYTES: usize = 64;
+use instar_storage::bytes::{are_equal, is_zero};
 
 /// Stretches of whole units, cut at the window's end, in which the chains differ; `unit` is a power of two.
 pub fn differences(window: &Window, unit: usize) -> Vec<Range<usize>> {
@@ -41,22 +39,13 @@ fn differs(window: &Window, part: &Part, range: &Range<usize>) -> bool {
             old: true,
             new: true,
         } => match (old.bytes(range), new.bytes(range)) {
-            (Some(old), Some(new)) => old != new,
+            (Some(old), Some(new)) => !are_equal(old, new),
             _ => true,
         },
         PartKind::Look { old: true, .. } => !old.bytes(range).is_some_and(is_zero),
         PartKind::Look { new: true, .. } => !new.bytes(range).is_some_and(is_zero),
         _ => false,
     }
-}
-
-fn is_zero(bytes: &[u8]) -> bool {
-    let (lanes, tail) = bytes.as_chunks::<LANE_BYTES>();
-    let zero = lanes.iter().all(|lane| {
-        let words = lane.as_chunks::<8>().0.iter();
-        words.fold(0, |set, word| set | u64::from_ne_bytes(*word)) == 0
-    });
-    zero && tail.iter().all(|byte| *byte == 0)
 }
 
 #[cfg(test)]

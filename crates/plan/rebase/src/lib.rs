@@ -40,6 +40,7 @@ mod window;
 
 pub use copy::{Io, copy_differences};
 pub use error::{RebaseError, Refusal};
+pub use instar_plan_txn::{Cancelled, Monitor};
 pub use names::{Backing, mark_corrupt, set_backing};
 pub use walk::Chains;
 
@@ -69,16 +70,3 @@ impl<S> Clone for Image<'_, S> {
 }
 
 impl<S> Copy for Image<'_, S> {}
-
-/// The copy is to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cancelled;
-
-/// Who watches the copy.
-pub trait Monitor {
-    /// Says how many bytes of the disk were looked at, of how many it has.
-    ///
-    /// # Errors
-    /// It is to stop.
-    fn progress(&mut self, done: u64, total: u64) -> Result<(), Cancelled>;
-}

@@ -6,15 +6,13 @@
 use crate::ResizeError;
 use crate::error::Stage;
 use alloc::vec::Vec;
+use instar_codec::Decoder;
+use instar_layers::Decompress;
 use instar_qcow2::Header;
 use instar_qcow2::entries::{L1Entry, L2Entry, SUBCLUSTERS, SubclusterBitmap};
-use instar_qcow2::header::{CompressionType, CryptMethod};
+use instar_qcow2::header::CryptMethod;
 use instar_storage::{Storage, StorageError};
-use ruzstd::decoding::StreamingDecoder;
-use ruzstd::io::Read;
 
-/// The largest window that a zstd frame may ask for. A cluster has at most 2 MiB.
-const MAX_ZSTD_WINDOW_BYTES: u64 = 8 << 20;
 /// EIO.
 const EIO: u32 = 5;
 
@@ -139,25 +137,9 @@ impl<S: Storage> Layer<'_, S> {
             .read_at(descriptor.offset.get(), &mut packed)
             .map_err(failed)?;
         let mut cluster = zeroed(bits.size_bytes())?;
-        let complete = match header.compression_type {
-            CompressionType::Zlib => inflate_deflate(&packed, &mut cluster),
-            CompressionType::Zstd => inflate_zstd(&packed, &mut cluster),
-        };
-        if complete { Ok(cluster) } else { Err(DAMAGED) }
+        let unpacked = Decoder::new().decompress(header.compression_type, &packed, &mut cluster);
+        unpacked.map(|()| cluster).map_err(|_| DAMAGED)
     }
-}
-
-/// Raw deflate; true if it fills `cluster`.
-fn inflate_deflate(packed: &[u8], cluster: &mut [u8]) -> bool {
-    let input = core::iter::once(packed);
-    let len = miniz_oxide::inflate::decompress_slice_iter_to_slice(cluster, input, false, true);
-    len == Ok(cluster.len())
-}
-
-/// One zstd frame; true if it fills `cluster`.
-fn inflate_zstd(packed: &[u8], cluster: &mut [u8]) -> bool {
-    let decoder = StreamingDecoder::new_with_max_window_size(packed, MAX_ZSTD_WINDOW_BYTES);
-    decoder.is_ok_and(|mut decoder| decoder.read_exact(cluster).is_ok())
 }
 
 /// Fills `buf` with the guest data at `offset` of the first of `layers`, the others being its backing chain.

@@ -74,6 +74,10 @@ impl Monitor for Quiet {
         assert!(done <= total);
         Ok(())
     }
+
+    fn grant(&mut self, bytes: u64) -> u64 {
+        bytes
+    }
 }
 
 fn layer(store: Store<'_>) -> Layer<Store<'_>> {

@@ -1,0 +1,138 @@
+//! The bench operation: a stream of requests to an image. Those that read and those that write are programs of their own,
+//! as most of what the latter need is of no use to the former.
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+use alloc::vec::Vec;
+use instar_guest_ops::{Context, Disk, DiskSet};
+use instar_plan_bench::{BenchError, Cancelled, Image, Monitor, Settings, Writes, run as send};
+use instar_shared::bench::{BENCH_DRAIN, BENCH_WRITE, BenchConfig, BenchResult};
+use instar_shared::op::{ImageFormat, Outcome};
+use instar_shared::record::{FailureKind, Progress, RecordKind};
+use instar_shared::zerocopy::IntoBytes;
+use instar_shared::zerocopy::little_endian::U64;
+use op_chain::Reported;
+
+/// What is asked of a program.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// The format of the image in slot 0, as the user named it.
+    pub told: ImageFormat,
+    /// Which requests are sent.
+    pub settings: Settings,
+}
+
+/// Does what the host's config says, and tells the host how it went. `work` opens the image and sends the requests.
+pub fn run(
+    ctx: &mut Context,
+    work: impl FnOnce(&mut Context, &Asked, &mut BenchResult) -> Result<Outcome, Reported>,
+) {
+    let config: BenchConfig = ctx.config();
+    let mut result = BenchResult::zeroed();
+    let outcome = match asked(&config) {
+        Some(asked) => {
+            let buffers = asked.settings.depth.min(asked.settings.count);
+            let buffers = u64::from(buffers).saturating_add(1);
+            // What is not granted is missed where it is needed.
+            let _ = ctx.grant(buffers.saturating_mul(u64::from(asked.settings.len)));
+            work(ctx, &asked, &mut result)
+        }
+        None => Err(Reported),
+    };
+    let failed = if ctx.cancelled() {
+        Outcome::Cancelled
+    } else {
+        Outcome::Failed
+    };
+    result.outcome.set(outcome.unwrap_or(failed).raw());
+    ctx.set_result(&result);
+}
+
+fn asked(config: &BenchConfig) -> Option<Asked> {
+    let has = |flag: u32| config.flags.get() & flag != 0;
+    let writes = Writes {
+        pattern: u8::try_from(config.pattern.get()).ok()?,
+        flush_interval: config.flush_interval.get(),
+        drain: has(BENCH_DRAIN),
+    };
+    let settings = Settings {
+        count: config.count.get(),
+        depth: config.depth.get().max(1),
+        len: config.len.get().max(1),
+        step: config.step.get(),
+        start: config.start.get(),
+        write: has(BENCH_WRITE).then_some(writes),
+    };
+    let told = ImageFormat::try_from(config.format.get()).ok()?;
+    Some(Asked { told, settings })
+}
+
+/// All files that take requests.
+pub fn set<'a>(disks: impl IntoIterator<Item = &'a Disk>) -> Option<DiskSet<'a>> {
+    let mut disks: Vec<&Disk> = disks.into_iter().collect();
+    disks.sort_by_key(|disk| disk.slot());
+    disks.dedup_by_key(|disk| disk.slot());
+    DiskSet::new(disks)
+}
+
+/// Sends the requests and takes the time.
+///
+/// # Errors
+/// The record that says why has been sent.
+pub fn time<I: Image>(
+    ctx: &mut Context,
+    set: &DiskSet<'_>,
+    image: &mut I,
+    settings: &Settings,
+    result: &mut BenchResult,
+) -> Result<Outcome, Reported> {
+    begun(ctx, u64::from(settings.count));
+    let start = ctx.ticks();
+    let sent = send(set, image, settings, &mut Watch(ctx));
+    let ticks = ctx.ticks().wrapping_sub(start);
+    result.elapsed_ns.set(nanoseconds(ticks, ctx));
+    let error = match sent {
+        Ok(()) => return Ok(Outcome::Done),
+        Err(error) => error,
+    };
+    let kind = match error {
+        BenchError::Request { .. } => FailureKind::Operation,
+        BenchError::Cancelled => FailureKind::Cancelled,
+        BenchError::OutOfMemory => FailureKind::Memory,
+    };
+    ctx.records().failure(kind, 0, format_args!("{error}"));
+    Err(Reported)
+}
+
+/// Has the host say at once what is about to be sent.
+fn begun(ctx: &mut Context, total: u64) {
+    let progress = Progress {
+        done: U64::new(0),
+        total: U64::new(total),
+    };
+    let records = ctx.records();
+    let _ = records.record(RecordKind::Progress, &[progress.as_bytes()]);
+    records.drain();
+}
+
+fn nanoseconds(ticks: u64, ctx: &Context) -> u64 {
+    let per_second = u128::from(ctx.boot().tsc_hz.get().max(1));
+    let ns = u128::from(ticks).saturating_mul(1_000_000_000);
+    let ns = ns.checked_div(per_second).unwrap_or(0);
+    u64::try_from(ns).unwrap_or(u64::MAX)
+}
+
+/// A [`Monitor`] over the operation's context.
+struct Watch<'a>(&'a mut Context);
+
+impl Monitor for Watch<'_> {
+    fn progress(&mut self, done: u64, total: u64) -> Result<(), Cancelled> {
+        self.0.records().progress(done, total);
+        if self.0.cancelled() {
+            Err(Cancelled)
+        } else {
+            Ok(())
+        }
+    }
+}
