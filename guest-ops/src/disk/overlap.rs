@@ -189,16 +189,24 @@ pub struct DiskSet<'a, P: Platform = Machine> {
 }
 
 impl<'a, P: Platform> DiskSet<'a, P> {
-    /// The set of these disks; `None` if there are none.
+    /// The set of these disks, each once; `None` if there are none.
     pub fn new(disks: impl IntoIterator<Item = &'a Disk<P>>) -> Option<Self> {
-        let disks: Vec<&'a Disk<P>> = disks.into_iter().collect();
-        let platform = disks.first()?.platform.clone();
-        Some(Self { platform, disks })
+        let mut disks = disks.into_iter();
+        let first = disks.next()?;
+        let mut set = Self {
+            platform: first.platform.clone(),
+            disks: Vec::new(),
+        };
+        set.add(first);
+        disks.for_each(|disk| set.add(disk));
+        Some(set)
     }
 
-    /// Makes a disk part of the set.
+    /// Makes a disk part of the set, if it is not already.
     pub fn add(&mut self, disk: &'a Disk<P>) {
-        self.disks.push(disk);
+        if self.disks.iter().all(|known| known.slot() != disk.slot()) {
+            self.disks.push(disk);
+        }
     }
 }
 

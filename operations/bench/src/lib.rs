@@ -2,10 +2,7 @@
 //! as most of what the latter need is of no use to the former.
 #![cfg_attr(not(test), no_std)]
 
-extern crate alloc;
-
-use alloc::vec::Vec;
-use instar_guest_ops::{Context, Disk, DiskSet};
+use instar_guest_ops::{Context, DiskSet};
 use instar_plan_bench::{BenchError, Cancelled, Image, Monitor, Settings, Writes, run as send};
 use instar_shared::bench::{BENCH_DRAIN, BENCH_WRITE, BenchConfig, BenchResult};
 use instar_shared::op::{ImageFormat, Outcome};
@@ -66,14 +63,6 @@ fn asked(config: &BenchConfig) -> Option<Asked> {
     };
     let told = ImageFormat::try_from(config.format.get()).ok()?;
     Some(Asked { told, settings })
-}
-
-/// All files that take requests.
-pub fn set<'a>(disks: impl IntoIterator<Item = &'a Disk>) -> Option<DiskSet<'a>> {
-    let mut disks: Vec<&Disk> = disks.into_iter().collect();
-    disks.sort_by_key(|disk| disk.slot());
-    disks.dedup_by_key(|disk| disk.slot());
-    DiskSet::new(disks)
 }
 
 /// Sends the requests and takes the time.

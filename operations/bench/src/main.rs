@@ -3,13 +3,13 @@
 #![no_main]
 
 use instar_codec::Decoder;
-use instar_guest_ops::{Context, Disk};
+use instar_guest_ops::{Context, Disk, DiskSet};
 use instar_layers::FileOf;
 use instar_plan_bench::Reader;
 use instar_plan_convert::Chains;
 use instar_shared::bench::BenchResult;
 use instar_shared::op::Outcome;
-use op_bench::{Asked, set, time};
+use op_bench::{Asked, time};
 use op_chain::{Reported, open_layers};
 
 instar_guest_ops::entry!(run);
@@ -25,6 +25,6 @@ fn read(ctx: &mut Context, asked: &Asked, result: &mut BenchResult) -> Result<Ou
     let chains = Chains::new([&layers.chain], None, Disk::slot, Decoder::new());
     let disks = layers.chain.layers().iter();
     let disks = disks.flat_map(|l| [l.store(FileOf::Image), l.store(FileOf::DataFile)]);
-    let set = set(disks).ok_or(Reported)?;
+    let set = DiskSet::new(disks).ok_or(Reported)?;
     time(ctx, &set, &mut Reader(chains), &asked.settings, result)
 }

@@ -4,13 +4,13 @@
 
 mod qcow2;
 
-use instar_guest_ops::{Context, Disk};
+use instar_guest_ops::{Context, Disk, DiskSet};
 use instar_plan_bench::RawWriter;
 use instar_shared::bench::BenchResult;
 use instar_shared::op::{ImageFormat, Outcome};
 use instar_shared::record::FailureKind;
 use instar_storage::Storage;
-use op_bench::{Asked, set, time};
+use op_bench::{Asked, time};
 use op_chain::{NO_KEYS, NamedBy, Reported, fail, format_of};
 use op_edit::open_written;
 
@@ -35,7 +35,7 @@ fn write(ctx: &mut Context, asked: &Asked, result: &mut BenchResult) -> Result<O
         file: disk.slot(),
         len_bytes: len.checked_next_multiple_of(SECTOR_BYTES).unwrap_or(len),
     };
-    let set = set([disk]).ok_or(Reported)?;
+    let set = DiskSet::new([disk]).ok_or(Reported)?;
     time(ctx, &set, &mut image, &asked.settings, result)
 }
 
@@ -47,7 +47,7 @@ fn write_qcow2(
 ) -> Result<Outcome, Reported> {
     let (written, below) = open_written(ctx, disk, NO_KEYS)?;
     let files = [Some(disk), written.data.as_ref()];
-    let set = set(files.into_iter().flatten()).ok_or(Reported)?;
+    let set = DiskSet::new(files.into_iter().flatten()).ok_or(Reported)?;
     let image = written.begin(ctx, below);
     let image = image.map_err(|e| fail(ctx, 0, format_args!("{e}")))?;
     let mut image = qcow2::Writer::new(image, written.slots());

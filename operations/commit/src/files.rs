@@ -132,10 +132,7 @@ pub fn set<'a>(above: &'a Chain<Disk>, base: &'a Image<Disk>) -> Option<DiskSet<
     let layers = above.layers().iter();
     let stores = layers.flat_map(|l| [l.store(FileOf::Image), l.store(FileOf::DataFile)]);
     let own = [Some(&base.disk), base.data.as_ref()];
-    let mut disks: Vec<&Disk> = stores.chain(own.into_iter().flatten()).collect();
-    disks.sort_by_key(|disk| disk.slot());
-    disks.dedup_by_key(|disk| disk.slot());
-    DiskSet::new(disks)
+    DiskSet::new(stores.chain(own.into_iter().flatten()))
 }
 
 /// The numbers of the base's files in requests.

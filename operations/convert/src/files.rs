@@ -1,6 +1,5 @@
 //! The files of a copy.
 
-use alloc::vec::Vec;
 use instar_guest_ops::{Disk, DiskSet};
 use instar_layers::FileOf;
 use instar_storage::{Extent, Read, Reserve, Storage, StorageError, StorageMut, Write};
@@ -11,16 +10,9 @@ pub fn set<'a>(
     sources: &'a [Layers],
     others: impl IntoIterator<Item = &'a Disk>,
 ) -> Option<DiskSet<'a>> {
-    let mut disks: Vec<&Disk> = others.into_iter().collect();
-    for layer in sources.iter().flat_map(|source| source.chain.layers()) {
-        for file in [FileOf::Image, FileOf::DataFile] {
-            let disk = layer.store(file);
-            if disks.iter().all(|known| known.slot() != disk.slot()) {
-                disks.push(disk);
-            }
-        }
-    }
-    DiskSet::new(disks)
+    let layers = sources.iter().flat_map(|source| source.chain.layers());
+    let stores = layers.flat_map(|l| [l.store(FileOf::Image), l.store(FileOf::DataFile)]);
+    DiskSet::new(others.into_iter().chain(stores))
 }
 
 /// A file that is made: flushed only if the host wants it durable before it has its name.
