@@ -41,7 +41,7 @@ pub const BITMAP: &[u8] = embedded!("op-bitmap.elf");
 /// The ELF file of the `bench` operation that reads; 8-byte aligned.
 pub const BENCH: &[u8] = embedded!("op-bench.elf");
 /// The ELF file of the `bench` operation that writes; 8-byte aligned.
-pub const BENCH_WRITE: &[u8] = embedded!("op-bench-write.elf");
+pub const BENCH_WRITER: &[u8] = embedded!("op-bench-write.elf");
 /// The ELF file of the `convert` operation; 8-byte aligned.
 pub const CONVERT: &[u8] = embedded!("op-convert.elf");
 /// The ELF file of the `convert` operation into an image that is there; 8-byte aligned.
@@ -111,7 +111,7 @@ mod tests {
             ("amend", AMEND),
             ("bitmap", BITMAP),
             ("bench", BENCH),
-            ("bench-write", BENCH_WRITE),
+            ("bench-write", BENCH_WRITER),
             ("convert", CONVERT),
             ("convert-into", CONVERT_INTO),
             ("rebase", REBASE),

@@ -461,6 +461,14 @@ fn input(path: String, access: Access) -> InputFile {
     }
 }
 
+/// The operation that repairs.
+fn repairing() -> Repair {
+    Repair {
+        elf: &[],
+        config: b"repair".to_vec(),
+    }
+}
+
 fn main() {
     let started = Instant::now();
     let mut arguments = std::env::args_os().skip(1).map(OsStringExt::into_vec);
@@ -502,10 +510,7 @@ fn main() {
             threads: instar_vmm::operation::Threads::default(),
         },
         policy: Policy::new(Vec::new(), std::env::var_os(Policy::VARIABLE).as_deref()),
-        repair: Some(Repair {
-            elf: &[],
-            config: b"repair".to_vec(),
-        }),
+        repair: Some(repairing()),
     };
     // Descriptors that a worker must not have.
     // SAFETY: a fresh duplicate is owned by nobody else.

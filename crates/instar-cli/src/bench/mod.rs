@@ -4,7 +4,7 @@ use crate::cli::{self, FormatOptions, LimitOptions, UsageError};
 use crate::console::{Console, JobKind};
 use crate::convert::IO_THREADS;
 use crate::dd::within;
-use crate::files::{BENCH, BENCH_WRITE, FileTable, Growth, JobError, Output, RESULT_BYTES, Reads};
+use crate::files::{BENCH, BENCH_WRITER, FileTable, Growth, JobError, Output, RESULT_BYTES, Reads};
 use crate::image::Image;
 use crate::info::Format;
 use crate::json::Json;
@@ -140,7 +140,7 @@ pub fn run(options: &BenchOptions, limits: &LimitOptions) -> Result<u8, UsageErr
         io: IO_THREADS,
         vcpus: 0,
     };
-    let elf = if plan.write { BENCH_WRITE } else { BENCH };
+    let elf = if plan.write { BENCH_WRITER } else { BENCH };
     launch::start_on(threads, elf, config.as_bytes(), vec![input], limits, output)
 }
 
