@@ -397,7 +397,7 @@ fn secrets_open_the_images_that_they_are_given_for() -> Outcome {
         LOCKED,
     ];
     let wrote = Run::new(&tools::qemu_io()?, scratch.path())
-        .args(&write)
+        .args(write)
         .go()?;
     wrote.expect_code(0)?;
     image::create_overlay(&scratch, "above", "locked", "qcow2")?;
