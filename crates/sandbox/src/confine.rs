@@ -52,6 +52,14 @@ pub fn bind_to(parent: Pid) -> Result<(), JailError> {
     limit(Resource::Nofile, MAX_DESCRIPTORS).map_err(failed("setrlimit NOFILE"))
 }
 
+/// No process that this one becomes or starts leaves its memory in a core file: it holds passwords.
+///
+/// # Errors
+/// Of `setrlimit`.
+pub fn dump_no_core() -> rustix::io::Result<()> {
+    limit(Resource::Core, 0)
+}
+
 /// Lowers both limits to `most`, or raises the soft one up to it as far as the hard one lets.
 fn limit(resource: Resource, most: u64) -> rustix::io::Result<()> {
     let old = rustix::process::getrlimit(resource);

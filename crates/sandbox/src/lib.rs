@@ -82,6 +82,10 @@ pub fn run_job_on<M: Machine>(
     prepare: impl FnOnce(OperationSpec) -> Result<M, VmError>,
 ) -> u8 {
     let started = Instant::now();
+    if let (false, Err(e)) = (job.secrets.is_empty(), confine::dump_no_core()) {
+        let (step, source) = ("setrlimit CORE", e.into());
+        return output.failed(&JobError::Start { step, source }, &FileTable::default());
+    }
     let inputs = match open::open_inputs(&job.inputs) {
         Ok(inputs) => inputs,
         Err(failed) => {
