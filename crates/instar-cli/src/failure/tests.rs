@@ -204,3 +204,25 @@ fn hints_fit_changes() {
         assert!(hint.contains(part), "{sentence}: {hint}");
     }
 }
+
+#[test]
+fn system_errors_have_the_words_of_the_gnu_library() {
+    let words = |number| system_text(&std::io::Error::from_raw_os_error(number));
+    assert_eq!(words(5), "Input/output error");
+    assert_eq!(words(40), "Too many levels of symbolic links");
+    assert_eq!(words(122), "Disk quota exceeded");
+    // Whatever library this is built with, those that are not in the table are its own.
+    assert_eq!(words(28), "No space left on device");
+}
+
+/// The table says nothing that the library of `qemu-img` would not say.
+#[test]
+#[cfg(target_env = "gnu")]
+fn the_table_of_system_errors_is_the_librarys() {
+    for number in 1..134 {
+        if let Some(text) = errno::text(number) {
+            let library = std::io::Error::from_raw_os_error(number).to_string();
+            assert_eq!(library, format!("{text} (os error {number})"));
+        }
+    }
+}

@@ -69,6 +69,10 @@ fn at_every_moment_it_is_no_image_or_the_whole_image() {
             assert!(image == whole || image == old, "case {case}: {label}");
         }
         assert!(complete > 0, "case {case}");
+        if matches!(options.encryption, Encryption::Luks { .. }) {
+            // Random bytes are no LUKS header; the end-to-end tests read and check such images.
+            continue;
+        }
         let header = Header::read(&whole, OpenMode::Change).unwrap();
         let mut said = Said::default();
         let found = check(&whole, &header, &mut said).unwrap();
