@@ -13,6 +13,7 @@ mod arch;
 pub mod environment;
 pub mod flags;
 mod guest_build;
+pub mod operations;
 mod script;
 
 pub use arch::GuestArch;

@@ -46,7 +46,7 @@ pub fn judge(limits: &[Limit], program: &str, loadable: u64) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::programs;
+    use instar_guest_build::operations::programs;
 
     #[test]
     fn judge_refuses_one_byte_too_much() {

@@ -8,7 +8,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use instar_guest_build::GuestArch;
 
-use crate::{budget, build, elf, programs};
+use crate::{budget, build, elf};
+use instar_guest_build::operations::programs;
 
 /// What is not copied: results of builds, and git's own folder.
 const LEFT_OUT: &[&str] = &[".git", "dist", "fuzz"];

@@ -16,49 +16,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use instar_guest_build::operations::PACKAGES;
 use instar_guest_build::{GuestArch, GuestBuild, Verb, workspace_root};
-
-/// The operations: package and program have the same name. Some packages have a second program ([`KEYED`],
-/// [`WRITING`]).
-pub const OPERATIONS: &[&str] = &[
-    "op-info",
-    "op-check",
-    "op-commit",
-    "op-compare",
-    "op-map",
-    "op-repair",
-    "op-snapshot",
-    "op-resize",
-    "op-amend",
-    "op-bitmap",
-    "op-bench",
-    "op-convert",
-    "op-convert-into",
-    "op-rebase",
-    "op-create",
-    "op-measure",
-];
-
-/// Operations with the ciphers of encrypted images.
-pub const KEYED: &[&str] = &[
-    "op-amend-keyed",
-    "op-commit-keyed",
-    "op-compare-keyed",
-    "op-convert-keyed",
-    "op-convert-into-keyed",
-    "op-create-keyed",
-    "op-map-keyed",
-    "op-measure-keyed",
-    "op-rebase-keyed",
-];
-
-/// Operations that have a program of their own for what writes.
-pub const WRITING: &[&str] = &["op-bench-write"];
-
-/// All programs of the operations.
-pub fn programs() -> impl Iterator<Item = &'static str> {
-    OPERATIONS.iter().chain(KEYED).chain(WRITING).copied()
-}
 
 fn main() -> ExitCode {
     match run() {
@@ -91,7 +50,7 @@ fn run() -> Result<()> {
 
 /// The build of all operations.
 pub fn build(root: &Path, arch: GuestArch, target_dir: &Path) -> GuestBuild {
-    GuestBuild::new(root, arch, OPERATIONS, target_dir)
+    GuestBuild::new(root, arch, PACKAGES, target_dir)
 }
 
 /// The folder that the build script of `instar-op-images` uses as well.

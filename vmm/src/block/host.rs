@@ -96,9 +96,10 @@ impl HostFile {
         let count = bytes.len().min(blocks.len.saturating_sub(skip));
         let end = offset.saturating_add(count as u64);
         let ragged = skip > 0 || end < blocks.end();
-        let len = calls::len(&self.file)?;
+        let mut len = None;
         if ragged {
-            blocks.read(&self.file)?;
+            len = Some(calls::len(&self.file)?);
+            blocks.read_ends(&self.file, size(*align)?)?;
         }
         let place = blocks.bytes_mut().get_mut(skip..skip.saturating_add(count));
         match (place, bytes.get(..count)) {
@@ -106,9 +107,12 @@ impl HostFile {
             _ => return Err(libc::EINVAL),
         }
         let written = blocks.write(&self.file)?;
-        // The last block holds bytes that nobody wrote.
-        if ragged && blocks.end() > len.max(end) {
-            calls::set_len(&self.file, len.max(end))?;
+        // The last block may hold bytes that nobody wrote.
+        if let Some(len) = len
+            .map(|len| len.max(end))
+            .filter(|len| *len < blocks.end())
+        {
+            calls::set_len(&self.file, len)?;
         }
         Ok(written.saturating_sub(skip).min(count))
     }
@@ -178,6 +182,19 @@ impl Blocks {
         // SAFETY: the vector is the buffer, which is valid for writes.
         let read = unsafe { calls::read(file, &[vector(self.bytes_mut())], start) }?;
         size(read)
+    }
+
+    /// Fills the first and the last block, of `align` bytes each.
+    fn read_ends(&mut self, file: &File, align: usize) -> Result<(), Raw> {
+        let last = self.len.saturating_sub(align);
+        for at in [0, last].into_iter().take(if last == 0 { 1 } else { 2 }) {
+            let offset = self.start.saturating_add(at as u64);
+            let end = at.saturating_add(align);
+            let block = self.bytes_mut().get_mut(at..end).ok_or(libc::EINVAL)?;
+            // SAFETY: the vector is a part of the buffer, which is valid for writes.
+            unsafe { calls::read(file, &[vector(block)], offset) }?;
+        }
+        Ok(())
     }
 
     fn write(&self, file: &File) -> Result<usize, Raw> {

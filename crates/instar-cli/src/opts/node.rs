@@ -1,7 +1,7 @@
 //! An image that is described by options: a format node over a file node.
 //!
 //! Taken are the drivers `qcow2` and `raw` over `file` and `host_device`, or one of the latter alone. Options
-//! for speed and caching are checked and have no effect: every request goes through the page cache, and guests keep
+//! for speed and caching are checked and have no effect: `-t` and `-T` say how a file is reached, and guests keep
 //! their own tables. What would change which bytes are read (`offset`, `size`, another backing file, another
 //! data file, other drivers) is refused by name.
 

@@ -1,7 +1,8 @@
 //! `--object`: secrets, by the names that other options call them by.
 //!
 //! [`load`] decodes all of a command line before anything else happens. What a command needs it takes with
-//! [`find`]; [`forget`] overwrites the rest before a job starts, so that no other process ever has a copy.
+//! [`find`]; [`forget`] overwrites the rest before a job starts, so that none but the processes of that job has a copy.
+//! A password that is typed as `data` is in the argument list all the same, where `ps` shows it: `file` is not.
 
 mod decode;
 #[cfg(test)]
