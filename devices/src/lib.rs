@@ -15,3 +15,6 @@
 )]
 
 pub mod blk;
+pub mod bus;
+pub mod msi;
+pub mod virtio;

@@ -6,6 +6,7 @@
 //! - [`memory`]: the guest's one memory slot and the part that devices may reach.
 //! - `bell`, `threads`: what runs beside the first vCPU, and how it is told.
 //! - [`operation`]: a microVM that runs one operation binary to its end.
+//! - `machine`: a machine that runs a full Linux guest.
 //!
 //! Nothing here reads a byte of an image for its meaning: files are moved, not
 //! parsed. The only file format known here is ELF, of the binaries that this
@@ -21,8 +22,11 @@ pub mod hypervisor;
 #[cfg(target_os = "linux")]
 mod kvm;
 mod loader;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod machine;
 pub mod memory;
 pub mod operation;
 mod threads;
 
+pub use block::HostFile;
 pub use error::VmError;

@@ -1,0 +1,37 @@
+//! Saved devices.
+
+use crate::blk::BlkState;
+
+/// A saved device of any kind. Plain data and untrusted: only [`super::VirtioDevice::restore`] makes a device of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeviceState {
+    /// A block device.
+    Blk(Option<BlkState>),
+}
+
+/// Why a saved state is no device.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    /// Of another kind of device.
+    #[error("the saved state is of another kind of device")]
+    Kind,
+    /// Written by another version.
+    #[error("the saved {device} state has version {found}, this program reads version {known}")]
+    Version {
+        /// Kind of device.
+        device: &'static str,
+        /// Version found.
+        found: u32,
+        /// Version that is read.
+        known: u32,
+    },
+    /// A part of it cannot be.
+    #[error("the saved {device} state has {what} that cannot be")]
+    Impossible {
+        /// Kind of device.
+        device: &'static str,
+        /// The part.
+        what: &'static str,
+    },
+}
