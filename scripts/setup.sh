@@ -32,7 +32,7 @@ install() {
 # it in backports, which is added with the server that the machine already uses and pinned to these packages.
 setup_qemu() {
 	case $(qemu-img --version 2>/dev/null) in
-	'qemu-img version 10.0.'*) command -v qemu-system-aarch64 >/dev/null && return ;;
+	'qemu-img version 10.0.'*) command -v qemu-system-aarch64 >/dev/null && command -v qemu-system-x86_64 >/dev/null && return ;;
 	esac
 	update
 	if ! apt-cache madison qemu-utils | grep -q '| *1:10\.0\..*Packages'; then
@@ -51,11 +51,12 @@ setup_qemu() {
 			"$server" | as_root tee /etc/apt/sources.list.d/instar-backports.sources >/dev/null
 		updated=
 	fi
-	printf 'Package: qemu-utils qemu-system-*\nPin: version 1:10.0.*\nPin-Priority: 990\n' |
-		as_root tee /etc/apt/preferences.d/instar-qemu >/dev/null
+	# Debian 12's seabios is too old for it.
+	printf 'Package: %s\nPin: %s\nPin-Priority: 990\n\n' 'qemu-utils qemu-system-*' 'version 1:10.0.*' \
+		seabios 'release n=bookworm-backports' | as_root tee /etc/apt/preferences.d/instar-qemu >/dev/null
 	update
 	version=$(apt-cache madison qemu-utils | sed -n 's/^ *qemu-utils | *\(1:10\.0\.[^ ]*\) .*Packages$/\1/p' | head -n 1)
-	install "qemu-utils=$version" "qemu-system-arm=$version"
+	install "qemu-utils=$version" "qemu-system-arm=$version" "qemu-system-x86=$version"
 }
 
 setup_programs() {
@@ -91,6 +92,7 @@ setup_programs
 setup_rust
 setup_python
 sh scripts/lab-arm64.sh
+sh scripts/lab-x86_64.sh
 # So that what follows needs no network.
 cargo fetch --locked
 echo "make setup: everything that make test needs is here."
