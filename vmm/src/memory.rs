@@ -1,4 +1,5 @@
-//! The guest's memory: one lazy reservation from address 0, the slot.
+//! The guest's memory: one lazy reservation from address 0, the slot. That of a full machine has a hole, above which
+//! it goes on.
 //!
 //! The host reserves the whole slot and pays only for pages that are touched; the
 //! guest is given its parts as they are granted.
@@ -21,8 +22,29 @@ pub struct GuestSlot {
     size: u64,
     /// The whole slot, for the host's own use.
     all: GuestMemoryMmap,
-    /// [`layout::DMA_START`] to the end, for devices.
+    /// [`layout::DMA_START`] to the end, for devices; all of it in a full machine.
     dma: GuestMemoryMmap,
+    regions: Vec<Region>,
+}
+
+/// A part of the slot, at its place in the guest's address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// First guest-physical address.
+    pub gpa: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Where the host has it.
+    pub host_address: u64,
+}
+
+/// A hole in the guest's address space.
+#[derive(Clone, Copy, Debug)]
+pub struct Hole {
+    /// First address that is no memory.
+    pub start: u64,
+    /// Where memory goes on.
+    pub end: u64,
 }
 
 // SAFETY: the mapping is plain shared memory that lives as long as the value;
@@ -37,6 +59,38 @@ impl GuestSlot {
     /// # Errors
     /// [`VmError::Memory`] if the address space is refused.
     pub fn new(size: u64) -> Result<Arc<Self>, VmError> {
+        let place = |base| {
+            let region = region(base, 0, 0, size);
+            let dma = region.after(layout::DMA_START)?;
+            advise_huge(base, layout::HEAP_START + layout::LARGE_PAGE_SIZE, size);
+            Ok((vec![region], vec![dma]))
+        };
+        Self::reserve(size, place)
+    }
+
+    /// Reserves a slot of `size` bytes, a multiple of 2 MiB, for a full machine: memory from address 0 up to `hole`,
+    /// and, what does not fit, on from its end. Devices reach all of it.
+    ///
+    /// # Errors
+    /// [`VmError::Memory`] if the address space is refused.
+    pub fn with_hole(size: u64, hole: Hole) -> Result<Arc<Self>, VmError> {
+        let place = |base| {
+            let low = size.min(hole.start);
+            let mut regions = vec![region(base, 0, 0, low)];
+            if let Some(high) = size.checked_sub(low).filter(|high| *high > 0) {
+                regions.push(region(base, low, hole.end, high));
+            }
+            advise_huge(base, 0, size);
+            Ok((regions.clone(), regions))
+        };
+        Self::reserve(size, place)
+    }
+
+    /// Reserves the slot; `place` says, for its first byte in the host, what lies where for host and devices.
+    fn reserve(
+        size: u64,
+        place: impl FnOnce(*mut u8) -> Result<(Vec<Region>, Vec<Region>), String>,
+    ) -> Result<Arc<Self>, VmError> {
         let fail = |source: std::io::Error| VmError::Memory {
             bytes: size,
             source,
@@ -53,25 +107,34 @@ impl GuestSlot {
                 .map_err(|e| fail(e.into()))?;
         let shift = start.align_offset(usize::try_from(align).unwrap_or(1));
         let base = start.cast::<u8>().wrapping_add(shift);
-        let views =
-            view(base, 0, size).and_then(|all| Ok((all, view(base, layout::DMA_START, size)?)));
+        let views = place(base).and_then(|(all, dma)| Ok((view(&all)?, view(&dma)?, all)));
         match views {
-            Ok((all, dma)) => {
-                advise_huge(base, size);
-                Ok(Arc::new(Self {
-                    map_start: start,
-                    map_len: len,
-                    size,
-                    all,
-                    dma,
-                }))
-            }
+            Ok((all, dma, regions)) => Ok(Arc::new(Self {
+                map_start: start,
+                map_len: len,
+                size,
+                all,
+                dma,
+                regions,
+            })),
             Err(text) => {
                 // SAFETY: the mapping made above, which nothing refers to.
                 let _ = unsafe { rustix::mm::munmap(start, len) };
                 Err(fail(std::io::Error::other(text)))
             }
         }
+    }
+
+    /// What lies where, in order.
+    #[must_use]
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    /// All of it, for the host's own use.
+    #[must_use]
+    pub const fn all(&self) -> &GuestMemoryMmap {
+        &self.all
     }
 
     /// Size of the slot in bytes.
@@ -197,9 +260,9 @@ impl Drop for GuestSlot {
     }
 }
 
-/// The heap past its first 2 MiB may use huge pages; everything below stays small.
-fn advise_huge(base: *mut u8, size: u64) {
-    let from = layout::HEAP_START.saturating_add(layout::LARGE_PAGE_SIZE);
+/// What lies `from..size` into the slot may use huge pages. Of an operation that is the heap past its first 2 MiB:
+/// everything below stays small.
+fn advise_huge(base: *mut u8, from: u64, size: u64) {
     let (Ok(skip), Ok(len)) = (
         usize::try_from(from),
         usize::try_from(size.saturating_sub(from)),
@@ -233,19 +296,42 @@ const fn map_flags() -> MapFlags {
     MapFlags::PRIVATE
 }
 
-/// Guest addresses `from..size` of the slot at `base`, as vm-memory sees them.
-fn view(base: *mut u8, from: u64, size: u64) -> Result<GuestMemoryMmap, String> {
-    let skip = usize::try_from(from).map_err(|e| e.to_string())?;
-    let len = size.checked_sub(from).ok_or("the slot is too small")?;
-    let len = usize::try_from(len).map_err(|e| e.to_string())?;
+/// The region of `len` bytes at `gpa` that begins `skip` bytes into the slot at `base`.
+fn region(base: *mut u8, skip: u64, gpa: u64, len: u64) -> Region {
+    Region {
+        gpa,
+        len,
+        host_address: (base as u64).saturating_add(skip),
+    }
+}
+
+impl Region {
+    /// What is left without the first `skip` bytes.
+    fn after(self, skip: u64) -> Result<Self, String> {
+        Ok(Self {
+            gpa: self.gpa.saturating_add(skip),
+            len: self.len.checked_sub(skip).ok_or("the slot is too small")?,
+            host_address: self.host_address.saturating_add(skip),
+        })
+    }
+}
+
+/// Regions of a slot as vm-memory sees them.
+fn view(regions: &[Region]) -> Result<GuestMemoryMmap, String> {
     let prot = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANON;
-    // SAFETY: the range lies inside the mapping of GuestSlot, which outlives the view: both are
-    // fields of one value and the view does not own (unmap) its memory.
-    let region = unsafe { MmapRegion::build_raw(base.wrapping_add(skip), len, prot, flags) };
-    let region = region.map_err(|e| e.to_string())?;
-    let region = GuestRegionMmap::new(region, GuestAddress(from)).ok_or("address overflow")?;
-    GuestMemoryMmap::from_regions(vec![region]).map_err(|e| e.to_string())
+    let view = |region: &Region| {
+        let len = usize::try_from(region.len).map_err(|e| e.to_string())?;
+        let address = region.host_address as *mut u8;
+        // SAFETY: the range lies inside the mapping of GuestSlot, which outlives the view: both are
+        // fields of one value and the view does not own (unmap) its memory.
+        let mapped = unsafe { MmapRegion::build_raw(address, len, prot, flags) };
+        let mapped = mapped.map_err(|e| e.to_string())?;
+        GuestRegionMmap::new(mapped, GuestAddress(region.gpa))
+            .ok_or_else(|| "address overflow".to_string())
+    };
+    let regions: Result<Vec<_>, String> = regions.iter().map(view).collect();
+    GuestMemoryMmap::from_regions(regions?).map_err(|e| e.to_string())
 }
 
 #[cfg(test)]
@@ -280,6 +366,30 @@ mod tests {
         let mut seen = [0; 4];
         slot.read(0x5123, &mut seen).unwrap();
         assert_eq!(&seen, b"kept");
+    }
+
+    #[test]
+    fn memory_goes_on_above_the_hole() {
+        let hole = Hole {
+            start: 0xc000_0000,
+            end: 0x1_0000_0000,
+        };
+        let slot = GuestSlot::with_hole(4 << 30, hole).unwrap();
+        let [low, high] = slot.regions() else {
+            panic!("{:?}", slot.regions());
+        };
+        assert_eq!((low.gpa, low.len), (0, 0xc000_0000));
+        assert_eq!((high.gpa, high.len), (0x1_0000_0000, 1 << 30));
+        assert_eq!(high.host_address, low.host_address + low.len);
+        for memory in [slot.all(), slot.dma()] {
+            memory.write_slice(b"a", GuestAddress(0)).unwrap();
+            memory.write_slice(b"b", GuestAddress(hole.end)).unwrap();
+            for gpa in [hole.start, hole.end - 1, hole.end + (1 << 30)] {
+                assert!(memory.write_slice(b"c", GuestAddress(gpa)).is_err());
+            }
+        }
+        let small = GuestSlot::with_hole(64 << 20, hole).unwrap();
+        assert_eq!(small.regions().len(), 1);
     }
 
     #[test]

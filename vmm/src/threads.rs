@@ -4,7 +4,7 @@ use crate::VmError;
 use std::io;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{Receiver, sync_channel};
 
 /// Stack of a thread: it does little more than one system call at a time.
 const STACK_BYTES: usize = 256 << 10;
@@ -16,6 +16,10 @@ pub enum ThreadKind {
     Io,
     /// Runs a vCPU.
     Vcpu,
+    /// Runs a vCPU of a full machine and serves the accesses of its guest to registers.
+    MachineVcpu,
+    /// Serves devices of a full machine.
+    Device,
 }
 
 impl ThreadKind {
@@ -23,6 +27,8 @@ impl ThreadKind {
         match self {
             Self::Io => "an I/O thread",
             Self::Vcpu => "a further vCPU",
+            Self::MachineVcpu => "a vCPU",
+            Self::Device => "a device's thread",
         }
     }
 }
@@ -41,6 +47,41 @@ pub fn spawn<T: 'static>(
     prepare: impl FnOnce() -> Result<T, VmError> + Send + 'static,
     body: impl FnOnce(T) + Send + 'static,
 ) -> Result<(), VmError> {
+    begin(kind, confine, prepare, body)?.wait()
+}
+
+/// A thread that is about to make its value and to be confined.
+#[derive(Debug)]
+#[must_use = "whether it came about is not known before the wait"]
+pub struct Begun {
+    kind: ThreadKind,
+    told: Receiver<Result<(), VmError>>,
+}
+
+impl Begun {
+    /// Returns when the thread has made its value and is confined.
+    ///
+    /// # Errors
+    /// [`VmError::Start`], or what `prepare` says.
+    pub fn wait(self) -> Result<(), VmError> {
+        let ended = || VmError::Start {
+            what: self.kind.name(),
+            source: io::ErrorKind::BrokenPipe.into(),
+        };
+        self.told.recv().map_err(|_| ended())?
+    }
+}
+
+/// As [`spawn`], but returns at once.
+///
+/// # Errors
+/// [`VmError::Start`].
+pub fn begin<T: 'static>(
+    kind: ThreadKind,
+    confine: &Confine,
+    prepare: impl FnOnce() -> Result<T, VmError> + Send + 'static,
+    body: impl FnOnce(T) + Send + 'static,
+) -> Result<Begun, VmError> {
     let failed = move |source| VmError::Start {
         what: kind.name(),
         source,
@@ -65,8 +106,7 @@ pub fn spawn<T: 'static>(
     };
     let builder = std::thread::Builder::new().stack_size(STACK_BYTES);
     without_signals(|| builder.spawn(thread)).map_err(failed)?;
-    let ended = || failed(io::ErrorKind::BrokenPipe.into());
-    told.recv().map_err(|_| ended())?
+    Ok(Begun { kind, told })
 }
 
 /// Calls `work` with all signals blocked, which a thread started in it inherits.

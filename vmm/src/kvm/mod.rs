@@ -5,6 +5,9 @@ mod aarch64;
 #[cfg(target_arch = "x86_64")]
 mod cpuid;
 mod error;
+#[cfg(target_arch = "x86_64")]
+#[allow(dead_code)]
+pub mod machine;
 #[cfg(test)]
 #[cfg(target_arch = "x86_64")]
 mod tests;

@@ -5,9 +5,14 @@
 //!
 //! - [`parts`]: what the machine is made of, opened and checked by the caller.
 //! - [`layout`]: who answers at which guest-physical address and port.
+//! - `irq`: interrupts, from devices to local APICs.
+//! - [`events`]: the threads that serve devices, and what wakes them.
 //!
 //! The files that are loaded here, kernel, initial RAM disk and firmware, are ones that the user names: the host reads
 //! their headers (`linux-loader`). It reads nothing of a disk.
 
+pub mod events;
+#[allow(dead_code)]
+mod irq;
 pub mod layout;
 pub mod parts;
