@@ -1,7 +1,9 @@
 //! What stands behind a block device.
 
+use crate::virtio::GuestBuffer;
+use crate::virtio::chain::{scatter, total_len};
 use instar_shared::blk::ID_BYTES;
-use vm_memory::{Bytes, GuestAddress, GuestMemory};
+use vm_memory::GuestMemory;
 
 /// Names one request in flight; the device chooses it, the backend hands it back.
 pub type Token = u64;
@@ -21,15 +23,6 @@ impl Errno {
     pub const EROFS: Self = Self(30);
     /// Operation not supported.
     pub const EOPNOTSUPP: Self = Self(95);
-}
-
-/// A run of guest memory. Never empty, and validated to lie in the device's memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GuestBuffer {
-    /// Guest address of the first byte.
-    pub addr: GuestAddress,
-    /// Length in bytes.
-    pub len: u32,
 }
 
 /// What is to be done. Offsets and lengths are in bytes; no range passes `i64::MAX`.
@@ -111,9 +104,7 @@ impl IoRequest {
     /// Bytes of all buffers.
     #[must_use]
     pub fn data_len(&self) -> u64 {
-        self.buffers
-            .iter()
-            .fold(0, |sum, buffer| sum.saturating_add(u64::from(buffer.len)))
+        total_len(&self.buffers)
     }
 
     /// Writes `bytes` into the buffers from the front; says how many fitted.
@@ -121,31 +112,8 @@ impl IoRequest {
     /// # Errors
     /// EIO if guest memory cannot be accessed.
     pub fn fill<M: GuestMemory>(&self, mem: &M, bytes: &[u8]) -> Result<u32, Errno> {
-        scatter(mem, &self.buffers, bytes).map_err(|()| Errno::EIO)
+        scatter(mem, &self.buffers, bytes).map_err(|_| Errno::EIO)
     }
-}
-
-/// Writes `bytes` into `buffers` from the front; says how many fitted.
-pub(super) fn scatter<M: GuestMemory>(
-    mem: &M,
-    buffers: &[GuestBuffer],
-    bytes: &[u8],
-) -> Result<u32, ()> {
-    let mut rest = bytes;
-    let mut written = 0_u32;
-    for buffer in buffers {
-        let len = buffer
-            .len
-            .min(u32::try_from(rest.len()).unwrap_or(u32::MAX));
-        let (now, later) = rest.split_at_checked(len as usize).ok_or(())?;
-        if now.is_empty() {
-            break;
-        }
-        mem.write_slice(now, buffer.addr).map_err(|_| ())?;
-        written = written.saturating_add(len);
-        rest = later;
-    }
-    Ok(written)
 }
 
 /// How a request ended: the bytes written to its buffers (0 for all but reads), or the host's error.

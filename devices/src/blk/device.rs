@@ -1,16 +1,15 @@
 //! The device: takes chains off the queue, submits them, publishes what completed.
 
 use super::DeviceFault;
-use super::backend::{BlockBackend, Completion, Errno, Submission, Token, scatter};
-use super::chain::read_chain;
+use super::backend::{BlockBackend, Completion, Errno, Submission, Token};
 use super::request::{Action, Footer, parse};
-use super::state::{BlkState, RestoreError, STATE_VERSION};
+use super::state::{BlkState, STATE_VERSION};
+use crate::virtio::chain::scatter;
+use crate::virtio::{Chain, DeviceQueue, RestoreError};
 use instar_shared::blk::{SECTOR_SIZE, Status, VendorFooter};
 use instar_shared::zerocopy::IntoBytes;
 use instar_shared::zerocopy::little_endian::{U32, U64};
-use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::Queue;
 use vm_memory::GuestMemory;
 
 /// What a block device is.
@@ -53,11 +52,9 @@ struct InFlight {
 #[derive(Debug)]
 pub struct BlkDevice {
     config: BlkConfig,
-    queue: Queue,
-    /// By head descriptor: what is in flight. As long as the queue.
+    queue: DeviceQueue,
+    /// By head descriptor: what the backend has. As long as the queue.
     in_flight: Vec<Option<InFlight>>,
-    /// Heads to submit again after a restore, oldest first.
-    resubmit: VecDeque<u16>,
     next_sequence: u64,
     fault: Option<DeviceFault>,
 }
@@ -66,13 +63,16 @@ impl BlkDevice {
     /// A device over `queue`, which the caller has sized, placed and made ready.
     #[must_use]
     pub fn new(config: BlkConfig, queue: Queue) -> Self {
+        Self::with(config, DeviceQueue::new(queue, config.virtio_features))
+    }
+
+    fn with(config: BlkConfig, queue: DeviceQueue) -> Self {
         let mut in_flight = Vec::new();
         in_flight.resize_with(usize::from(queue.size()), || None);
         Self {
             config,
             queue,
             in_flight,
-            resubmit: VecDeque::new(),
             next_sequence: 0,
             fault: None,
         }
@@ -119,39 +119,33 @@ impl BlkDevice {
     /// The device as plain data. Requests in flight stay the backend's: stop it before the state is used.
     #[must_use]
     pub fn save(&self) -> BlkState {
-        let mut owned: Vec<(u64, u16)> = (0_u16..)
-            .zip(&self.in_flight)
-            .filter_map(|(head, entry)| entry.as_ref().map(|entry| (entry.token, head)))
-            .collect();
-        owned.sort_unstable();
-        let heads = owned.into_iter().map(|(_, head)| head);
         BlkState {
             version: STATE_VERSION,
-            config: self.config,
-            queue: self.queue.state(),
-            in_flight: self.resubmit.iter().copied().chain(heads).collect(),
+            queue: self.queue.save(),
             needs_reset: self.fault.is_some(),
         }
     }
 
-    /// A device that goes on where `state` was saved; what was in flight is submitted again by the next
+    /// A device over `queue` that goes on where `state` was saved; what was in flight is submitted again by the next
     /// [`Self::kick`].
     ///
     /// # Errors
     /// Says what no device can have.
-    pub fn restore(state: &BlkState) -> Result<Self, RestoreError> {
+    pub fn restore(
+        config: BlkConfig,
+        queue: Queue,
+        state: &BlkState,
+    ) -> Result<Self, RestoreError> {
+        const DEVICE: &str = "block device";
         if state.version != STATE_VERSION {
-            return Err(RestoreError::Version(state.version));
+            return Err(RestoreError::Version {
+                device: DEVICE,
+                found: state.version,
+                known: STATE_VERSION,
+            });
         }
-        let queue = Queue::try_from(state.queue).map_err(|_| RestoreError::Queue)?;
-        for (position, head) in state.in_flight.iter().enumerate() {
-            let twice = state.in_flight.iter().take(position).any(|h| h == head);
-            if *head >= queue.size() || twice {
-                return Err(RestoreError::InFlight(*head));
-            }
-        }
-        let mut device = Self::new(state.config, queue);
-        device.resubmit = state.in_flight.iter().copied().collect();
+        let queue = DeviceQueue::restore(DEVICE, queue, config.virtio_features, &state.queue)?;
+        let mut device = Self::with(config, queue);
         device.fault = state.needs_reset.then_some(DeviceFault::NeedsReset);
         Ok(device)
     }
@@ -174,33 +168,15 @@ impl BlkDevice {
         mem: &M,
         backend: &mut dyn BlockBackend,
     ) -> Result<u32, DeviceFault> {
-        if !self.queue.is_valid(mem) {
-            return Err(DeviceFault::QueueOutside);
-        }
         let mut published = 0_u32;
-        while let Some(head) = self.resubmit.pop_front() {
-            published = published.saturating_add(self.submit(mem, backend, head)?);
-        }
-        for head in self.available_heads(mem)? {
-            published = published.saturating_add(self.submit(mem, backend, head)?);
+        // What comes meanwhile waits for the next look: a guest cannot hold the thread for ever.
+        for _ in 0..self.queue.available(mem)? {
+            let Some(chain) = self.queue.pop(mem)? else {
+                break;
+            };
+            published = published.saturating_add(self.submit(mem, backend, &chain)?);
         }
         Ok(published)
-    }
-
-    /// Takes the heads that the driver has made available; the index is read once.
-    fn available_heads<M: GuestMemory>(&mut self, mem: &M) -> Result<Vec<u16>, DeviceFault> {
-        let seen = self.queue.next_avail();
-        let index = self
-            .queue
-            .avail_idx(mem, Ordering::Acquire)
-            .map_err(|_| DeviceFault::QueueOutside)?
-            .0;
-        if index.wrapping_sub(seen) > self.queue.size() {
-            return Err(DeviceFault::AvailIndex { index, seen });
-        }
-        let chains = self.queue.iter(mem);
-        let chains = chains.map_err(|_| DeviceFault::AvailIndex { index, seen })?;
-        Ok(chains.map(|chain| chain.head_index()).collect())
     }
 
     /// Parses and submits one chain; returns 1 if it was completed at once.
@@ -208,21 +184,18 @@ impl BlkDevice {
         &mut self,
         mem: &M,
         backend: &mut dyn BlockBackend,
-        head: u16,
+        chain: &Chain,
     ) -> Result<u32, DeviceFault> {
-        if let Some(Some(_)) = self.in_flight.get(usize::from(head)) {
-            return Err(DeviceFault::HeadInUse { head });
-        }
-        let chain = read_chain(mem, &self.queue, head)?;
-        let request = parse(mem, &self.config, head, &chain)?;
+        let head = chain.head;
+        let request = parse(mem, &self.config, chain)?;
         let (status, result) = match request.action {
             Action::Refuse(status, errno) => (status, Err(errno)),
             Action::GetId(buffers) => {
                 let written = scatter(mem, &buffers, &backend.id());
-                settled(written.map_err(|()| Errno::EIO))
+                settled(written.map_err(|_| Errno::EIO))
             }
             Action::GetLength(buffers) => settled(backend.len_bytes().and_then(|len| {
-                scatter(mem, &buffers, U64::new(len).as_bytes()).map_err(|()| Errno::EIO)
+                scatter(mem, &buffers, U64::new(len).as_bytes()).map_err(|_| Errno::EIO)
             })),
             Action::Io(io) => {
                 let token = self.token_for(head);
@@ -292,11 +265,9 @@ impl BlkDevice {
         } else {
             full.status.as_bytes()
         };
-        scatter(mem, &footer.buffers, bytes).map_err(|()| DeviceFault::Memory)?;
+        scatter(mem, &footer.buffers, bytes)?;
         let written = result.unwrap_or(0).saturating_add(footer.len());
-        self.queue
-            .add_used(mem, head, written)
-            .map_err(|_| DeviceFault::QueueOutside)
+        self.queue.add_used(mem, head, written)
     }
 }
 

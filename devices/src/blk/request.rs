@@ -1,11 +1,12 @@
 //! From a descriptor chain to a typed request. VirtIO 1.3 §5.2.6 "Device Operation".
 
-use super::backend::{Errno, GuestBuffer, IoKind, IoRequest};
-use super::chain::{Chain, gather, split_at, total_len};
+use super::backend::{Errno, IoKind, IoRequest};
 use super::device::BlkConfig;
 use super::{
-    DISCARD_SEGMENT_BYTES, DeviceFault, MAX_OFFSET, MAX_STATUS_EXTENTS, WRITE_ZEROES_UNMAP,
+    DISCARD_SEGMENT_BYTES, DeviceFault, GuestBuffer, MAX_OFFSET, MAX_STATUS_EXTENTS,
+    WRITE_ZEROES_UNMAP,
 };
+use crate::virtio::chain::{Chain, gather, split_at, total_len};
 use instar_shared::blk::{
     CopyArg, ID_BYTES, MAX_REQUEST_BYTES, RANGE_WRITE_ZEROS, RangeArg, RequestHeader, RequestType,
     SECTOR_SIZE, Status, StatusExtent, VendorFooter,
@@ -76,9 +77,9 @@ struct Parts {
 pub(super) fn parse<M: GuestMemory>(
     mem: &M,
     config: &BlkConfig,
-    head: u16,
     chain: &Chain,
 ) -> Result<Request, DeviceFault> {
+    let head = chain.head;
     let mut raw = [0; size_of::<RequestHeader>()];
     let short = DeviceFault::HeaderShort { head };
     let (header_buffers, out_data) =

@@ -3,11 +3,13 @@
 #![allow(clippy::cast_possible_truncation)] // small numbers
 
 use super::*;
+use crate::virtio::RestoreError;
 use instar_shared::blk::{ID_BYTES, RequestHeader, RequestType, Status, VendorFooter};
 use instar_shared::device::{FEATURE_BLOCK_STATUS, FEATURE_BYTE_IO, FEATURE_BYTE_WRITE};
 use instar_shared::ring::{DESC_F_NEXT, DESC_F_WRITE};
 use instar_shared::zerocopy::little_endian::U32;
 use instar_shared::zerocopy::{FromBytes, IntoBytes};
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -58,7 +60,7 @@ fn queue() -> Queue {
 impl Bed {
     fn new(len: usize) -> Self {
         Self::with(BlkConfig {
-            virtio_features: u64::MAX,
+            virtio_features: !(1 << VIRTIO_RING_F_INDIRECT_DESC),
             vendor_features: FEATURE_BYTE_IO | FEATURE_BLOCK_STATUS | FEATURE_BYTE_WRITE,
             read_only: false,
             len_bytes: len as u64,
@@ -585,12 +587,12 @@ fn save_and_restore_in_the_middle_of_io() {
     bed.request(12, RequestType::ReadBytes, 99, &[(DATA + 999, 8, true)]);
     let state = bed.device.save();
     assert_eq!(
-        (state.version, &state.in_flight[..]),
+        (state.version, &state.queue.in_flight[..]),
         (STATE_VERSION, &[3, 6, 9][..])
     );
     bed.backend.stop();
 
-    bed.device = BlkDevice::restore(&state).unwrap();
+    bed.device = BlkDevice::restore(*bed.device.config(), queue(), &state).unwrap();
     assert_eq!(bed.device.save(), state, "saved again before it went on");
     assert_eq!(bed.kick(), Ok(0));
     assert_eq!(bed.device.in_flight(), 4);
@@ -610,22 +612,29 @@ fn state_that_cannot_be_is_refused() {
     let refused = |change: fn(&mut BlkState)| {
         let mut state = good.clone();
         change(&mut state);
-        BlkDevice::restore(&state).map(|_| ()).unwrap_err()
+        let config = *Bed::new(8192).device.config();
+        BlkDevice::restore(config, queue(), &state)
+            .map(|_| ())
+            .unwrap_err()
     };
-    assert_eq!(refused(|s| s.version = 2), RestoreError::Version(2));
-    assert_eq!(refused(|s| s.queue.size = 3), RestoreError::Queue);
+    let device = "block device";
+    let (found, known) = (1, STATE_VERSION);
     assert_eq!(
-        refused(|s| s.in_flight = vec![QUEUE]),
-        RestoreError::InFlight(QUEUE)
+        refused(|s| s.version = 1),
+        RestoreError::Version {
+            device,
+            found,
+            known
+        }
     );
-    assert_eq!(
-        refused(|s| s.in_flight = vec![4, 5, 4]),
-        RestoreError::InFlight(4)
-    );
+    let what = "a descriptor chain in flight";
+    let impossible = RestoreError::Impossible { device, what };
+    assert_eq!(refused(|s| s.queue.in_flight = vec![QUEUE]), impossible);
+    assert_eq!(refused(|s| s.queue.in_flight = vec![4, 5, 4]), impossible);
     let mut state = good.clone();
     state.needs_reset = true;
     let mut bed = Bed::new(8192);
-    bed.device = BlkDevice::restore(&state).unwrap();
+    bed.device = BlkDevice::restore(*bed.device.config(), queue(), &state).unwrap();
     assert_eq!(bed.kick(), Err(DeviceFault::NeedsReset));
     assert!(bed.device.save().needs_reset);
 }

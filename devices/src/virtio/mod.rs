@@ -7,8 +7,16 @@
 //! Nothing here has a thread. Register accesses come on a vCPU's thread; [`VirtioDevice::kick`], and what a backend has to
 //! say, on a thread that the caller keeps for the device. Both hold the device's lock ([`SharedDevice`]).
 
+pub mod chain;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod driver;
+mod fault;
+mod queue;
 mod state;
 
+pub use chain::{Chain, GuestBuffer};
+pub use fault::DeviceFault;
+pub use queue::{DeviceQueue, SavedQueue};
 pub use state::{DeviceState, RestoreError};
 
 use std::fmt::Debug;
@@ -84,8 +92,9 @@ pub trait VirtioDevice: Debug + Send {
     /// The device as plain data; what is in flight is done again after a restore.
     fn save(&self) -> DeviceState;
 
-    /// Takes `state` over, as a device just made; `activation` has the queues as they were saved, if the driver was
-    /// ready.
+    /// Takes `state` over, as a device just made; `activation` has the queues as they were placed, if the driver was
+    /// ready: how far the device was in them is in `state`. Nothing is done yet: whoever restores kicks every queue
+    /// when all devices are there.
     ///
     /// # Errors
     /// Says what no device of this kind can have.

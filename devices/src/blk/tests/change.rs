@@ -285,9 +285,9 @@ fn changes_in_flight_are_done_again_after_a_restore() {
     bed.backend.release(1);
     assert_eq!(bed.complete(), Ok(1));
     let state = bed.device.save();
-    assert_eq!(state.in_flight, [3, 6, 9]);
+    assert_eq!(state.queue.in_flight, [3, 6, 9]);
     bed.backend.stop();
-    bed.device = BlkDevice::restore(&state).unwrap();
+    bed.device = BlkDevice::restore(*bed.device.config(), queue(), &state).unwrap();
     assert_eq!(bed.kick(), Ok(0));
     bed.backend.release(3);
     assert_eq!(bed.complete(), Ok(3));

@@ -117,9 +117,9 @@ fn a_copy_in_flight_is_done_again_after_a_restore() {
     bed.request(0, RequestType::CopyRange, 5, &DATA_BUFFERS);
     assert_eq!(bed.kick(), Ok(0));
     let state = bed.device.save();
-    assert_eq!(state.in_flight, [0]);
+    assert_eq!(state.queue.in_flight, [0]);
     bed.backend.stop();
-    bed.device = BlkDevice::restore(&state).unwrap();
+    bed.device = BlkDevice::restore(*bed.device.config(), queue(), &state).unwrap();
     assert_eq!(bed.kick(), Ok(0));
     bed.backend.release(1);
     assert_eq!(bed.complete(), Ok(1));
