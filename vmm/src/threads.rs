@@ -14,12 +14,14 @@ const STACK_BYTES: usize = 256 << 10;
 pub enum ThreadKind {
     /// Moves bytes between files and guest memory.
     Io,
-    /// Runs a vCPU.
+    /// Runs a vCPU of an operation.
     Vcpu,
     /// Runs a vCPU of a full machine and serves the accesses of its guest to registers.
     MachineVcpu,
     /// Serves devices of a full machine.
     Device,
+    /// The first thread of a full machine's process.
+    Machine,
 }
 
 impl ThreadKind {
@@ -29,6 +31,7 @@ impl ThreadKind {
             Self::Vcpu => "a further vCPU",
             Self::MachineVcpu => "a vCPU",
             Self::Device => "a device's thread",
+            Self::Machine => "the machine",
         }
     }
 }

@@ -7,7 +7,10 @@
 //! comparisons narrow a call down, they are made: `ioctl` to the requests of a
 //! running vCPU, `write` to the standard streams, messages to the broker's socket.
 
+mod machine;
+
 use crate::open::READ_ONLY_REQUEST;
+use instar_vmm::operation::ThreadKind;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as ArgLen, SeccompCmpOp as CmpOp, SeccompCondition,
     SeccompFilter, SeccompRule,
@@ -58,6 +61,13 @@ pub enum Filter {
     },
     /// A thread of the worker that runs a further vCPU.
     FurtherVcpu,
+    /// A thread of a machine that runs a Linux guest.
+    Machine {
+        /// Which one.
+        kind: ThreadKind,
+        /// Its process.
+        own_pid: u32,
+    },
     /// The broker, once the worker is there.
     Broker {
         /// The job makes files: they are emptied, and get their names.
@@ -81,6 +91,7 @@ impl Filter {
             Self::Vcpu { .. } => "vCPU thread",
             Self::Io { .. } => "I/O thread",
             Self::FurtherVcpu => "further vCPU's thread",
+            Self::Machine { .. } => "machine's thread",
             Self::Broker { .. } => "broker",
         }
     }
@@ -115,6 +126,9 @@ impl Filter {
     }
 
     fn rules(self) -> Vec<(i64, Alternatives)> {
+        if let Self::Machine { kind, own_pid } = self {
+            return machine::rules(kind, own_pid);
+        }
         let mut rules = common();
         let any = |calls: &[i64]| {
             calls
@@ -156,6 +170,7 @@ impl Filter {
                 rules.push((libc::SYS_ioctl, ioctls(&[&RUN_REQUESTS])));
                 rules.extend(standard_streams(&[2]));
             }
+            Self::Machine { .. } => {}
             Self::Broker { outputs } => {
                 rules.extend(any(&BROKER));
                 if outputs {

@@ -203,10 +203,10 @@ fn thread_filter(writes: bool) -> Confine {
         let filter = match kind {
             ThreadKind::Io => Filter::Io { writes },
             ThreadKind::Vcpu => Filter::FurtherVcpu,
-            // An operation has none.
-            ThreadKind::MachineVcpu | ThreadKind::Device => {
-                return Err(std::io::ErrorKind::Unsupported.into());
-            }
+            kind => Filter::Machine {
+                kind,
+                own_pid: std::process::id(),
+            },
         };
         filter.install().map_err(std::io::Error::other)
     })

@@ -1,5 +1,6 @@
 //! What a machine is made of. The caller has opened the files, as policy allows; names stand here for messages only.
 
+use super::control::Connector;
 use crate::block::HostFile;
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -114,6 +115,6 @@ pub struct Vsock {
     pub cid: u32,
     /// Where the host's programs connect to reach the guest.
     pub listener: UnixListener,
-    /// Path of the socket: a guest that connects to port `P` of the host reaches `PATH_P`.
-    pub path: PathBuf,
+    /// Reaches `PATH_P` when the guest connects to port `P` of the host.
+    pub connector: Box<dyn Connector>,
 }
