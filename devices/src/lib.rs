@@ -17,4 +17,6 @@
 pub mod blk;
 pub mod bus;
 pub mod msi;
+pub mod pci;
+mod registers;
 pub mod virtio;

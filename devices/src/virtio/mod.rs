@@ -8,16 +8,24 @@
 //! say, on a thread that the caller keeps for the device. Both hold the device's lock ([`SharedDevice`]).
 
 pub mod chain;
+mod common;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod driver;
 mod fault;
+mod mmio;
+mod pci;
 mod queue;
 mod state;
+mod transport_state;
 
 pub use chain::{Chain, GuestBuffer};
+pub use common::STATE_VERSION as TRANSPORT_STATE_VERSION;
 pub use fault::DeviceFault;
+pub use mmio::{NOTIFY_OFFSET as MMIO_NOTIFY_OFFSET, VirtioMmio};
+pub use pci::{BAR_BYTES as PCI_BAR_BYTES, REGISTERS_BAR as PCI_REGISTERS_BAR, VirtioPci};
 pub use queue::{DeviceQueue, SavedQueue};
 pub use state::{DeviceState, RestoreError};
+pub use transport_state::{CommonState, QueueRegisters, VirtioMmioState, VirtioPciState};
 
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
@@ -35,7 +43,8 @@ pub trait Interrupt: Debug + Send + Sync {
     /// Queue `index` has used buffers that the driver wants to hear of.
     fn queue(&self, index: u16);
 
-    /// The configuration has changed. VirtIO 1.3 §2.3.
+    /// The configuration has changed. VirtIO 1.3 §2.3. The device calls this with its lock held, so that no driver reads
+    /// a part of the new configuration under the old generation.
     fn config(&self);
 
     /// The driver has broken the rules: sets `DEVICE_NEEDS_RESET` and tells it. VirtIO 1.3 §2.1.2.
