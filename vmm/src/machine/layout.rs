@@ -50,6 +50,9 @@ pub const PCI_CONFIG_PORT: u16 = 0xcf8;
 /// Keyboard controller, which resets the machine for kernels that know no other way.
 pub const KEYBOARD_CONTROLLER_PORT: u16 = 0x60;
 
+/// What a guest writes here, a byte, gets a place in the report of its boot: init says that it has begun.
+pub const MARK_PORT: u16 = 0x3f0;
+
 /// Interrupt of the generic event device.
 pub const ACPI_EVENTS_IRQ: u32 = 9;
 /// First interrupt for virtio-mmio devices.
