@@ -20,3 +20,4 @@ pub mod msi;
 pub mod pci;
 mod registers;
 pub mod virtio;
+pub mod vsock;

@@ -33,6 +33,7 @@ pub mod encrypt;
 pub mod info;
 pub mod layout;
 pub mod map;
+pub mod net;
 pub mod op;
 pub mod rebase;
 pub mod record;
@@ -40,6 +41,7 @@ pub mod ring;
 pub mod secret;
 #[cfg(test)]
 mod tripwires;
+pub mod vsock;
 
 pub use macros::bits;
 pub use zerocopy;

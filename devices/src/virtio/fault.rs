@@ -87,6 +87,12 @@ pub enum DeviceFault {
         /// First descriptor of the chain.
         head: u16,
     },
+    /// Fewer writable bytes than a packet needs.
+    #[error("the buffers at {head} have no room for a packet")]
+    RoomShort {
+        /// First descriptor of the chain.
+        head: u16,
+    },
     /// Data buffers in the wrong direction for the request's type.
     #[error("the request at {head} has data buffers in the wrong direction")]
     DataDirection {

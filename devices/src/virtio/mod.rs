@@ -15,6 +15,7 @@ mod fault;
 mod mmio;
 mod pci;
 mod queue;
+pub mod slices;
 mod state;
 mod transport_state;
 

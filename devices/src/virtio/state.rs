@@ -1,6 +1,7 @@
 //! Saved devices.
 
 use crate::blk::BlkState;
+use crate::vsock::VsockState;
 
 /// A saved device of any kind. Plain data and untrusted: only [`super::VirtioDevice::restore`] makes a device of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -8,6 +9,8 @@ use crate::blk::BlkState;
 pub enum DeviceState {
     /// A block device.
     Blk(Option<BlkState>),
+    /// A socket device.
+    Vsock(VsockState),
 }
 
 /// Why a saved state is no device.
