@@ -16,6 +16,9 @@ mod bus;
 mod config;
 mod msix;
 
+#[cfg(test)]
+mod tests;
+
 pub use bridge::HostBridge;
 pub use bus::{BusFull, ConfigPorts, Ecam, PciBus, PciBusState, Window};
 pub use config::{BarRange, ConfigSpace, Identity};

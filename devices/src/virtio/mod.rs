@@ -17,6 +17,8 @@ mod pci;
 mod queue;
 pub mod slices;
 mod state;
+#[cfg(test)]
+mod tests;
 mod transport_state;
 
 pub use chain::{Chain, GuestBuffer};

@@ -11,6 +11,9 @@ pub enum DeviceState {
     Blk(Option<BlkState>),
     /// A socket device.
     Vsock(VsockState),
+    /// The device of the transports' tests: its configuration and queues.
+    #[cfg(test)]
+    Echo([u8; 4], Vec<Option<super::SavedQueue>>),
 }
 
 /// Why a saved state is no device.
