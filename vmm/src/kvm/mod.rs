@@ -6,8 +6,11 @@ mod aarch64;
 mod cpuid;
 mod error;
 #[cfg(target_arch = "x86_64")]
-#[allow(dead_code)]
 pub mod machine;
+#[cfg(target_arch = "x86_64")]
+mod machine_cpuid;
+#[cfg(target_arch = "x86_64")]
+pub mod machine_vcpu;
 #[cfg(test)]
 #[cfg(target_arch = "x86_64")]
 mod tests;

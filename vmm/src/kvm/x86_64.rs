@@ -185,7 +185,7 @@ fn set_system_registers(sregs: &mut kvm_sregs, host: &HostCpu, index: u8) {
     (sregs.idt.base, sregs.idt.limit) = (x86_64::IDT.base, x86_64::IDT.limit);
 }
 
-fn segment(s: Segment) -> kvm_segment {
+pub(super) fn segment(s: Segment) -> kvm_segment {
     kvm_segment {
         base: s.base,
         limit: s.limit,

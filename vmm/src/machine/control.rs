@@ -44,6 +44,8 @@ pub struct Report {
     pub marks: Vec<Mark>,
     /// VM exits that reached this process, by reason.
     pub exits: BTreeMap<&'static str, u64>,
+    /// How often all devices were saved, reset and restored.
+    pub recycled: u64,
 }
 
 /// The guest wrote to [`super::layout::MARK_PORT`].

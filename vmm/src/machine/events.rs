@@ -14,8 +14,7 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use instar_devices::virtio::{Notify, SharedDevice};
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Data of a backend's first event; queues' events have the queue's index.
@@ -154,25 +153,61 @@ impl MutEventSubscriber for DeviceEvents {
 /// A thread that serves devices; it ends with the value.
 #[derive(Debug)]
 pub struct EventThread {
-    stop: Arc<Stop>,
+    hold: Arc<Hold>,
     begun: Option<Begun>,
 }
 
+/// How a thread is held. It looks here each time after it has served something.
 #[derive(Debug)]
-struct Stop {
+struct Hold {
+    /// Has it look.
     event: EventFd,
-    stopped: AtomicBool,
+    state: Mutex<HoldState>,
+    changed: Condvar,
 }
 
-/// The stop event, as the loop watches it: that it wakes the loop is all it does.
-struct Stopped(Arc<Stop>);
+#[derive(Debug, Default)]
+struct HoldState {
+    stopped: bool,
+    paused: bool,
+    parked: bool,
+}
 
-impl MutEventSubscriber for Stopped {
+impl Hold {
+    /// Waits while the thread is paused; false at the end.
+    fn goes_on(&self) -> bool {
+        let mut state = self.lock();
+        state.parked = true;
+        self.changed.notify_all();
+        let waits = |state: &mut HoldState| state.paused && !state.stopped;
+        let waited = self.changed.wait_while(state, waits);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        state.parked = false;
+        !state.stopped
+    }
+
+    fn set(&self, change: impl FnOnce(&mut HoldState)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+        let _ = self.event.write(1);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HoldState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The event of [`Hold`], as the loop watches it.
+struct Held(Arc<Hold>);
+
+impl MutEventSubscriber for Held {
     fn init(&mut self, ops: &mut EventOps) {
         watch(ops, Events::new(&self.0.event, EventSet::IN));
     }
 
-    fn process(&mut self, _events: Events, _ops: &mut EventOps) {}
+    fn process(&mut self, _events: Events, _ops: &mut EventOps) {
+        let _ = self.0.event.read();
+    }
 }
 
 impl EventThread {
@@ -181,31 +216,44 @@ impl EventThread {
     /// # Errors
     /// [`VmError::Start`].
     pub fn start(subscribers: Vec<Subscriber>, confine: &Confine) -> Result<Self, VmError> {
-        let stop = Arc::new(Stop {
+        let hold = Arc::new(Hold {
             event: event("a device's thread")?,
-            stopped: AtomicBool::new(false),
+            state: Mutex::default(),
+            changed: Condvar::new(),
         });
-        let on_thread = Arc::clone(&stop);
+        let held = Arc::clone(&hold);
         let prepare = || {
             let mut events = EventManager::<Subscriber>::new().map_err(failed)?;
-            events.add_subscriber(Box::new(Stopped(Arc::clone(&on_thread))));
+            events.add_subscriber(Box::new(Held(Arc::clone(&held))));
             for subscriber in subscribers {
                 events.add_subscriber(subscriber);
             }
-            Ok((events, on_thread))
+            Ok((events, held))
         };
-        let serve = |(mut events, stop): (EventManager<Subscriber>, Arc<Stop>)| {
-            while !stop.stopped.load(Ordering::Acquire) {
-                if events.run().is_err() {
-                    break;
-                }
+        let serve = |(mut events, hold): (EventManager<Subscriber>, Arc<Hold>)| {
+            while hold.goes_on() {
+                // Interrupted by a signal: all of them are blocked but those that end the process.
+                let _ = events.run();
             }
         };
         let begun = threads::begin(ThreadKind::Device, confine, prepare, serve)?;
         Ok(Self {
-            stop,
+            hold,
             begun: Some(begun),
         })
+    }
+
+    /// Has the thread wait, and returns when it does: no device of it is served.
+    pub fn pause(&self) {
+        self.hold.set(|state| state.paused = true);
+        let state = self.hold.lock();
+        let runs = |state: &mut HoldState| !state.parked;
+        drop(self.hold.changed.wait_while(state, runs));
+    }
+
+    /// Lets the thread go on.
+    pub fn resume(&self) {
+        self.hold.set(|state| state.paused = false);
     }
 
     /// Returns when the thread runs and is confined.
@@ -219,8 +267,7 @@ impl EventThread {
 
 impl Drop for EventThread {
     fn drop(&mut self) {
-        self.stop.stopped.store(true, Ordering::Release);
-        let _ = self.stop.event.write(1);
+        self.hold.set(|state| state.stopped = true);
     }
 }
 

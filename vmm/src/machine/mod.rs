@@ -6,15 +6,43 @@
 //! - [`parts`]: what the machine is made of, opened and checked by the caller.
 //! - [`control`]: how it is held from outside, and how it ends.
 //! - [`layout`]: who answers at which guest-physical address and port.
+//! - `build`, `run`: from parts to a machine, and from its first instruction to its end.
+//! - `boot`: what is in memory before the first instruction.
+//! - `acpi`, `dsdt`, `smbios`: what the guest finds the machine's parts by.
+//! - `vcpu`, `life`, `signal`: the threads of vCPUs, paused and ended.
+//! - `power`, `rtc`, `serial`: devices that are not virtio's.
+//! - `devices`: the virtio devices of a machine, and which thread serves which.
+//! - `transport`: virtio devices on PCI or virtio-mmio.
 //! - `irq`: interrupts, from devices to local APICs.
 //! - [`events`]: the threads that serve devices, and what wakes them.
 //!
 //! The files that are loaded here, kernel, initial RAM disk and firmware, are ones that the user names: the host reads
 //! their headers (`linux-loader`). It reads nothing of a disk.
 
+mod acpi;
+mod boot;
+mod build;
 pub mod control;
+mod counts;
+mod devices;
+mod dsdt;
+mod error;
 pub mod events;
-#[allow(dead_code)]
 mod irq;
 pub mod layout;
+mod life;
 pub mod parts;
+mod power;
+mod rtc;
+mod run;
+mod serial;
+mod signal;
+mod smbios;
+mod terminal;
+#[cfg(test)]
+mod tests;
+mod transport;
+mod vcpu;
+
+pub use error::MachineError;
+pub use run::Machine;

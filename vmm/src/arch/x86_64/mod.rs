@@ -6,6 +6,7 @@
 //! that ring 3 cannot read. Busy and accessed bits are set beforehand, so the
 //! CPU never writes them.
 
+pub mod boot;
 mod paging;
 mod tables;
 mod trap;

@@ -125,7 +125,7 @@ pub fn install(slot: &GuestSlot, vcpus: u8) -> Result<(), VmError> {
 }
 
 /// An 8-byte descriptor (the low half of a 16-byte one). SDM vol. 3A, §3.4.5.
-fn descriptor(segment: Segment) -> u64 {
+pub fn descriptor(segment: Segment) -> u64 {
     let pages = segment.limit > 0xf_ffff;
     let limit = u64::from(if pages {
         segment.limit >> 12

