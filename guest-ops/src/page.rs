@@ -31,25 +31,48 @@ impl<T: FromBytes + IntoBytes + Copy> Shared<T> {
 
     /// A copy of what stands there now.
     pub(crate) fn read(&self) -> T {
-        const { assert!(align_of::<T>() == 1) };
-        // SAFETY: the platform gave a pointer that is valid for the struct's length; any bytes are a
-        // valid `T`, whose alignment is 1.
-        unsafe { self.pointer.cast::<T>().read_volatile() }
+        let mut value = T::new_zeroed();
+        let bytes = value.as_mut_bytes();
+        // SAFETY: the platform gave a pointer that is valid for the struct's length.
+        unsafe { read_volatile(self.pointer.as_ptr(), bytes) };
+        value
     }
 
-    /// As [`Self::read`], of what nobody writes while the operation runs. A volatile read of a large struct
-    /// would be one instruction for each byte.
+    /// As [`Self::read`], of what nobody writes while the operation runs.
     pub(crate) fn read_constant(&self) -> T {
         const { assert!(align_of::<T>() == 1) };
-        // SAFETY: as for `read`; nobody writes it meanwhile.
+        // SAFETY: as for `read`; nobody writes it meanwhile; any bytes are a valid `T`, whose alignment is 1.
         unsafe { self.pointer.cast::<T>().read() }
     }
 
     /// Writes all of it.
-    pub(crate) fn write(&self, value: T) {
-        const { assert!(align_of::<T>() == 1) };
+    pub(crate) fn write(&self, mut value: T) {
         // SAFETY: as for `read`; only writable regions are written.
-        unsafe { self.pointer.cast::<T>().write_volatile(value) }
+        unsafe { write_volatile(self.pointer.as_ptr(), value.as_mut_bytes()) };
+    }
+}
+
+/// Fills `to` with what stands at `from`. A volatile read of a struct would be an instruction for each of its bytes.
+///
+/// # Safety
+/// `from` is valid for reads of the length of `to`.
+#[inline(never)]
+unsafe fn read_volatile(from: *const u8, to: &mut [u8]) {
+    for (index, byte) in to.iter_mut().enumerate() {
+        // SAFETY: it is within the length, as the caller promises.
+        *byte = unsafe { from.wrapping_add(index).read_volatile() };
+    }
+}
+
+/// Puts `from` at `to`.
+///
+/// # Safety
+/// `to` is valid for writes of the length of `from`.
+#[inline(never)]
+unsafe fn write_volatile(to: *mut u8, from: &[u8]) {
+    for (index, byte) in from.iter().enumerate() {
+        // SAFETY: as for `read_volatile`.
+        unsafe { to.wrapping_add(index).write_volatile(*byte) };
     }
 }
 

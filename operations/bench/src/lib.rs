@@ -69,10 +69,10 @@ fn asked(config: &BenchConfig) -> Option<Asked> {
 ///
 /// # Errors
 /// The record that says why has been sent.
-pub fn time<I: Image>(
+pub fn time(
     ctx: &mut Context,
     set: &DiskSet<'_>,
-    image: &mut I,
+    image: &mut dyn Image,
     settings: &Settings,
     result: &mut BenchResult,
 ) -> Result<Outcome, Reported> {

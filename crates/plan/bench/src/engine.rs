@@ -13,9 +13,9 @@ const FLUSH: u64 = u64::MAX;
 ///
 /// # Errors
 /// The first request that failed; all that were sent are done all the same.
-pub fn run<O: Overlap, I: Image>(
+pub fn run<O: Overlap>(
     overlap: &O,
-    image: &mut I,
+    image: &mut dyn Image,
     settings: &Settings,
     monitor: &mut dyn Monitor,
 ) -> Result<(), BenchError> {
@@ -44,9 +44,9 @@ pub fn run<O: Overlap, I: Image>(
     result
 }
 
-struct Engine<'a, O, I> {
+struct Engine<'a, O> {
     overlap: &'a O,
-    image: &'a mut I,
+    image: &'a mut dyn Image,
     settings: Settings,
     monitor: &'a mut dyn Monitor,
     /// Where the next request starts.
@@ -65,7 +65,7 @@ struct Engine<'a, O, I> {
     buffers: Vec<Vec<u8>>,
 }
 
-impl<O: Overlap, I: Image> Engine<'_, O, I> {
+impl<O: Overlap> Engine<'_, O> {
     fn run(&mut self) -> Result<(), BenchError> {
         loop {
             self.start_all()?;

@@ -1,9 +1,9 @@
 //! Refcounts, changed where they are: qcow2 "Host cluster management".
 
+use crate::header::write_fields;
+use crate::sorted::Sorted;
 use crate::{CACHE_BYTES, WriteError, zeroed};
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
-use instar_plan_txn::write_header;
 use instar_qcow2::entries::RefcountTableEntry;
 use instar_qcow2::header::{MAX_FILE_BYTES, MAX_REFCOUNT_TABLE_BYTES};
 use instar_qcow2::refcount::RefcountWidth;
@@ -52,7 +52,7 @@ pub struct Counts {
     table: Vec<u64>,
     /// The table in the file is shorter.
     outgrown: bool,
-    blocks: BTreeMap<usize, Block>,
+    blocks: Sorted<usize, Block>,
     /// No cluster below it is free.
     hint: u64,
     /// Runs are looked for from here on.
@@ -103,7 +103,7 @@ impl Counts {
             width,
             table,
             outgrown: false,
-            blocks: BTreeMap::new(),
+            blocks: Sorted::default(),
             hint: 1,
             next_run: 1,
             limit,
@@ -138,10 +138,10 @@ impl Counts {
         if place == 0 {
             return Ok(None);
         }
-        if !self.blocks.contains_key(&index) {
+        if self.blocks.get(index).is_none() {
             let room = CACHE_BYTES >> self.bits.get();
             if self.blocks.len() as u64 >= room.max(4) {
-                self.blocks.retain(|_, block| block.dirty || block.fresh);
+                self.blocks.retain(|block| block.dirty || block.fresh);
             }
             let mut bytes = zeroed(self.bits.size_bytes())?;
             image.read_at(place, &mut bytes)?;
@@ -152,7 +152,7 @@ impl Counts {
             };
             self.blocks.insert(index, block);
         }
-        Ok(self.blocks.get_mut(&index))
+        Ok(self.blocks.get_mut(index))
     }
 
     /// Changed blocks take more memory than they should.
@@ -390,21 +390,21 @@ impl Counts {
         }
     }
 
-    /// Step 1 of a commit: all blocks are named by the refcount table. Gives the header as it is then.
+    /// Step 1 of a commit: all blocks are named by the refcount table, and that by the header.
     pub fn name_blocks<S: StorageMut>(
         &mut self,
         image: &S,
-        header: &Header,
-    ) -> Result<Header, WriteError> {
+        header: &mut Header,
+    ) -> Result<(), WriteError> {
         if self.outgrown {
             return self.move_table(image, header);
         }
         if !self.write_fresh(image)? {
-            return Ok(header.clone());
+            return Ok(());
         }
         image.flush()?;
         let start = header.refcount_table_offset.get();
-        for (index, block) in &mut self.blocks {
+        for (index, block) in self.blocks.iter_mut() {
             if let (true, Some(place)) = (block.fresh, self.table.get(*index)) {
                 let at = start.saturating_add((*index as u64).saturating_mul(ENTRY_BYTES));
                 image.write_at(at, &place.to_be_bytes())?;
@@ -413,13 +413,13 @@ impl Counts {
         self.blocks
             .values_mut()
             .for_each(|block| block.fresh = false);
-        Ok(header.clone())
+        Ok(())
     }
 
     /// Writes blocks that the table does not name yet; true if there are any.
     fn write_fresh<S: StorageMut>(&mut self, image: &S) -> Result<bool, WriteError> {
         let mut any = false;
-        for (index, block) in &mut self.blocks {
+        for (index, block) in self.blocks.iter_mut() {
             if let (true, Some(place)) = (block.fresh, self.table.get(*index)) {
                 image.write_at(*place, &block.bytes)?;
                 block.dirty = false;
@@ -433,8 +433,8 @@ impl Counts {
     fn move_table<S: StorageMut>(
         &mut self,
         image: &S,
-        header: &Header,
-    ) -> Result<Header, WriteError> {
+        header: &mut Header,
+    ) -> Result<(), WriteError> {
         let (place, clusters) = loop {
             let clusters = self.table_clusters();
             let place = self.allocate(image, clusters)?;
@@ -456,17 +456,19 @@ impl Counts {
         image.write_at(place, &bytes)?;
         self.write_counts(image)?;
         image.flush()?;
-        let mut new = header.clone();
-        new.refcount_table_offset = HostOffset(place);
-        new.refcount_table_clusters = u32::try_from(clusters).map_err(|_| WriteError::TooLarge)?;
-        let new = write_header(image, header, &new)?;
+        let old = (header.refcount_table_offset, header.refcount_table_clusters);
+        header.refcount_table_offset = HostOffset(place);
+        header.refcount_table_clusters =
+            u32::try_from(clusters).map_err(|_| WriteError::TooLarge)?;
+        write_fields(image, header).inspect_err(|_| {
+            (header.refcount_table_offset, header.refcount_table_clusters) = old;
+        })?;
         self.outgrown = false;
         self.blocks
             .values_mut()
             .for_each(|block| block.fresh = false);
-        let old = header.refcount_table_offset.get() >> self.bits.get();
-        self.drop_later(old, u64::from(header.refcount_table_clusters));
-        Ok(new)
+        self.drop_later(old.0.get() >> self.bits.get(), u64::from(old.1));
+        Ok(())
     }
 
     fn table_clusters(&self) -> u64 {
@@ -476,7 +478,7 @@ impl Counts {
 
     /// Steps 2 and 4 of a commit: writes what has changed.
     pub fn write_counts<S: StorageMut>(&mut self, image: &S) -> Result<(), WriteError> {
-        for (index, block) in &mut self.blocks {
+        for (index, block) in self.blocks.iter_mut() {
             if let (true, Some(place)) = (block.dirty, self.table.get(*index)) {
                 image.write_at(*place, &block.bytes)?;
                 block.dirty = false;

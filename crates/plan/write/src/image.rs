@@ -1,16 +1,17 @@
 //! Writes into an image.
 
 use crate::counts::Counts;
+use crate::header::{keep_known_autoclear, write_fields};
 use crate::mapping::{Division, Mapping, mask};
 use crate::place::Packed;
 use crate::record::Recorder;
 use crate::tables::Tables;
 use crate::{WriteError, zeroed};
 use alloc::boxed::Box;
+use alloc::collections::BinaryHeap;
 use alloc::vec::Vec;
 use core::fmt;
 use instar_layers::{Chain, Decompress};
-use instar_plan_txn::write_header;
 use instar_qcow2::Header;
 use instar_qcow2::entries::CompressedDescriptor;
 use instar_qcow2::header::CryptMethod;
@@ -114,8 +115,9 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
         let counts = Counts::read(image, header)?;
         let tables = Tables::read(image, header)?;
         let metadata = metadata(header, &counts, &tables)?;
-        // Unknown autoclear bits are cleared by whoever writes.
-        let header = write_header(image, header, header)?;
+        let mut header = header.clone();
+        keep_known_autoclear(&mut header);
+        write_fields(image, &header)?;
         let recorder = Recorder::open(image, &header)?;
         Ok(Self {
             image,
@@ -256,7 +258,7 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
 
     pub(crate) fn commit_tables(&mut self) -> Result<(), WriteError> {
         if self.tables.is_dirty() || self.counts.is_dirty() {
-            self.header = self.counts.name_blocks(self.image, &self.header)?;
+            self.counts.name_blocks(self.image, &mut self.header)?;
             self.counts.write_counts(self.image)?;
             self.tables.write_fresh(self.image)?;
             self.flush_data()?;
@@ -553,6 +555,6 @@ fn metadata(header: &Header, counts: &Counts, tables: &Tables) -> Result<Vec<u64
         let first = bits.cluster_of(offset).get();
         clusters.extend(first..first.saturating_add(bits.clusters_for(bytes)));
     }
-    clusters.sort_unstable();
-    Ok(clusters)
+    // By a heap, which is a tenth of the code of the other ways.
+    Ok(BinaryHeap::from(clusters).into_sorted_vec())
 }

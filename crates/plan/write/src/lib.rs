@@ -25,7 +25,7 @@
 //! Data of an encrypted image is enciphered by the [`instar_storage::Cipher`] that the image was opened with.
 //!
 //! Modules: `image` (writes), `place` (places, zeros), `mapping` (L2 entries), `tables` (L1 and L2 tables), `counts`
-//! (refcounts), `record` (bitmaps).
+//! (refcounts), `header` (its fields), `record` (bitmaps), `sorted` (maps).
 //!
 //! Memory: the L1 table and the refcount table, [`CACHE_BYTES`] of L2 tables and refcount blocks each or four of
 //! them, two clusters.
@@ -38,10 +38,12 @@
 extern crate alloc;
 
 mod counts;
+mod header;
 mod image;
 mod mapping;
 mod place;
 mod record;
+mod sorted;
 mod tables;
 
 pub use image::{Below, NothingBelow, WriteImage};

@@ -7,9 +7,9 @@
 use crate::counts::Counts;
 use crate::image::WriteImage;
 use crate::place::Packed;
+use crate::sorted::Sorted;
 use crate::tables::Tables;
 use crate::{WriteError, zeroed};
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use instar_qcow2::Header;
 use instar_qcow2::bitmaps::BitmapTableEntry;
@@ -47,7 +47,7 @@ struct Recording {
 pub struct Recorder {
     bitmaps: Vec<Recording>,
     /// Ranges of bytes: start and end; they neither overlap nor adjoin.
-    ranges: BTreeMap<u64, u64>,
+    ranges: Sorted<u64, u64>,
     /// Bytes that no bitmap tells apart, as a logarithm.
     granularity_bits: u32,
 }
@@ -60,7 +60,7 @@ impl Recorder {
     pub fn open<S: StorageMut>(image: &S, header: &Header) -> Result<Self, WriteError> {
         let mut recorder = Self {
             bitmaps: Vec::new(),
-            ranges: BTreeMap::new(),
+            ranges: Sorted::default(),
             granularity_bits: 31,
         };
         let Some(directory) = header.extensions.bitmaps else {
@@ -116,12 +116,12 @@ impl Recorder {
         let mut end = guest.saturating_add(len).saturating_sub(1) | !mask;
         end = end.saturating_add(1);
         // What it touches becomes one with it.
-        while let Some((&from, &to)) = self.ranges.range(..=end).next_back() {
+        while let Some(&(from, to)) = self.ranges.last_to(end) {
             if to < start {
                 break;
             }
             (start, end) = (start.min(from), end.max(to));
-            self.ranges.remove(&from);
+            self.ranges.remove(from);
         }
         self.ranges.insert(start, end);
     }
@@ -195,14 +195,14 @@ impl<S: StorageMut> WriteImage<'_, S> {
     fn set_ranges(
         &mut self,
         bitmap: &mut Recording,
-        ranges: &BTreeMap<u64, u64>,
+        ranges: &Sorted<u64, u64>,
         entries: &mut Vec<NewEntry>,
     ) -> Result<(), WriteError> {
         let bits = bitmap.granularity_bits;
         let per_cluster = self.header.cluster_bits.size_bytes().saturating_mul(8);
         // The cluster in memory: its index, whether it is new, its place, its bits.
         let mut open: Option<Cluster> = None;
-        for (start, end) in ranges {
+        for (start, end) in ranges.iter() {
             let end = (*end).min(self.len_bytes());
             let mut bit = start.checked_shr(bits).unwrap_or(0);
             let last = end.saturating_sub(1).checked_shr(bits).unwrap_or(0);

@@ -1,8 +1,8 @@
 //! L1 and L2 tables of the active state.
 
 use crate::counts::Counts;
+use crate::sorted::Sorted;
 use crate::{CACHE_BYTES, WriteError, zeroed};
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::ops::Range;
 use instar_plan_txn::read_l1;
@@ -38,7 +38,7 @@ pub struct Tables {
     entry_bytes: usize,
     per_table: u64,
     cluster: u64,
-    tables: BTreeMap<usize, Table>,
+    tables: Sorted<usize, Table>,
 }
 
 impl Tables {
@@ -51,7 +51,7 @@ impl Tables {
             entry_bytes: usize::try_from(header.l2_entry_bytes()).unwrap_or(8),
             per_table: header.l2_entries().max(1),
             cluster: header.cluster_bits.size_bytes(),
-            tables: BTreeMap::new(),
+            tables: Sorted::default(),
         })
     }
 
@@ -75,7 +75,7 @@ impl Tables {
 
     /// Reads a table, if there is one and it is not in memory.
     fn load<S: StorageMut>(&mut self, image: &S, index: usize) -> Result<bool, WriteError> {
-        if self.tables.contains_key(&index) {
+        if self.tables.get(index).is_some() {
             return Ok(true);
         }
         let entry = self.l1.get(index).copied();
@@ -104,7 +104,7 @@ impl Tables {
     /// Lets go of tables that are as in the file, if there are many.
     fn make_room(&mut self) {
         if self.bytes_of(self.tables.len()) >= self.budget() {
-            self.tables.retain(|_, table| table.is_dirty());
+            self.tables.retain(|table| table.is_dirty());
         }
     }
 
@@ -141,7 +141,7 @@ impl Tables {
         if !self.load(image, index)? {
             return Ok((0, 0));
         }
-        let bytes = self.tables.get(&index).map(|table| table.bytes.as_slice());
+        let bytes = self.tables.get(index).map(|table| table.bytes.as_slice());
         let entry = bytes.and_then(|bytes| bytes.get(at..)).unwrap_or_default();
         let word = |at: usize| {
             let word = entry.get(at..).and_then(|rest| rest.first_chunk::<8>());
@@ -165,7 +165,7 @@ impl Tables {
         if loaded && entry.is_copied() {
             return Ok(());
         }
-        let bytes = match self.tables.remove(&index) {
+        let bytes = match self.tables.remove(index) {
             Some(table) => table.bytes,
             None => zeroed(self.cluster)?,
         };
@@ -191,7 +191,7 @@ impl Tables {
     /// Sets an entry in a table that is the caller's.
     pub fn set(&mut self, cluster: u64, words: (u64, u64)) {
         let (index, at) = self.find(cluster);
-        let Some(table) = self.tables.get_mut(&index) else {
+        let Some(table) = self.tables.get_mut(index) else {
             return;
         };
         let end = at.saturating_add(self.entry_bytes);
@@ -216,7 +216,7 @@ impl Tables {
 
     /// Step 3 of a commit: what leads to what is new.
     pub fn write_links<S: StorageMut>(&mut self, image: &S) -> Result<(), WriteError> {
-        for (index, table) in &mut self.tables {
+        for (index, table) in self.tables.iter() {
             if table.fresh {
                 let entry = self.l1.get(*index).copied().unwrap_or(0);
                 let at = (*index as u64).saturating_mul(8);
