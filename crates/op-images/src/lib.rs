@@ -46,6 +46,8 @@ pub const BENCH_WRITER: &[u8] = embedded!("op-bench-write.elf");
 pub const CONVERT: &[u8] = embedded!("op-convert.elf");
 /// The ELF file of the `convert` operation into an image that is there; 8-byte aligned.
 pub const CONVERT_INTO: &[u8] = embedded!("op-convert-into.elf");
+/// The ELF file of the `convert` operation into an image that is there, with bitmaps; 8-byte aligned.
+pub const CONVERT_INTO_BITMAPS: &[u8] = embedded!("op-convert-into-bitmaps.elf");
 /// The ELF file of the `rebase` operation; 8-byte aligned.
 pub const REBASE: &[u8] = embedded!("op-rebase.elf");
 /// The ELF file of the `create` operation; 8-byte aligned.
@@ -79,6 +81,7 @@ const WITH_KEYS: &[(&[u8], &[u8])] = &[
     (COMPARE, COMPARE_KEYED),
     (CONVERT, CONVERT_KEYED),
     (CONVERT_INTO, CONVERT_INTO_KEYED),
+    (CONVERT_INTO_BITMAPS, CONVERT_INTO_KEYED),
     (MAP, MAP_KEYED),
     (MEASURE, MEASURE_KEYED),
     (REBASE, REBASE_KEYED),
@@ -114,6 +117,7 @@ mod tests {
             ("bench-write", BENCH_WRITER),
             ("convert", CONVERT),
             ("convert-into", CONVERT_INTO),
+            ("convert-into-bitmaps", CONVERT_INTO_BITMAPS),
             ("rebase", REBASE),
             ("create", CREATE),
             ("measure", MEASURE),

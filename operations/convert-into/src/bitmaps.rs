@@ -10,14 +10,14 @@ use instar_plan_convert::bitmaps_of;
 use instar_qcow2::bitmaps::Bitmap;
 use instar_qcow2::{Header, OpenMode};
 use op_chain::{Reported, fail};
-use op_copy::{Job, say};
+use op_copy::{Job, Sources, say};
 use op_edit::Progress;
 
 /// Adds the bitmaps of a copy to the image in `disk`, which holds the copy.
 ///
 /// # Errors
 /// The record that says why has been sent. Those behind the one that cannot be added have been.
-pub fn add<S>(ctx: &mut Context, job: &Job<'_, S>, disk: &Disk) -> Result<(), Reported> {
+pub fn add(ctx: &mut Context, job: &Job<'_, Sources<'_>>, disk: &Disk) -> Result<(), Reported> {
     let top = job
         .sources
         .first()

@@ -33,10 +33,10 @@ const KEYED: &[&str] = &[
     "op-rebase-keyed",
 ];
 
-/// Operations that have a program of their own for what writes.
-const WRITING: &[&str] = &["op-bench-write"];
+/// Programs of their own for what few runs of an operation need.
+const FURTHER: &[&str] = &["op-bench-write", "op-convert-into-bitmaps"];
 
 /// All programs of the operations.
 pub fn programs() -> impl Iterator<Item = &'static str> {
-    PACKAGES.iter().chain(KEYED).chain(WRITING).copied()
+    PACKAGES.iter().chain(KEYED).chain(FURTHER).copied()
 }

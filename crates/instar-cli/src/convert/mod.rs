@@ -12,7 +12,9 @@ pub use output::{ConvertOutput, Shown};
 
 use crate::cli::{self, FormatOptions, LimitOptions, UsageError};
 use crate::create::options::NewFormat;
-use crate::files::{Access, CONVERT, CONVERT_INTO, Growth, InputFile, Reads, SecretRole};
+use crate::files::{
+    Access, CONVERT, CONVERT_INTO, CONVERT_INTO_BITMAPS, Growth, InputFile, Reads, SecretRole,
+};
 use crate::image::{Image, Use};
 use crate::keyring;
 use crate::launch::{self, How};
@@ -101,10 +103,10 @@ pub fn run(options: &ConvertOptions, limits: &LimitOptions) -> Result<u8, UsageE
             0
         },
     };
-    let elf = if options.no_create && target_format == NewFormat::Qcow2 {
-        CONVERT_INTO
-    } else {
-        CONVERT
+    let elf = match (options.no_create, target_format) {
+        (true, NewFormat::Qcow2) if options.bitmaps => CONVERT_INTO_BITMAPS,
+        (true, NewFormat::Qcow2) => CONVERT_INTO,
+        _ => CONVERT,
     };
     let how = How {
         threads,
