@@ -16,8 +16,11 @@
 
 pub mod blk;
 pub mod bus;
+pub mod console;
 pub mod msi;
 pub mod pci;
+pub mod rate;
 mod registers;
+pub mod rng;
 pub mod virtio;
 pub mod vsock;

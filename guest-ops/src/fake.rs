@@ -154,6 +154,7 @@ impl FakeMachine {
             vendor_features: features,
             read_only,
             len_bytes: bytes.len() as u64,
+            write_through: false,
         };
         let mut backend = MemBackend::new(self.0.dma.clone(), bytes);
         backend.order = order;

@@ -3,7 +3,7 @@
 //! One lock and two conditions. The first vCPU sleeps here when its guest waits; the further vCPUs
 //! sleep here until they are kicked.
 
-use crate::block::Finished;
+use crate::block::{Finish, Finished};
 use crate::operation::RunError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -67,11 +67,6 @@ impl Bell {
             further: Condvar::new(),
             failed: AtomicBool::new(false),
         }
-    }
-
-    /// A request is done.
-    pub fn finish(&self, finished: Finished) {
-        self.for_first(|state| state.finished.push(finished));
     }
 
     /// The first vCPU is to look.
@@ -179,6 +174,18 @@ impl Bell {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Finish for Bell {
+    fn finish(&self, finished: Finished) {
+        self.for_first(|state| state.finished.push(finished));
+    }
+
+    fn forget(&self, slot: u16) {
+        self.lock()
+            .finished
+            .retain(|finished| finished.slot != slot);
     }
 }
 

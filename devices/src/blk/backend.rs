@@ -140,6 +140,10 @@ pub trait BlockBackend {
     /// The next finished request of those that were pending, in any order; `None` if there is none now.
     fn poll(&mut self) -> Option<(Token, Completion)>;
 
+    /// Forgets all requests that were submitted and not polled; on return none of them touches guest memory or the
+    /// store any more. What a write had done by then stays.
+    fn stop(&mut self);
+
     /// The exact length in bytes now.
     ///
     /// # Errors

@@ -1,12 +1,13 @@
 //! The device: takes chains off the queue, submits them, publishes what completed.
 
 use super::DeviceFault;
-use super::backend::{BlockBackend, Completion, Errno, Submission, Token};
-use super::request::{Action, Footer, parse};
+use super::backend::{BlockBackend, Completion, Errno, IoKind, IoRequest, Submission, Token};
+use super::request::{Action, Footer, Request, parse};
 use super::state::{BlkState, STATE_VERSION};
-use crate::virtio::chain::scatter;
+use crate::rate::RateLimiter;
+use crate::virtio::chain::{scatter, total_len};
 use crate::virtio::{Chain, DeviceQueue, RestoreError};
-use instar_shared::blk::{SECTOR_SIZE, Status, VendorFooter};
+use instar_shared::blk::{RequestHeader, SECTOR_SIZE, Status, VendorFooter};
 use instar_shared::zerocopy::IntoBytes;
 use instar_shared::zerocopy::little_endian::{U32, U64};
 use virtio_queue::Queue;
@@ -23,6 +24,8 @@ pub struct BlkConfig {
     pub read_only: bool,
     /// Length in bytes when the device was made; bounds the requests that count in sectors.
     pub len_bytes: u64,
+    /// A change is durable when it is completed: the driver knows no flush. VirtIO 1.3 §5.2.6.2.
+    pub write_through: bool,
 }
 
 impl BlkConfig {
@@ -46,6 +49,27 @@ impl BlkConfig {
 struct InFlight {
     token: Token,
     footer: Footer,
+    /// Parts that the backend has.
+    pending: usize,
+    /// Of the parts that are done: bytes written to the guest, or the first error.
+    result: Result<u32, Errno>,
+    /// When all parts are done they are to be made durable.
+    sync: bool,
+}
+
+impl InFlight {
+    /// A part ends, or is on its way.
+    fn take(&mut self, submission: Submission) {
+        match submission {
+            Submission::Pending => self.pending = self.pending.saturating_add(1),
+            Submission::Done(Completion { result }) => {
+                self.result = match (self.result, result) {
+                    (Ok(all), Ok(part)) => Ok(all.saturating_add(part)),
+                    (Err(errno), _) | (_, Err(errno)) => Err(errno),
+                }
+            }
+        }
+    }
 }
 
 /// A virtio block device with one queue.
@@ -101,7 +125,20 @@ impl BlkDevice {
         mem: &M,
         backend: &mut dyn BlockBackend,
     ) -> Result<u32, DeviceFault> {
-        self.guarded(|device| device.submit_available(mem, backend))
+        self.guarded(|device| device.submit_available(mem, backend, None))
+    }
+
+    /// As [`Self::kick`], and takes no more chains than `limiter` lets through.
+    ///
+    /// # Errors
+    /// As [`Self::kick`].
+    pub fn kick_limited<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        backend: &mut dyn BlockBackend,
+        limiter: Option<&mut RateLimiter>,
+    ) -> Result<u32, DeviceFault> {
+        self.guarded(|device| device.submit_available(mem, backend, limiter))
     }
 
     /// Publishes every request that the backend has finished since; returns how many.
@@ -114,6 +151,11 @@ impl BlkDevice {
         backend: &mut dyn BlockBackend,
     ) -> Result<u32, DeviceFault> {
         self.guarded(|device| device.publish_finished(mem, backend))
+    }
+
+    /// The queue, for what its driver is told and asked.
+    pub(super) const fn queue(&mut self) -> &mut DeviceQueue {
+        &mut self.queue
     }
 
     /// The device as plain data. Requests in flight stay the backend's: stop it before the state is used.
@@ -151,15 +193,15 @@ impl BlkDevice {
     }
 
     /// Runs `work` unless the device has faulted, and remembers a fault.
-    fn guarded(
+    pub(super) fn guarded<T>(
         &mut self,
-        work: impl FnOnce(&mut Self) -> Result<u32, DeviceFault>,
-    ) -> Result<u32, DeviceFault> {
+        work: impl FnOnce(&mut Self) -> Result<T, DeviceFault>,
+    ) -> Result<T, DeviceFault> {
         if let Some(fault) = self.fault {
             return Err(fault);
         }
         let result = work(self);
-        self.fault = result.err();
+        self.fault = result.as_ref().err().copied();
         result
     }
 
@@ -167,13 +209,20 @@ impl BlkDevice {
         &mut self,
         mem: &M,
         backend: &mut dyn BlockBackend,
+        mut limiter: Option<&mut RateLimiter>,
     ) -> Result<u32, DeviceFault> {
         let mut published = 0_u32;
         // What comes meanwhile waits for the next look: a guest cannot hold the thread for ever.
         for _ in 0..self.queue.available(mem)? {
+            if limiter.as_ref().is_some_and(|limiter| !limiter.is_open()) {
+                break;
+            }
             let Some(chain) = self.queue.pop(mem)? else {
                 break;
             };
+            if let Some(limiter) = &mut limiter {
+                limiter.charge(data_len(&chain));
+            }
             published = published.saturating_add(self.submit(mem, backend, &chain)?);
         }
         Ok(published)
@@ -187,8 +236,9 @@ impl BlkDevice {
         chain: &Chain,
     ) -> Result<u32, DeviceFault> {
         let head = chain.head;
-        let request = parse(mem, &self.config, chain)?;
-        let (status, result) = match request.action {
+        let Request { action, footer } = parse(mem, &self.config, chain)?;
+        let settled = |result: Result<u32, Errno>| (status_of(result), result);
+        let (status, result) = match action {
             Action::Refuse(status, errno) => (status, Err(errno)),
             Action::GetId(buffers) => {
                 let written = scatter(mem, &buffers, &backend.id());
@@ -198,16 +248,54 @@ impl BlkDevice {
                 scatter(mem, &buffers, U64::new(len).as_bytes()).map_err(|_| Errno::EIO)
             })),
             Action::Io(io) => {
-                let token = self.token_for(head);
-                match backend.submit(token, io) {
-                    Submission::Done(completion) => settled(completion.result),
-                    Submission::Pending => {
-                        return self.own(head, token, request.footer);
-                    }
+                let mut entry = self.entry(head, footer, io.kind);
+                entry.take(backend.submit(entry.token, io));
+                return self.go_on(mem, backend, head, entry);
+            }
+            Action::Several(kinds) => {
+                let mut entry = self.entry(head, footer, IoKind::Flush);
+                entry.sync = self.config.write_through;
+                for kind in kinds {
+                    let buffers = Vec::new();
+                    entry.take(backend.submit(entry.token, IoRequest { kind, buffers }));
                 }
+                return self.go_on(mem, backend, head, entry);
             }
         };
-        self.publish(mem, head, &request.footer, status, result)?;
+        self.publish(mem, head, &footer, status, result)?;
+        Ok(1)
+    }
+
+    fn entry(&mut self, head: u16, footer: Footer, kind: IoKind) -> InFlight {
+        let changes = matches!(kind, IoKind::Write { .. } | IoKind::WriteZeroes { .. });
+        InFlight {
+            token: self.token_for(head),
+            footer,
+            pending: 0,
+            result: Ok(0),
+            sync: self.config.write_through && changes,
+        }
+    }
+
+    /// Publishes a request if all of it is done; returns 1 then.
+    fn go_on<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        backend: &mut dyn BlockBackend,
+        head: u16,
+        mut entry: InFlight,
+    ) -> Result<u32, DeviceFault> {
+        if entry.pending == 0 && entry.result.is_ok() && std::mem::take(&mut entry.sync) {
+            let (kind, buffers) = (IoKind::Flush, Vec::new());
+            entry.take(backend.submit(entry.token, IoRequest { kind, buffers }));
+        }
+        if entry.pending > 0 {
+            let place = self.in_flight.get_mut(usize::from(head));
+            *place.ok_or(DeviceFault::UnknownToken)? = Some(entry);
+            return Ok(0);
+        }
+        let InFlight { footer, result, .. } = entry;
+        self.publish(mem, head, &footer, status_of(result), result)?;
         Ok(1)
     }
 
@@ -217,31 +305,22 @@ impl BlkDevice {
         self.next_sequence.wrapping_shl(16) | u64::from(head)
     }
 
-    fn own(&mut self, head: u16, token: Token, footer: Footer) -> Result<u32, DeviceFault> {
-        let entry = self
-            .in_flight
-            .get_mut(usize::from(head))
-            .ok_or(DeviceFault::UnknownToken)?;
-        *entry = Some(InFlight { token, footer });
-        Ok(0)
-    }
-
     fn publish_finished<M: GuestMemory>(
         &mut self,
         mem: &M,
         backend: &mut dyn BlockBackend,
     ) -> Result<u32, DeviceFault> {
         let mut published = 0_u32;
-        while let Some((token, Completion { result })) = backend.poll() {
+        while let Some((token, completion)) = backend.poll() {
             let head = u16::try_from(token & 0xffff).map_err(|_| DeviceFault::UnknownToken)?;
-            let entry = self
+            let mut entry = self
                 .in_flight
                 .get_mut(usize::from(head))
                 .and_then(|entry| entry.take_if(|owned| owned.token == token))
                 .ok_or(DeviceFault::UnknownToken)?;
-            let (status, result) = settled(result);
-            self.publish(mem, head, &entry.footer, status, result)?;
-            published = published.saturating_add(1);
+            entry.pending = entry.pending.saturating_sub(1);
+            entry.take(Submission::Done(completion));
+            published = published.saturating_add(self.go_on(mem, backend, head, entry)?);
         }
         Ok(published)
     }
@@ -272,9 +351,16 @@ impl BlkDevice {
 }
 
 /// The status that goes with a backend's result.
-const fn settled(result: Result<u32, Errno>) -> (Status, Result<u32, Errno>) {
+const fn status_of(result: Result<u32, Errno>) -> Status {
     match result {
-        Ok(_) => (Status::Ok, result),
-        Err(_) => (Status::IoErr, result),
+        Ok(_) => Status::Ok,
+        Err(_) => Status::IoErr,
     }
+}
+
+/// Bytes of a chain beside a standard request's header and status.
+fn data_len(chain: &Chain) -> u64 {
+    const REST: u64 = size_of::<RequestHeader>() as u64 + 1;
+    let len = total_len(&chain.readable).saturating_add(total_len(&chain.writable));
+    len.saturating_sub(REST)
 }

@@ -68,12 +68,6 @@ impl<M: GuestMemory> MemBackend<M> {
         self.released = self.released.saturating_add(count).min(self.held.len());
     }
 
-    /// Forgets what is held, as a backend that is stopped does.
-    pub fn stop(&mut self) {
-        self.held.clear();
-        self.released = 0;
-    }
-
     fn next_held(&mut self) -> usize {
         match &mut self.order {
             CompletionOrder::Shuffled(seed) => {
@@ -227,6 +221,11 @@ impl<M: GuestMemory> BlockBackend for MemBackend<M> {
         let (token, request) = self.held.remove(index);
         let result = self.perform(&request);
         Some((token, Completion { result }))
+    }
+
+    fn stop(&mut self) {
+        self.held.clear();
+        self.released = 0;
     }
 
     fn len_bytes(&mut self) -> Result<u64, Errno> {

@@ -3,8 +3,8 @@
 use super::backend::{Errno, IoKind, IoRequest};
 use super::device::BlkConfig;
 use super::{
-    DISCARD_SEGMENT_BYTES, DeviceFault, GuestBuffer, MAX_OFFSET, MAX_STATUS_EXTENTS,
-    WRITE_ZEROES_UNMAP,
+    DISCARD_SEGMENT_BYTES, DeviceFault, GuestBuffer, MAX_OFFSET, MAX_SEGMENT_SECTORS,
+    MAX_STATUS_EXTENTS, SEGMENTS_BYTES, WRITE_ZEROES_UNMAP,
 };
 use crate::virtio::chain::{Chain, gather, split_at, total_len};
 use instar_shared::blk::{
@@ -32,6 +32,8 @@ pub(super) struct Request {
 pub(super) enum Action {
     /// Hand it to the backend.
     Io(IoRequest),
+    /// Hand these to the backend, none of which has buffers; the request is done when all are.
+    Several(Vec<IoKind>),
     /// Put the identifier into these buffers.
     GetId(Vec<GuestBuffer>),
     /// Put the length into these buffers.
@@ -201,8 +203,11 @@ fn size_fits(kind: RequestType, len: u64) -> bool {
         RequestType::In | RequestType::Out => len > 0 && len.is_multiple_of(SECTOR_SIZE),
         RequestType::Flush | RequestType::Sync | RequestType::SetLength => len == 0,
         RequestType::GetId => len == ID_BYTES as u64,
-        // One segment: the device offers a maximum of 1 in its configuration.
-        RequestType::Discard | RequestType::WriteZeroes => len == DISCARD_SEGMENT_BYTES as u64,
+        RequestType::Discard | RequestType::WriteZeroes => {
+            len > 0
+                && len.is_multiple_of(DISCARD_SEGMENT_BYTES as u64)
+                && len <= SEGMENTS_BYTES as u64
+        }
         RequestType::ReadBytes | RequestType::WriteBytes => len > 0,
         RequestType::Allocate | RequestType::DiscardBytes | RequestType::ZeroBytes => {
             len == size_of::<RangeArg>() as u64
@@ -239,7 +244,7 @@ fn perform<M: GuestMemory>(
         RequestType::GetId => Action::GetId(parts.in_data),
         RequestType::GetLength => Action::GetLength(parts.in_data),
         RequestType::Discard | RequestType::WriteZeroes => {
-            return segment(mem, config, kind, &parts.out_data);
+            return segments(mem, config, kind, &parts.out_data);
         }
         RequestType::ReadBytes => match byte_range(parts.start, len) {
             Some(offset) => io(IoKind::Read { offset }, parts.in_data),
@@ -265,42 +270,54 @@ fn perform<M: GuestMemory>(
     Ok(action)
 }
 
-/// The one segment of a discard or write-zeroes request.
-fn segment<M: GuestMemory>(
+/// The segments of a discard or write-zeroes request. VirtIO 1.3 §5.2.6. If one makes no sense, nothing is done.
+fn segments<M: GuestMemory>(
     mem: &M,
     config: &BlkConfig,
     kind: RequestType,
     data: &[GuestBuffer],
 ) -> Result<Action, DeviceFault> {
+    let len = usize::try_from(total_len(data)).map_err(|_| DeviceFault::Memory)?;
+    let mut raw = [0; SEGMENTS_BYTES];
+    let raw = raw.get_mut(..len).ok_or(DeviceFault::Memory)?;
+    if !gather(mem, data, raw) {
+        return Err(DeviceFault::Memory);
+    }
+    let segments = raw.chunks_exact(DISCARD_SEGMENT_BYTES);
+    let kinds: Result<Vec<IoKind>, Action> =
+        segments.map(|bytes| segment(config, kind, bytes)).collect();
+    Ok(match kinds {
+        Err(refused) => refused,
+        Ok(kinds) => match *kinds.as_slice() {
+            [kind] => Action::Io(IoRequest {
+                kind,
+                buffers: Vec::new(),
+            }),
+            _ => Action::Several(kinds),
+        },
+    })
+}
+
+/// What one segment asks for.
+fn segment(config: &BlkConfig, kind: RequestType, bytes: &[u8]) -> Result<IoKind, Action> {
     use instar_shared::zerocopy::little_endian::{U32, U64};
-    let mut raw = [0; DISCARD_SEGMENT_BYTES];
-    if !gather(mem, data, &mut raw) {
-        return Err(DeviceFault::Memory);
-    }
-    let Ok((sector, rest)) = U64::read_from_prefix(raw.as_bytes()) else {
-        return Err(DeviceFault::Memory);
-    };
-    let Ok([sectors, flags]) = <[U32; 2]>::read_from_bytes(rest) else {
-        return Err(DeviceFault::Memory);
-    };
-    let unmap = flags.get() & WRITE_ZEROES_UNMAP != 0;
+    let (sector, rest) = U64::read_from_prefix(bytes).map_err(|_| INVALID)?;
+    let [sectors, flags] = <[U32; 2]>::read_from_bytes(rest).map_err(|_| INVALID)?;
+    let (sectors, flags) = (sectors.get(), flags.get());
+    let unmap = flags & WRITE_ZEROES_UNMAP != 0;
     // VirtIO 1.3 §5.2.6.2: unknown flags, and unmap on a discard, are unsupported.
-    if flags.get() & !WRITE_ZEROES_UNMAP != 0 || (unmap && kind == RequestType::Discard) {
-        return Ok(Action::Refuse(Status::Unsupported, Errno::EOPNOTSUPP));
+    if flags & !WRITE_ZEROES_UNMAP != 0 || (unmap && kind == RequestType::Discard) {
+        return Err(Action::Refuse(Status::Unsupported, Errno::EOPNOTSUPP));
     }
-    let len = u64::from(sectors.get()).saturating_mul(SECTOR_SIZE);
-    let Some(offset) = sector_range(config, sector.get(), len) else {
-        return Ok(INVALID);
-    };
-    let kind = if kind == RequestType::Discard {
+    let len = u64::from(sectors).saturating_mul(SECTOR_SIZE);
+    let offset = sector_range(config, sector.get(), len);
+    let offset = offset.filter(|_| sectors <= MAX_SEGMENT_SECTORS);
+    let offset = offset.ok_or(INVALID)?;
+    Ok(if kind == RequestType::Discard {
         IoKind::Discard { offset, len }
     } else {
         IoKind::WriteZeroes { offset, len, unmap }
-    };
-    Ok(Action::Io(IoRequest {
-        kind,
-        buffers: Vec::new(),
-    }))
+    })
 }
 
 /// The range of a vendor request that is about one.

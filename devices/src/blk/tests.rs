@@ -64,6 +64,7 @@ impl Bed {
             vendor_features: FEATURE_BYTE_IO | FEATURE_BLOCK_STATUS | FEATURE_BYTE_WRITE,
             read_only: false,
             len_bytes: len as u64,
+            write_through: false,
         })
     }
 

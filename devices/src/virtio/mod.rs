@@ -17,6 +17,8 @@ mod pci;
 mod queue;
 pub mod slices;
 mod state;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 mod transport_state;
@@ -37,6 +39,10 @@ use vm_memory::GuestMemoryMmap;
 
 /// Guest memory as devices reach it; cheap to clone.
 pub type Memory = GuestMemoryMmap;
+
+/// How often a device looks at a queue in which there is always more, before the other devices of its thread have their
+/// turn.
+pub const ROUNDS: u32 = 8;
 
 /// A device, for its transport and for the thread that serves it.
 pub type SharedDevice = Arc<Mutex<dyn VirtioDevice>>;
@@ -98,6 +104,12 @@ pub trait VirtioDevice: Debug + Send {
     /// The driver has notified queue `index`. On the device's own thread. Before activation: nothing happens.
     fn kick(&mut self, index: u16);
 
+    /// Whether the last kick of queue `index` left chains alone that the driver need not tell of again, so that the
+    /// thread's other devices have their turn: it is to be kicked again after them.
+    fn has_more(&self, _index: u16) -> bool {
+        false
+    }
+
     /// Lets go of queues and memory, and of all that is in flight: on return nothing of the device touches guest memory.
     fn reset(&mut self);
 
@@ -115,4 +127,13 @@ pub trait VirtioDevice: Debug + Send {
         state: &DeviceState,
         activation: Option<Activation>,
     ) -> Result<(), RestoreError>;
+}
+
+/// Bytes of a device's configuration from `offset` on; past its end are zeros.
+pub fn read_config(space: &[u8], offset: u32, data: &mut [u8]) {
+    let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+    let rest = space.get(offset..).unwrap_or_default().iter().copied();
+    for (to, from) in data.iter_mut().zip(rest.chain(std::iter::repeat(0))) {
+        *to = from;
+    }
 }

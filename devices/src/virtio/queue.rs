@@ -197,6 +197,12 @@ impl DeviceQueue {
         }
     }
 
+    /// Whether chains that were put back wait for [`Self::pop`].
+    #[must_use]
+    pub fn has_put_back(&self) -> bool {
+        !self.again.is_empty()
+    }
+
     /// Gives a chain that was taken back to the driver; `written` bytes of it are filled. VirtIO 1.3 §2.7.8.
     ///
     /// # Errors

@@ -1,6 +1,8 @@
 //! Saved devices.
 
 use crate::blk::BlkState;
+use crate::console::ConsoleState;
+use crate::rng::RngState;
 use crate::vsock::VsockState;
 
 /// A saved device of any kind. Plain data and untrusted: only [`super::VirtioDevice::restore`] makes a device of it.
@@ -14,6 +16,10 @@ pub enum DeviceState {
     /// The device of the transports' tests: its configuration and queues.
     #[cfg(test)]
     Echo([u8; 4], Vec<Option<super::SavedQueue>>),
+    /// A console.
+    Console(ConsoleState),
+    /// A source of random bytes.
+    Rng(Option<RngState>),
 }
 
 /// Why a saved state is no device.

@@ -10,7 +10,7 @@ use super::transfer::{Step, Transfer};
 use super::work::Work;
 use crate::memory::GuestSlot;
 use instar_devices::blk::{BlockBackend, Completion, Errno, IoKind, IoRequest, Submission, Token};
-use instar_shared::blk::{EXTENT_DATA, StatusExtent};
+use instar_shared::blk::{EXTENT_DATA, ID_BYTES, StatusExtent};
 use instar_shared::zerocopy::IntoBytes;
 use rustix::fs::SeekFrom;
 use std::collections::VecDeque;
@@ -35,6 +35,7 @@ pub struct FileBackend {
     on_threads: usize,
     /// Those of them that are done, to be polled.
     finished: VecDeque<(Token, Completion)>,
+    id: [u8; ID_BYTES],
 }
 
 /// What a guest may change of a file.
@@ -55,6 +56,35 @@ pub struct Shared {
     pub files: Files,
     /// Threads for long requests.
     pub pool: Option<Arc<IoPool>>,
+    /// What is handed to them.
+    pub handover: Handover,
+}
+
+/// Which requests go to threads, if there are any.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Handover {
+    /// Of an operation, in whose kicks its vCPU waits: what takes longer than handing it over.
+    #[default]
+    Operation,
+    /// Of a full machine, whose disks have a thread each: what may sleep, and of what the page cache takes or has, long
+    /// pieces.
+    Machine,
+}
+
+impl Handover {
+    /// From so many bytes on a request is worth a thread: less is copied faster than handed over.
+    const fn long_bytes(self) -> u64 {
+        match self {
+            Self::Operation => 32 << 10,
+            Self::Machine => 128 << 10,
+        }
+    }
+
+    /// Whether writes past the page cache are handed over, of whatever length, and several at a time: each sleeps until
+    /// the device has it.
+    const fn overlaps_direct_writes(self) -> bool {
+        matches!(self, Self::Machine)
+    }
 }
 
 impl FileBackend {
@@ -78,7 +108,18 @@ impl FileBackend {
             may_sleep: false,
             on_threads: 0,
             finished: VecDeque::new(),
+            id: [0; ID_BYTES],
         }
+    }
+
+    /// With an identifier, of which the first [`ID_BYTES`] bytes count.
+    #[must_use]
+    pub fn with_id(mut self, id: &[u8]) -> Self {
+        self.id = [0; ID_BYTES];
+        for (to, from) in self.id.iter_mut().zip(id) {
+            *to = *from;
+        }
+        self
     }
 
     /// Requests that a thread goes on with.
@@ -97,7 +138,8 @@ impl FileBackend {
         let Some(pool) = &self.shared.pool else {
             return Err(work);
         };
-        let alone = matches!(work, Work::Write(_)) && !self.limits.block_device;
+        let overlaps = self.limits.block_device || self.overlaps_direct_writes();
+        let alone = matches!(work, Work::Write(_)) && !overlaps;
         pool.submit(Job {
             slot: self.slot,
             token,
@@ -121,9 +163,14 @@ impl FileBackend {
         self.may_sleep
     }
 
+    fn overlaps_direct_writes(&self) -> bool {
+        self.file.is_direct() && self.shared.handover.overlaps_direct_writes()
+    }
+
     /// Does what is cheap now.
     fn start(&mut self, token: Token, work: Work) -> Submission {
-        let mut work = if work.is_long() {
+        let sleeps = matches!(work, Work::Write(_)) && self.overlaps_direct_writes();
+        let mut work = if sleeps || work.is_long(self.shared.handover.long_bytes()) {
             match self.hand_over(token, work) {
                 Ok(submission) => return submission,
                 Err(work) => work,
@@ -381,8 +428,21 @@ impl BlockBackend for FileBackend {
         self.finished.pop_front().or_else(|| self.finish_oldest())
     }
 
+    fn stop(&mut self) {
+        if let Some(pool) = &self.shared.pool {
+            pool.stop(self.slot);
+        }
+        self.pending.clear();
+        self.finished.clear();
+        self.on_threads = 0;
+    }
+
     fn len_bytes(&mut self) -> Result<u64, Errno> {
         self.len()
+    }
+
+    fn id(&mut self) -> [u8; ID_BYTES] {
+        self.id
     }
 }
 

@@ -9,6 +9,8 @@
 //! An operation that moves whole images asks for I/O threads ([`IoPool`]): long requests
 //! go to them, so that copying overlaps with what the guest computes.
 //!
+//! A full machine has threads for its disks, off its vCPUs: there a kick comes on the disk's thread ([`Handover`]).
+//!
 //! Changes are made inside the kick, to the page cache. One that takes longer, such
 //! as zeros written over a large range, is done in pieces by the guest's wait, so
 //! that limits and cancellation are looked at between them.
@@ -26,7 +28,7 @@ mod range;
 mod transfer;
 mod work;
 
-pub use file::{ChangeLimits, FileBackend, Shared};
+pub use file::{ChangeLimits, FileBackend, Handover, Shared};
 pub use files::Files;
 pub use host::HostFile;
-pub use pool::{Finished, IoPool};
+pub use pool::{Finish, Finished, IoPool};

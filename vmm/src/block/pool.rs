@@ -1,18 +1,18 @@
 //! Threads that do long requests while the vCPU runs on.
 //!
-//! The vCPU's thread hands requests over and takes what is finished from the [`Bell`]; it alone
-//! touches virtqueues. A file system lets one write to a file at a time: while a thread is at one, the others
+//! The device's thread (of an operation, the vCPU's) hands requests over and takes what is finished from where
+//! [`Finish`] puts it; it alone touches virtqueues. A file system lets one write to a file at a time: while a thread is at one, the others
 //! take what else there is, rather than sleep for their turn. A thread holds on to the file and the guest's memory until its request has
 //! ended, so neither can go away under it.
 
 use super::host::HostFile;
 use super::work::Work;
 use crate::VmError;
-use crate::bell::Bell;
 use crate::memory::GuestSlot;
-use crate::threads::{self, Confine, ThreadKind};
+use crate::threads::{self, Begun, Confine, ThreadKind};
 use instar_devices::blk::{Completion, Token};
 use std::collections::VecDeque;
+use std::fmt::Debug;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -44,6 +44,15 @@ pub struct Finished {
     pub completion: Completion,
 }
 
+/// Takes what the threads have finished; called on them.
+pub trait Finish: Debug + Send + Sync {
+    /// A request is done.
+    fn finish(&self, finished: Finished);
+
+    /// What is done and not taken yet of `slot` is of no interest any more.
+    fn forget(&self, slot: u16);
+}
+
 /// The threads; they end with the value, or when they are done with what they do then.
 #[derive(Debug)]
 pub struct IoPool {
@@ -54,7 +63,9 @@ pub struct IoPool {
 struct Shared {
     queue: Mutex<Queue>,
     more: Condvar,
-    bell: Arc<Bell>,
+    /// Told when a request of a device that waits for that has ended.
+    ended: Condvar,
+    finish: Arc<dyn Finish>,
     stop: AtomicBool,
 }
 
@@ -65,6 +76,10 @@ struct Queue {
     idle: usize,
     /// Devices of which a request is done that is to be done alone.
     busy: Vec<u16>,
+    /// The devices of all requests that are done now.
+    running: Vec<u16>,
+    /// Devices that wait until none of theirs is.
+    stopping: Vec<u16>,
 }
 
 impl Queue {
@@ -77,17 +92,19 @@ impl Queue {
         if job.alone {
             self.busy.push(job.slot);
         }
+        self.running.push(job.slot);
         Some(job)
     }
 }
 
 impl IoPool {
-    /// A pool without threads that reports to `bell`.
-    pub fn new(bell: Arc<Bell>) -> Self {
+    /// A pool without threads that reports to `finish`.
+    pub fn new(finish: Arc<dyn Finish>) -> Self {
         let shared = Shared {
             queue: Mutex::default(),
             more: Condvar::new(),
-            bell,
+            ended: Condvar::new(),
+            finish,
             stop: AtomicBool::new(false),
         };
         Self {
@@ -95,16 +112,25 @@ impl IoPool {
         }
     }
 
-    /// Starts `count` threads, each confined before it does anything.
+    /// Starts `count` threads, each confined before it does anything, and returns when all are.
     ///
     /// # Errors
     /// [`VmError::Start`].
     pub fn start(&self, count: u8, confine: &Confine) -> Result<(), VmError> {
-        for _ in 0..count {
+        let begun = self.begin(count, confine)?;
+        begun.into_iter().try_for_each(Begun::wait)
+    }
+
+    /// As [`Self::start`], but returns at once.
+    ///
+    /// # Errors
+    /// [`VmError::Start`].
+    pub fn begin(&self, count: u8, confine: &Confine) -> Result<Vec<Begun>, VmError> {
+        let begin = |_| {
             let shared = Arc::clone(&self.shared);
-            threads::spawn(ThreadKind::Io, confine, || Ok(()), move |()| shared.serve())?;
-        }
-        Ok(())
+            threads::begin(ThreadKind::Io, confine, || Ok(()), move |()| shared.serve())
+        };
+        (0..count).map(begin).collect()
     }
 
     /// Hands a request over.
@@ -116,6 +142,23 @@ impl IoPool {
         if wake {
             self.shared.more.notify_one();
         }
+    }
+
+    /// Drops all requests of `slot`; on return none of them goes on, and none of them will be reported.
+    pub fn stop(&self, slot: u16) {
+        let mut queue = self.shared.lock();
+        queue.jobs.retain(|job| job.slot != slot);
+        if queue.running.contains(&slot) {
+            queue.stopping.push(slot);
+            queue = self
+                .shared
+                .ended
+                .wait_while(queue, |queue| queue.running.contains(&slot))
+                .unwrap_or_else(PoisonError::into_inner);
+            queue.stopping.retain(|stopping| *stopping != slot);
+        }
+        drop(queue);
+        self.shared.finish.forget(slot);
     }
 }
 
@@ -130,17 +173,36 @@ impl Drop for IoPool {
 impl Shared {
     /// The life of a thread.
     fn serve(&self) {
-        let stopped = || self.stop.load(Ordering::Relaxed);
         while let Some(mut job) = self.next() {
+            let stopped =
+                || self.stop.load(Ordering::Relaxed) || self.lock().stopping.contains(&job.slot);
             let result = job.work.finish(&job.file, &job.memory, stopped);
             if job.alone {
                 self.release(job.slot);
             }
-            self.bell.finish(Finished {
-                slot: job.slot,
-                token: job.token,
+            let (slot, token) = (job.slot, job.token);
+            // What it holds on to goes before anybody hears of its end.
+            drop(job);
+            self.finish.finish(Finished {
+                slot,
+                token,
                 completion: Completion { result },
             });
+            self.end(slot);
+        }
+    }
+
+    /// A request of the device has ended and is reported.
+    fn end(&self, slot: u16) {
+        let mut queue = self.lock();
+        let at = queue.running.iter().position(|running| *running == slot);
+        if let Some(at) = at {
+            queue.running.swap_remove(at);
+        }
+        let awaited = queue.stopping.contains(&slot);
+        drop(queue);
+        if awaited {
+            self.ended.notify_all();
         }
     }
 

@@ -34,6 +34,7 @@ fn backend(file: File, slot: &Arc<GuestSlot>, limits: ChangeLimits) -> FileBacke
     let shared = Shared {
         files: Files::default(),
         pool: None,
+        handover: Handover::Operation,
     };
     FileBackend::new(0, file, Arc::clone(slot), limits, shared)
 }
@@ -272,11 +273,12 @@ fn what_the_host_says_reaches_the_guest() {
 fn with_threads() -> (Bed, Arc<Bell>) {
     let mut bed = Bed::new(LIMITS, b"");
     let bell = Arc::new(Bell::new(0));
-    let pool = IoPool::new(Arc::clone(&bell));
+    let pool = IoPool::new(bell.clone());
     pool.start(2, &(Arc::new(|_| Ok(())) as Confine)).unwrap();
     let shared = Shared {
         files: Files::default(),
         pool: Some(Arc::new(pool)),
+        handover: Handover::Operation,
     };
     let file = bed.file.try_clone().unwrap();
     bed.backend = FileBackend::new(0, file, Arc::clone(&bed.slot), LIMITS, shared);

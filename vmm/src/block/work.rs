@@ -8,9 +8,6 @@ use super::transfer::{Step, Transfer};
 use crate::memory::GuestSlot;
 use instar_devices::blk::Errno;
 
-/// From so many bytes on a request is worth a thread: less is copied faster than handed over.
-const LONG_BYTES: u64 = 32 << 10;
-
 /// A request that is not done yet.
 #[derive(Debug)]
 pub enum Work {
@@ -67,11 +64,11 @@ impl Work {
         }
     }
 
-    /// Whether it takes long enough to be handed to another thread.
-    pub fn is_long(&self) -> bool {
+    /// Whether it takes long enough to be handed to another thread, as it does if it is about `long_bytes` or more.
+    pub fn is_long(&self, long_bytes: u64) -> bool {
         match self {
-            Self::Read(transfer) | Self::Write(transfer) => transfer.len() >= LONG_BYTES,
-            Self::Range(change) => change.len() >= LONG_BYTES,
+            Self::Read(transfer) | Self::Write(transfer) => transfer.len() >= long_bytes,
+            Self::Range(change) => change.len() >= long_bytes,
             Self::Copy(_) | Self::Sync => true,
         }
     }

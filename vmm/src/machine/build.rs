@@ -69,10 +69,10 @@ impl Machine {
             rng: parts.rng,
             vsock: parts.vsock,
         };
-        let disks = devices.disks.len();
-        let wired = devices::wire(devices, vm.memory(), &life)?;
+        let count = devices.disks.len();
+        let (wired, disks) = devices::wire(devices, vm.memory(), &life)?;
         let (transports, subscribers) = ground.transports(parts.transport, wired)?;
-        let groups = devices::groups(subscribers, disks, serial);
+        let groups = devices::groups(subscribers, count, serial);
         store_tables(&vm, parts.cpus, parts.transport, &transports)?;
         phase("devices");
         let shared = Shared {
@@ -89,6 +89,7 @@ impl Machine {
             vcpus: parts.cpus,
             control,
             groups,
+            disks,
             transports,
             button,
             report,

@@ -1,9 +1,13 @@
 //! The virtio devices of a machine, in the order in which the guest finds them, and the threads that serve them.
 
+use super::console;
+use super::disk::Disks;
 use super::error::MachineError;
 use super::events::{Subscriber, Wired};
 use super::life::Life;
 use super::parts::{Disk, Line, Net, Vsock};
+use super::rng;
+use super::terminal::Keys;
 use crate::memory::GuestSlot;
 use std::sync::Arc;
 
@@ -31,9 +35,20 @@ pub fn wire(
     devices: Devices,
     memory: &Arc<GuestSlot>,
     life: &Arc<Life>,
-) -> Result<Vec<Wired>, MachineError> {
-    let _ = (memory, life, devices);
-    Ok(Vec::new())
+) -> Result<(Vec<Wired>, Disks), MachineError> {
+    let mut wired = Vec::new();
+    let disks = Disks::new(devices.disks.len())?;
+    for (index, disk) in (0..).zip(devices.disks) {
+        wired.push(disks.wire(index, disk, memory)?);
+    }
+    if let Some(line) = devices.console {
+        let keys = Keys::new(line.terminal, life);
+        wired.push(console::wire(line, keys)?);
+    }
+    if devices.rng {
+        wired.push(rng::wire()?);
+    }
+    Ok((wired, disks))
 }
 
 /// By thread: each of the first `disks` has one for itself, the others and the serial line share one.

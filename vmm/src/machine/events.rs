@@ -146,6 +146,9 @@ impl MutEventSubscriber for DeviceEvents {
         if let Some(index) = self.queues.notified(events) {
             let mut device = self.device.lock().unwrap_or_else(PoisonError::into_inner);
             device.kick(index);
+            if device.has_more(index) {
+                self.queues.notify(index);
+            }
         }
     }
 }

@@ -14,6 +14,7 @@
 //! - `devices`: the virtio devices of a machine, and which thread serves which.
 //! - `transport`: virtio devices on PCI or virtio-mmio.
 //! - `irq`: interrupts, from devices to local APICs.
+//! - `disk`, `console`, `rng`: devices, and what of the host stands behind them.
 //! - [`events`]: the threads that serve devices, and what wakes them.
 //!
 //! The files that are loaded here, kernel, initial RAM disk and firmware, are ones that the user names: the host reads
@@ -22,16 +23,17 @@
 mod acpi;
 mod boot;
 mod build;
+mod console;
 pub mod control;
 mod counts;
 mod devices;
+mod disk;
 mod dsdt;
 mod error;
 pub mod events;
 mod irq;
 pub mod layout;
 mod life;
-pub mod parts;
 mod power;
 mod rtc;
 mod run;
@@ -43,6 +45,10 @@ mod terminal;
 mod tests;
 mod transport;
 mod vcpu;
+
+mod output;
+pub mod parts;
+mod rng;
 
 pub use error::MachineError;
 pub use run::Machine;

@@ -1,6 +1,7 @@
 //! A machine at work: its threads, and the one that waits for its end.
 
 use super::control::{Control, Ended, Outcome, Report};
+use super::disk::Disks;
 use super::error::MachineError;
 use super::events::{EventThread, Subscriber};
 use super::power::PowerButton;
@@ -20,6 +21,7 @@ pub struct Machine {
     pub(super) control: Control,
     /// By thread: what serves devices.
     pub(super) groups: Vec<Vec<Subscriber>>,
+    pub(super) disks: Disks,
     pub(super) transports: Transports,
     pub(super) button: Arc<PowerButton>,
     pub(super) report: Report,
@@ -42,13 +44,14 @@ impl Machine {
             .map(|index| vcpu::start(&self.shared, index, confine))
             .collect();
         let vcpus = vcpus?;
+        let disks = self.disks.begin(confine)?;
         let groups = std::mem::take(&mut self.groups).into_iter();
         let groups = groups.filter(|group| !group.is_empty());
         let threads: Result<Vec<EventThread>, VmError> = groups
             .map(|group| EventThread::start(group, confine))
             .collect();
         let mut threads = threads?;
-        vcpus.into_iter().try_for_each(Begun::wait)?;
+        vcpus.into_iter().chain(disks).try_for_each(Begun::wait)?;
         threads.iter_mut().try_for_each(EventThread::wait)?;
         confine(ThreadKind::Machine).map_err(|source| VmError::Start {
             what: "the machine",

@@ -79,7 +79,7 @@ impl Beside {
         let bell = Arc::new(Bell::new(threads.vcpus));
         Some(Self {
             threads,
-            pool: Arc::new(IoPool::new(Arc::clone(&bell))),
+            pool: Arc::new(IoPool::new(bell.clone())),
             bell,
             seen: Vec::new(),
             started: false,

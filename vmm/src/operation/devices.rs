@@ -2,7 +2,9 @@
 
 use super::OperationFile;
 use crate::VmError;
-use crate::block::{ChangeLimits, FileBackend, Files, Finished, HostFile, IoPool, Shared};
+use crate::block::{
+    ChangeLimits, FileBackend, Files, Finished, Handover, HostFile, IoPool, Shared,
+};
 use crate::memory::GuestSlot;
 use instar_devices::blk::{BlkConfig, BlkDevice, DeviceFault};
 use instar_shared::device::{
@@ -49,7 +51,11 @@ impl Devices {
         Self {
             slots: BTreeMap::new(),
             memory,
-            shared: Shared { files, pool },
+            shared: Shared {
+                files,
+                pool,
+                handover: Handover::Operation,
+            },
         }
     }
 
@@ -111,6 +117,7 @@ impl Devices {
             vendor_features: features,
             read_only: file.read_only,
             len_bytes: file.len_bytes,
+            write_through: false,
         };
         let limits = ChangeLimits {
             read_only: file.read_only,

@@ -224,6 +224,7 @@ fn a_read_only_device_says_why_and_one_without_the_feature_that_it_has_none() {
                 vendor_features,
                 read_only,
                 len_bytes: 8192,
+                write_through: false,
             });
             put_range(&bed, 1, 0);
             let told = answer(&mut bed, kind, 0, data_of(kind));
@@ -244,6 +245,7 @@ fn a_read_only_device_says_why_and_one_without_the_feature_that_it_has_none() {
             vendor_features: 0,
             read_only: false,
             len_bytes: 8192,
+            write_through: false,
         });
         assert_eq!(bed.one(kind, 0, data_of(kind)), 1);
         assert_eq!(

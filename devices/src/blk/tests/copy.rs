@@ -14,6 +14,7 @@ fn bed(features: u64, read_only: bool) -> Bed {
         vendor_features: features,
         read_only,
         len_bytes: 1000,
+        write_through: false,
     });
     bed.backend.bytes = content(1000);
     bed.backend.others.insert(7, vec![0x77; 100]);

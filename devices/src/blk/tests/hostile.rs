@@ -163,6 +163,7 @@ fn backend_token_that_is_not_in_flight_is_a_fault() {
         fn poll(&mut self) -> Option<(Token, Completion)> {
             Some((77, Completion { result: Ok(0) }))
         }
+        fn stop(&mut self) {}
         fn len_bytes(&mut self) -> Result<u64, Errno> {
             Err(Errno::EIO)
         }

@@ -1,0 +1,270 @@
+//! Disks: files and block devices of the host, each served by a thread of its own, with threads for what sleeps.
+
+use super::events::{BACKEND_EVENT, QueueEvents, Wired, event, watch};
+use super::parts::{Disk, RateLimit};
+use crate::VmError;
+use crate::block::{
+    ChangeLimits, FileBackend, Files, Finish, Finished, Handover, HostFile, IoPool, Shared,
+};
+use crate::memory::GuestSlot;
+use crate::threads::{Begun, Confine};
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use instar_devices::blk::{Clock, DiskTraits, VirtioBlk};
+use instar_devices::rate::RateLimiter;
+use instar_devices::virtio::{SharedDevice, VirtioDevice};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::timerfd::TimerFd;
+
+/// Threads for what sleeps, of the first disk and of each further one.
+const THREADS: usize = 4;
+const MORE_THREADS: usize = 2;
+const MOST_THREADS: usize = 16;
+/// Smallest and largest block that is announced, in bytes.
+const BLOCK_BYTES: std::ops::RangeInclusive<u32> = 512..=4096;
+/// Event of the timer that ends a wait for the limit.
+const LIMIT_EVENT: u32 = BACKEND_EVENT + 1;
+
+/// What the disks of a machine have in common.
+#[derive(Debug)]
+pub struct Disks {
+    finished: Arc<FinishedRequests>,
+    shared: Shared,
+    pool: Arc<IoPool>,
+    threads: u8,
+}
+
+impl Disks {
+    /// Room for `count` disks.
+    ///
+    /// # Errors
+    /// [`VmError::Start`]: no more descriptors.
+    pub fn new(count: usize) -> Result<Self, VmError> {
+        let finished = Arc::new(FinishedRequests::new(count)?);
+        let pool = Arc::new(IoPool::new(Arc::clone(&finished) as Arc<dyn Finish>));
+        let threads = match count {
+            0 => 0,
+            _ => (THREADS + (count - 1).saturating_mul(MORE_THREADS)).min(MOST_THREADS),
+        };
+        Ok(Self {
+            finished,
+            shared: Shared {
+                files: Files::default(),
+                pool: Some(Arc::clone(&pool)),
+                handover: Handover::Machine,
+            },
+            pool,
+            threads: u8::try_from(threads).unwrap_or(u8::MAX),
+        })
+    }
+
+    /// Starts the threads for what sleeps, without waiting until they run.
+    ///
+    /// # Errors
+    /// [`VmError::Start`].
+    pub fn begin(&self, confine: &Confine) -> Result<Vec<Begun>, VmError> {
+        self.pool.begin(self.threads, confine)
+    }
+
+    /// Makes `disk` the device with number `index`, counted from 0. Its subscriber is to have a thread of its own.
+    ///
+    /// # Errors
+    /// [`VmError::Start`]: no more descriptors, or there is no such number.
+    pub fn wire(&self, index: u16, disk: Disk, memory: &Arc<GuestSlot>) -> Result<Wired, VmError> {
+        let no_number = || VmError::Start {
+            what: "a disk",
+            source: std::io::ErrorKind::InvalidInput.into(),
+        };
+        let finished = self.finished.slot(index).ok_or_else(no_number)?;
+        let traits = DiskTraits {
+            len_bytes: disk.len_bytes,
+            read_only: disk.read_only,
+            block_bytes: block_bytes(&disk.file),
+        };
+        let limits = ChangeLimits {
+            read_only: disk.read_only,
+            block_device: disk.block_device,
+            max_len_bytes: disk.len_bytes,
+        };
+        let backend = FileBackend::new(
+            index,
+            disk.file,
+            Arc::clone(memory),
+            limits,
+            self.shared.clone(),
+        );
+        let backend = backend.with_id(disk.serial.as_bytes());
+        let mut device = VirtioBlk::new(traits, backend);
+        let mut timer = None;
+        if let Some(limiter) = disk.rate.and_then(limiter) {
+            device = device.with_limit(limiter, Box::new(Monotonic(Instant::now())));
+            let made = TimerFd::new().map_err(|e| VmError::Start {
+                what: "a disk's limit",
+                source: std::io::Error::from_raw_os_error(e.errno()),
+            })?;
+            timer = Some(made);
+        }
+        let device = Arc::new(Mutex::new(device));
+        let shared: SharedDevice = device.clone();
+        let queues = QueueEvents::of(&shared)?;
+        let subscriber = DiskEvents {
+            device,
+            queues: Arc::clone(&queues),
+            finished,
+            timer,
+            armed: false,
+        };
+        Ok(Wired {
+            device: shared,
+            queues,
+            subscriber: Box::new(subscriber),
+        })
+    }
+}
+
+fn limiter(rate: RateLimit) -> Option<RateLimiter> {
+    RateLimiter::new(rate.bytes_per_second, rate.requests_per_second)
+}
+
+/// What the host's file system reads and writes at once.
+#[allow(clippy::useless_conversion)] // the width of `st_blksize` differs between hosts
+fn block_bytes(file: &HostFile) -> u32 {
+    let size = rustix::fs::fstat(&**file).ok();
+    let size = size.and_then(|stat| u32::try_from(stat.st_blksize).ok());
+    let size = size.unwrap_or(*BLOCK_BYTES.start());
+    let size = size.clamp(*BLOCK_BYTES.start(), *BLOCK_BYTES.end());
+    1 << size.ilog2()
+}
+
+/// Time since the machine was made.
+#[derive(Debug)]
+struct Monotonic(Instant);
+
+impl Clock for Monotonic {
+    fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+/// What threads have done for each disk, until its own thread takes it.
+#[derive(Debug)]
+struct FinishedRequests {
+    slots: Vec<Arc<SlotFinished>>,
+}
+
+#[derive(Debug)]
+struct SlotFinished {
+    list: Mutex<Vec<Finished>>,
+    event: EventFd,
+}
+
+impl FinishedRequests {
+    fn new(count: usize) -> Result<Self, VmError> {
+        let slot = |_| {
+            Ok(Arc::new(SlotFinished {
+                list: Mutex::default(),
+                event: event("a disk's event")?,
+            }))
+        };
+        let slots: Result<Vec<_>, VmError> = (0..count).map(slot).collect();
+        Ok(Self { slots: slots? })
+    }
+
+    fn slot(&self, index: u16) -> Option<Arc<SlotFinished>> {
+        self.slots.get(usize::from(index)).cloned()
+    }
+}
+
+impl SlotFinished {
+    fn lock(&self) -> MutexGuard<'_, Vec<Finished>> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Finish for FinishedRequests {
+    fn finish(&self, finished: Finished) {
+        let Some(slot) = self.slots.get(usize::from(finished.slot)) else {
+            return;
+        };
+        let mut list = slot.lock();
+        let first = list.is_empty();
+        list.push(finished);
+        drop(list);
+        // Whoever takes the first takes all.
+        if first {
+            let _ = slot.event.write(1);
+        }
+    }
+
+    fn forget(&self, slot: u16) {
+        if let Some(slot) = self.slots.get(usize::from(slot)) {
+            slot.lock().clear();
+        }
+    }
+}
+
+/// What wakes a disk's thread.
+#[derive(Debug)]
+struct DiskEvents {
+    device: Arc<Mutex<VirtioBlk<FileBackend>>>,
+    queues: Arc<QueueEvents>,
+    finished: Arc<SlotFinished>,
+    /// To go on when the limit lets it.
+    timer: Option<TimerFd>,
+    /// It runs.
+    armed: bool,
+}
+
+impl DiskEvents {
+    /// Has the timer go off when the limit is to be looked at again.
+    fn arm(&mut self, closed_for: Option<Duration>) {
+        let (Some(timer), Some(wait)) = (&mut self.timer, closed_for) else {
+            return;
+        };
+        if !self.armed {
+            self.armed = timer.reset(wait, None).is_ok();
+        }
+    }
+}
+
+impl MutEventSubscriber for DiskEvents {
+    fn init(&mut self, ops: &mut EventOps) {
+        self.queues.watch(ops);
+        let finished = &self.finished.event;
+        watch(
+            ops,
+            Events::with_data(finished, BACKEND_EVENT, EventSet::IN),
+        );
+        if let Some(timer) = &self.timer {
+            watch(ops, Events::with_data(timer, LIMIT_EVENT, EventSet::IN));
+        }
+    }
+
+    fn process(&mut self, events: Events, _ops: &mut EventOps) {
+        let finished = Arc::clone(&self.finished);
+        let device = Arc::clone(&self.device);
+        let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = self.queues.notified(events) {
+            device.kick(index);
+        } else if events.data() == BACKEND_EVENT {
+            let _ = finished.event.read();
+            // Under the device's lock: a reset must find all that it has to forget.
+            device.complete(|backend| {
+                for done in std::mem::take(&mut *finished.lock()) {
+                    backend.take_finished(done.token, done.completion);
+                }
+            });
+        } else if let Some(timer) = &mut self.timer {
+            let _ = timer.wait();
+            self.armed = false;
+            device.serve();
+        }
+        let closed_for = device.closed_for();
+        drop(device);
+        self.arm(closed_for);
+    }
+}
+
+#[cfg(test)]
+mod tests;
