@@ -18,6 +18,7 @@ pub mod blk;
 pub mod bus;
 pub mod console;
 pub mod msi;
+pub mod net;
 pub mod pci;
 pub mod rate;
 mod registers;

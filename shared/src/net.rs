@@ -1,6 +1,6 @@
 //! virtio-net: what stands in the buffers of its queues. VirtIO 1.3 §5.1 "Network Device".
 
-use zerocopy::little_endian::U16;
+use zerocopy::little_endian::{U16, U64};
 
 wire_struct! {
     /// Header of every packet. VirtIO 1.3 §5.1.6 "Device Operation".
@@ -40,15 +40,17 @@ wire_layout!(Config, size = 8, { mac @ 0, status @ 6 });
 pub const STATUS_LINK_UP: u16 = 1;
 
 wire_struct! {
-    /// Begins a command of the control queue; a status byte ends it. VirtIO 1.3 §5.1.6.5.
-    pub struct ControlHeader {
-        /// `VIRTIO_NET_CTRL_*`.
+    /// The one command of the control queue that this device has; a status byte ends it. VirtIO 1.3 §5.1.6.5.
+    pub struct SetOffloads {
+        /// [`CONTROL_GUEST_OFFLOADS`]: of another command, only this and the next field are known.
         pub class: u8,
-        /// The command of that class.
+        /// [`CONTROL_GUEST_OFFLOADS_SET`].
         pub command: u8,
+        /// Feature bits of what the driver takes from now on.
+        pub bits: U64,
     }
 }
-wire_layout!(ControlHeader, size = 2, { class @ 0, command @ 1 });
+wire_layout!(SetOffloads, size = 10, { class @ 0, command @ 1, bits @ 2 });
 
 /// Class: what the device may hand to the driver unfinished. VirtIO 1.3 §5.1.6.5.6.
 pub const CONTROL_GUEST_OFFLOADS: u8 = 5;

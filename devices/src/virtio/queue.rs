@@ -16,6 +16,9 @@
 
 use super::chain::{Chain, read_chain};
 use super::{DeviceFault, RestoreError};
+use instar_shared::ring::{RING_ENTRIES_OFFSET, RING_IDX_OFFSET, UsedElem};
+use instar_shared::zerocopy::IntoBytes;
+use instar_shared::zerocopy::little_endian::U32;
 use std::collections::VecDeque;
 use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT};
@@ -25,6 +28,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory};
 /// Offset of the entries in the available ring, and length of one. VirtIO 1.3 §2.7.6.
 const AVAIL_ENTRIES: u64 = 4;
 const AVAIL_ENTRY_BYTES: u64 = 2;
+/// Length of an entry of the used ring. VirtIO 1.3 §2.7.8.
+const USED_ENTRY_BYTES: u64 = size_of::<UsedElem>() as u64;
 
 /// A queue whose driver is not trusted.
 #[derive(Debug)]
@@ -38,6 +43,8 @@ pub struct DeviceQueue {
     avail_index: u16,
     /// By head: when the device took the chain, counted from 1; 0 if it is the driver's.
     taken: Vec<u64>,
+    /// Used index when the driver's wish to hear of it was asked last.
+    told_used: u16,
     /// Chains taken so far.
     count: u64,
     /// Heads that the device has taken from the ring and is to look at again, first of all.
@@ -65,6 +72,7 @@ impl DeviceQueue {
             indirect: features & (1 << VIRTIO_RING_F_INDIRECT_DESC) != 0,
             checked: false,
             avail_index: queue.next_avail(),
+            told_used: queue.next_used(),
             taken: vec![0; usize::from(queue.size())],
             count: 0,
             again: VecDeque::new(),
@@ -213,29 +221,70 @@ impl DeviceQueue {
         head: u16,
         written: u32,
     ) -> Result<(), DeviceFault> {
-        let taken = self.taken.get_mut(usize::from(head));
-        let taken = taken.filter(|taken| **taken != 0);
-        *taken.ok_or(DeviceFault::UnknownToken)? = 0;
-        self.queue
-            .add_used(mem, head, written)
+        self.add_used_all(mem, &[(head, written)])
+    }
+
+    /// As [`Self::add_used`], for several chains that the driver sees all at once.
+    ///
+    /// # Errors
+    /// As [`Self::add_used`].
+    pub fn add_used_all<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        chains: &[(u16, u32)],
+    ) -> Result<(), DeviceFault> {
+        let ring = self.queue.used_ring();
+        let mut next = self.queue.next_used();
+        for (head, written) in chains {
+            let taken = self.taken.get_mut(usize::from(*head));
+            let taken = taken.filter(|taken| **taken != 0);
+            *taken.ok_or(DeviceFault::UnknownToken)? = 0;
+            let element = UsedElem {
+                id: U32::new(u32::from(*head)),
+                len: U32::new(*written),
+            };
+            let entry = next.checked_rem(self.queue.size()).unwrap_or(0);
+            let offset = u64::from(entry)
+                .saturating_mul(USED_ENTRY_BYTES)
+                .saturating_add(RING_ENTRIES_OFFSET);
+            let addr = ring.checked_add(offset).ok_or(DeviceFault::QueueOutside)?;
+            mem.write_slice(element.as_bytes(), GuestAddress(addr))
+                .map_err(|_| DeviceFault::QueueOutside)?;
+            next = next.wrapping_add(1);
+        }
+        self.queue.set_next_used(next);
+        let index = ring.checked_add(RING_IDX_OFFSET);
+        let index = index.ok_or(DeviceFault::QueueOutside)?;
+        mem.store(next.to_le(), GuestAddress(index), Ordering::Release)
             .map_err(|_| DeviceFault::QueueOutside)
     }
 
-    /// Whether the driver wants to hear of what was added since this was last asked. VirtIO 1.3 §2.7.7.2.
+    /// Whether the driver wants to hear of what was added since this was last asked; no if that is nothing. VirtIO 1.3
+    /// §2.7.7.2.
     ///
     /// # Errors
     /// The available ring is not in memory.
     pub fn needs_notification<M: GuestMemory>(&mut self, mem: &M) -> Result<bool, DeviceFault> {
-        if self.queue.event_idx_enabled() {
-            let wanted = self.queue.needs_notification(mem);
-            return wanted.map_err(|_| DeviceFault::QueueOutside);
+        let new = self.queue.next_used();
+        let old = std::mem::replace(&mut self.told_used, new);
+        if new == old {
+            return Ok(false);
         }
-        // What was added must be visible before the flags are read.
+        // What was added must be visible before the driver's wish is read.
         fence(Ordering::SeqCst);
-        let flags: u16 = mem
-            .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
-            .map_err(|_| DeviceFault::QueueOutside)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        let avail = self.queue.avail_ring();
+        let load = |offset: u64| -> Result<u16, DeviceFault> {
+            let addr = avail.checked_add(offset);
+            let addr = GuestAddress(addr.ok_or(DeviceFault::QueueOutside)?);
+            let value: Result<u16, _> = mem.load(addr, Ordering::Relaxed);
+            Ok(u16::from_le(value.map_err(|_| DeviceFault::QueueOutside)?))
+        };
+        if self.queue.event_idx_enabled() {
+            let entries = u64::from(self.queue.size()).saturating_mul(AVAIL_ENTRY_BYTES);
+            let event = load(entries.saturating_add(AVAIL_ENTRIES))?;
+            return Ok(new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old));
+        }
+        Ok(u32::from(load(0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 
     /// Asks the driver not to notify; it may all the same.

@@ -2,6 +2,7 @@
 
 use crate::blk::BlkState;
 use crate::console::ConsoleState;
+use crate::net::NetState;
 use crate::rng::RngState;
 use crate::vsock::VsockState;
 
@@ -11,6 +12,8 @@ use crate::vsock::VsockState;
 pub enum DeviceState {
     /// A block device.
     Blk(Option<BlkState>),
+    /// A network device.
+    Net(NetState),
     /// A socket device.
     Vsock(VsockState),
     /// The device of the transports' tests: its configuration and queues.

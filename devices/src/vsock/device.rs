@@ -176,7 +176,7 @@ impl<B: Backend> VsockDevice<B> {
             self.more |= left == 0;
             break;
         }
-        if left < TURN_PACKETS && queue.needs_notification(memory)? {
+        if queue.needs_notification(memory)? {
             interrupt.queue(TX_QUEUE);
         }
         Ok(self.replies.len() >= MAX_REPLIES)
@@ -269,7 +269,7 @@ impl<B: Backend> VsockDevice<B> {
             queue.add_used(memory, chain.head, written)?;
             left = left.saturating_sub(1);
         }
-        if left < TURN_PACKETS && queue.needs_notification(memory)? {
+        if queue.needs_notification(memory)? {
             interrupt.queue(RX_QUEUE);
         }
         Ok(())

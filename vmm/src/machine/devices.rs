@@ -5,9 +5,11 @@ use super::disk::Disks;
 use super::error::MachineError;
 use super::events::{Subscriber, Wired};
 use super::life::Life;
+use super::net;
 use super::parts::{Disk, Line, Net, Vsock};
 use super::rng;
 use super::terminal::Keys;
+use super::vsock;
 use crate::memory::GuestSlot;
 use std::sync::Arc;
 
@@ -41,12 +43,18 @@ pub fn wire(
     for (index, disk) in (0..).zip(devices.disks) {
         wired.push(disks.wire(index, disk, memory)?);
     }
+    for net in devices.nets {
+        wired.push(net::wire(net)?);
+    }
     if let Some(line) = devices.console {
         let keys = Keys::new(line.terminal, life);
         wired.push(console::wire(line, keys)?);
     }
     if devices.rng {
         wired.push(rng::wire()?);
+    }
+    if let Some(vsock) = devices.vsock {
+        wired.push(vsock::wire(vsock)?);
     }
     Ok((wired, disks))
 }

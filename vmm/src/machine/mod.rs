@@ -13,6 +13,7 @@
 //! - `power`, `rtc`, `serial`: devices that are not virtio's.
 //! - `devices`: the virtio devices of a machine, and which thread serves which.
 //! - `transport`: virtio devices on PCI or virtio-mmio.
+//! - `net`, [`tap`], `vsock`: what stands behind these virtio devices.
 //! - `irq`: interrupts, from devices to local APICs.
 //! - `disk`, `console`, `rng`: devices, and what of the host stands behind them.
 //! - [`events`]: the threads that serve devices, and what wakes them.
@@ -34,17 +35,21 @@ pub mod events;
 mod irq;
 pub mod layout;
 mod life;
+mod net;
 mod power;
 mod rtc;
 mod run;
 mod serial;
 mod signal;
 mod smbios;
+pub mod tap;
 mod terminal;
 #[cfg(test)]
 mod tests;
 mod transport;
 mod vcpu;
+mod vectors;
+mod vsock;
 
 mod output;
 pub mod parts;
