@@ -271,9 +271,11 @@ impl PciFunction for VirtioPci {
         self.interrupt
             .restore(state.isr, state.config_vector, &state.queue_vectors)?;
         self.interrupt.msix.restore(&state.msix)?;
+        self.config.write(0, &state.config);
+        // Messages first, so that the device finds them as they were.
+        self.follow_command();
         self.common
             .restore(&state.common, super::transport_state::PCI)?;
-        self.config.write(0, &state.config);
         self.follow_command();
         Ok(())
     }

@@ -1,0 +1,7 @@
+//! All devices behind virtio-mmio registers, with a hostile driver.
+#![no_main]
+
+use instar_fuzz::{ALL, Transport, run};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|moves: &[u8]| run(Transport::Mmio, ALL, moves));
