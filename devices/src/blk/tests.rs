@@ -16,6 +16,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 mod change;
 mod copy;
 mod hostile;
+mod linux;
 
 type Memory = GuestMemoryMmap<()>;
 
