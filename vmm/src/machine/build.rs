@@ -11,7 +11,7 @@ use super::irq::Interrupts;
 use super::layout;
 use super::life::Life;
 use super::parts::{Line, Parts, Transport};
-use super::power::{AcpiRegisters, KeyboardController, PowerButton};
+use super::power::{AcpiRegisters, KeyboardController, PowerButton, RESET_CODE};
 use super::rtc::Rtc;
 use super::run::Machine;
 use super::serial;
@@ -191,5 +191,6 @@ fn store_tables(
         .write(layout::ACPI_TABLES, &acpi::tables(&platform))?;
     vm.memory()
         .write(layout::SMBIOS_TABLES, &smbios::tables())?;
+    vm.memory().write(layout::RESET_VECTOR, &RESET_CODE)?;
     Ok(())
 }

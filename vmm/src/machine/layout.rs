@@ -70,6 +70,8 @@ pub const ACPI_TABLES: u64 = 0xe_0000;
 pub const ACPI_TABLES_SIZE: u64 = 0x1_0000;
 /// SMBIOS tables, the entry point first: where kernels look for it. SMBIOS 3.6 §5.2.2.
 pub const SMBIOS_TABLES: u64 = 0xf_0000;
+/// Where a processor starts after a reset, as far as software knows that wants one: `power::RESET_CODE`.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// Where kernels are loaded, and memory goes on above the firmware's area.
 pub const KERNEL_START: u64 = 0x10_0000;
 

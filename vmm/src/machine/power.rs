@@ -19,6 +19,12 @@ const SLEEP_TYPE_MASK: u8 = 7;
 const COMMAND_PORT: u64 = 4;
 const PULSE_RESET: u8 = 0xfe;
 
+/// Real-mode instructions at [`layout::RESET_VECTOR`]: they reset by the keyboard controller. A Linux that finds hardware-
+/// reduced ACPI wants EFI to reset it; where there is no EFI it goes back to real mode and jumps here.
+///
+/// `mov al, 0xfe; out 0x64, al; hlt; jmp` to the `hlt`.
+pub const RESET_CODE: [u8; 7] = [0xb0, PULSE_RESET, 0xe6, 0x64, 0xf4, 0xeb, 0xfd];
+
 /// The button; anybody may press it.
 #[derive(Debug)]
 pub struct PowerButton {
