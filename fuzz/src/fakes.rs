@@ -2,10 +2,12 @@
 
 use instar_devices::blk::{Clock, CompletionOrder, DiskTraits, Errno, MemBackend, VirtioBlk};
 use instar_devices::console::{Output, Size, VirtioConsole};
+use instar_devices::net::{NetBackend, NetDevice, Offloads};
 use instar_devices::rate::RateLimiter;
 use instar_devices::rng::{Entropy, VirtioRng};
 use instar_devices::virtio::{Memory, SharedDevice};
 use instar_devices::vsock::{Backend, ConnectionId, Readiness, Stream, VsockDevice};
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::net::Shutdown;
@@ -282,5 +284,57 @@ pub fn console(_memory: &Memory) -> Fake {
             let _ = console.is_waiting();
             console.send();
         }
+    })
+}
+
+/// A network whose packets are as long as moves say.
+#[derive(Debug, Default)]
+struct Wire {
+    packets: VecDeque<usize>,
+    /// Packets that are taken before the next has to wait.
+    room: u8,
+}
+
+impl NetBackend for Wire {
+    fn receive(&mut self, into: &[VolatileSlice<'_>]) -> io::Result<usize> {
+        let packet = self.packets.pop_front();
+        let mut left = packet.ok_or(io::ErrorKind::WouldBlock)?;
+        let room: usize = into.iter().map(VolatileSlice::len).sum();
+        let done = left.min(room);
+        for slice in into {
+            let now = left.min(slice.len());
+            slice.copy_from(&vec![0x5a; now]);
+            left -= now;
+        }
+        Ok(done)
+    }
+
+    fn send(&mut self, from: &[VolatileSlice<'_>]) -> io::Result<()> {
+        let len: usize = from.iter().map(VolatileSlice::len).sum();
+        assert!(len <= 0x1_0000 + 64, "a packet of {len} bytes");
+        self.room = self.room.checked_sub(1).ok_or(io::ErrorKind::WouldBlock)?;
+        match self.room & 7 {
+            7 => Err(io::ErrorKind::InvalidInput.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn set_offloads(&mut self, _offloads: Offloads) {}
+}
+
+/// virtio-net.
+#[must_use]
+pub fn net(_memory: &Memory) -> Fake {
+    let device = NetDevice::new([2, 0, 0, 0, 0, 1], Wire::default());
+    Fake::new(device, |device, [kind, value]| {
+        let packets = &mut device.backend().packets;
+        match kind & 3 {
+            0 | 1 if packets.len() < 64 => {
+                packets.push_back(usize::from(value) << (kind >> 4 & 7));
+            }
+            2 => device.backend().room = value,
+            _ => device.go_on(),
+        }
+        device.ready(kind & 4 != 0, kind & 8 != 0);
     })
 }

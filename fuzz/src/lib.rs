@@ -37,6 +37,7 @@ pub const ALL: &[Make] = &[
     fakes::vsock,
     fakes::rng,
     fakes::limited_blk,
+    fakes::net,
 ];
 
 /// Runs a guest that does what `moves` say to devices on `transport`.
