@@ -6,9 +6,11 @@
 use super::Kvm;
 use super::error::call;
 use crate::VmError;
+use core::arch::x86_64::__cpuid;
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
 };
+use std::ops::RangeInclusive;
 
 const FEATURES: u32 = 1;
 const CACHES: u32 = 4;
@@ -16,6 +18,8 @@ const PERFORMANCE: u32 = 0xa;
 const TOPOLOGY: u32 = 0xb;
 const TOPOLOGY_2: u32 = 0x1f;
 const AMD_FEATURES: u32 = 0x8000_0001;
+/// The name of the processor, in 48 bytes.
+const NAME: RangeInclusive<u32> = 0x8000_0002..=0x8000_0004;
 const AMD_SIZES: u32 = 0x8000_0008;
 const AMD_NESTED: u32 = 0x8000_000a;
 const AMD_CACHES: u32 = 0x8000_001d;
@@ -35,9 +39,18 @@ const LEVEL_CORE: u32 = 2 << 8;
 
 /// What all vCPUs have in common.
 pub fn supported(kvm: &Kvm) -> Result<CpuId, VmError> {
-    kvm.kvm
+    let mut supported = kvm
+        .kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(call("KVM_GET_SUPPORTED_CPUID"))
+        .map_err(call("KVM_GET_SUPPORTED_CPUID"))?;
+    // KVM does not tell the processor's name.
+    for entry in supported.as_mut_slice() {
+        if NAME.contains(&entry.function) {
+            let host = __cpuid(entry.function);
+            (entry.eax, entry.ebx, entry.ecx, entry.edx) = (host.eax, host.ebx, host.ecx, host.edx);
+        }
+    }
+    Ok(supported)
 }
 
 /// The table of vCPU `index` of `cpus`, from what is `supported`; `deadline` says whether the local APIC's timer takes

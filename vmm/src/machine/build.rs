@@ -26,6 +26,7 @@ use crate::kvm::machine::MachineVm;
 use crate::kvm::machine_vcpu::Cpus;
 use crate::memory::{GuestSlot, Hole};
 use instar_devices::bus::{Bus, BusDevice, RangeTaken, SharedBusDevice};
+use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex};
 
 const HOLE: Hole = Hole {
@@ -34,7 +35,8 @@ const HOLE: Hole = Hole {
 };
 
 impl Machine {
-    /// Builds a machine of `parts`: opens the hypervisor, loads the kernel, makes the devices. No thread runs yet.
+    /// Builds a machine of `parts`: opens the hypervisor, loads the kernel meanwhile, makes the devices. On return no
+    /// other thread runs.
     ///
     /// # Errors
     /// [`MachineError`].
@@ -54,10 +56,17 @@ impl Machine {
         let kvm = Kvm::open()?;
         let memory = GuestSlot::with_hole(parts.memory_bytes, HOLE)?;
         memory.keep_out_of_dumps()?;
-        let vm = Arc::new(MachineVm::new(&kvm, memory)?);
-        let cpus = Cpus::new(&kvm, &vm, parts.cpus)?;
-        phase("hypervisor");
-        let entry = boot::load(parts.boot, vm.memory())?;
+        let (vm, cpus, entry) = std::thread::scope(|scope| {
+            let load = || boot::load(parts.boot, &memory);
+            let loading = std::thread::Builder::new().spawn_scoped(scope, load);
+            let loading = loading.map_err(not_started)?;
+            let vm = Arc::new(MachineVm::new(&kvm, Arc::clone(&memory))?);
+            let cpus = Cpus::new(&kvm, &vm, parts.cpus)?;
+            phase("hypervisor");
+            let loaded = loading.join();
+            let loaded = loaded.map_err(|_| not_started(ErrorKind::BrokenPipe.into()))?;
+            loaded.map(|entry| (vm, cpus, entry))
+        })?;
         phase("kernel");
         let mut ground = Platforms::new(&vm, &life)?;
         let serial = ground.serial_line(parts.serial)?;
@@ -94,6 +103,13 @@ impl Machine {
             button,
             report,
         })
+    }
+}
+
+fn not_started(source: io::Error) -> VmError {
+    VmError::Start {
+        what: "the loading of the kernel",
+        source,
     }
 }
 

@@ -15,10 +15,14 @@ use instar_devices::virtio::{Notify, SharedDevice};
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Data of a backend's first event; queues' events have the queue's index.
 pub const BACKEND_EVENT: u32 = 1 << 16;
+
+/// How long a thread may take to come to its next event.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a device's thread calls when a descriptor is ready.
 pub type Subscriber = Box<dyn MutEventSubscriber + Send>;
@@ -246,12 +250,14 @@ impl EventThread {
         })
     }
 
-    /// Has the thread wait, and returns when it does: no device of it is served.
-    pub fn pause(&self) {
+    /// Has the thread wait, and returns when it does: no device of it is served. False if it does not come to it.
+    pub fn pause(&self) -> bool {
         self.hold.set(|state| state.paused = true);
         let state = self.hold.lock();
         let runs = |state: &mut HoldState| !state.parked;
-        drop(self.hold.changed.wait_while(state, runs));
+        let waited = self.hold.changed.wait_timeout_while(state, PATIENCE, runs);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.parked
     }
 
     /// Lets the thread go on.

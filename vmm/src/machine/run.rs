@@ -108,23 +108,20 @@ impl Machine {
     /// Saves, resets and restores all devices while nothing runs.
     fn recycle(&mut self, threads: &[EventThread]) {
         let life = &self.shared.life;
-        if !life.pause() {
-            // A vCPU that serves a slow access comes later; the next time may do.
-            life.resume();
-            return;
+        // What serves a slow access, or waits for whoever reads its output, comes later: the next time may do.
+        if life.pause() && threads.iter().all(EventThread::pause) {
+            let saved = self.transports.save();
+            self.transports.reset();
+            let restored = self.transports.restore(&saved);
+            self.transports.wake();
+            match restored {
+                Ok(()) => self.report.recycled = self.report.recycled.saturating_add(1),
+                Err(error) => life.end(Outcome::Failed(format!(
+                    "internal error: a device could not be restored: {error}; please report this"
+                ))),
+            }
         }
-        threads.iter().for_each(EventThread::pause);
-        let saved = self.transports.save();
-        self.transports.reset();
-        let restored = self.transports.restore(&saved);
-        self.transports.wake();
         threads.iter().for_each(EventThread::resume);
-        match restored {
-            Ok(()) => self.report.recycled = self.report.recycled.saturating_add(1),
-            Err(error) => life.end(Outcome::Failed(format!(
-                "internal error: a device could not be restored: {error}; please report this"
-            ))),
-        }
         life.resume();
     }
 }
