@@ -2,7 +2,7 @@
 
 use instar_devices::blk::{Clock, CompletionOrder, DiskTraits, Errno, MemBackend, VirtioBlk};
 use instar_devices::console::{Output, Size, VirtioConsole};
-use instar_devices::net::{NetBackend, NetDevice, Offloads};
+use instar_devices::net::{MAX_PACKET_BYTES, NetBackend, NetDevice, Offloads};
 use instar_devices::rate::RateLimiter;
 use instar_devices::rng::{Entropy, VirtioRng};
 use instar_devices::virtio::{Memory, SharedDevice};
@@ -311,7 +311,7 @@ impl NetBackend for Wire {
 
     fn send(&mut self, from: &[VolatileSlice<'_>]) -> io::Result<()> {
         let len: usize = from.iter().map(VolatileSlice::len).sum();
-        assert!(len <= 0x1_0000 + 64, "a packet of {len} bytes");
+        assert!(len <= MAX_PACKET_BYTES, "a packet of {len} bytes");
         self.room = self.room.checked_sub(1).ok_or(io::ErrorKind::WouldBlock)?;
         match self.room & 7 {
             7 => Err(io::ErrorKind::InvalidInput.into()),
