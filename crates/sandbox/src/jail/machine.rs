@@ -1,7 +1,8 @@
 //! What the threads of a machine that runs a Linux guest may call.
 
 use super::{
-    Alternatives, Condition, DISCARD_REQUESTS, READING, WRITING, common, ioctls, second_is,
+    Alternatives, Condition, DISCARD_REQUESTS, READING, TERMINAL_REQUESTS, WRITING, common, ioctls,
+    second_is,
 };
 use instar_vmm::operation::ThreadKind;
 
@@ -82,6 +83,8 @@ pub fn rules(kind: ThreadKind, own_pid: u32) -> Vec<(i64, Alternatives)> {
             requests.push(&DISCARD_REQUESTS);
             requests.push(&RUN_REQUESTS);
             requests.push(&BLOCKING_REQUEST);
+            // The size of the console.
+            requests.push(&TERMINAL_REQUESTS);
         }
         ThreadKind::Io => {
             free.extend(READING);
