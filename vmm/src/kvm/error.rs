@@ -47,10 +47,14 @@ pub fn call(name: &'static str) -> impl Fn(kvm_ioctls::Error) -> VmError {
     }
 }
 
+/// Whether this host's KVM interprets ring-0 code: `kvm_pvm` runs without hardware virtualisation, ring 3 natively.
+pub fn emulates_ring_0() -> bool {
+    std::path::Path::new("/sys/module/kvm_pvm").exists()
+}
+
 /// A remark for failed runs on hosts whose KVM emulates ring 0.
 pub fn emulation_remark() -> &'static str {
-    // kvm_pvm runs without hardware virtualisation: ring 3 is native, ring 0 is interpreted.
-    if std::path::Path::new("/sys/module/kvm_pvm").exists() {
+    if emulates_ring_0() {
         "; this host's KVM (kvm_pvm) emulates ring-0 code and may not know this instruction"
     } else {
         ""

@@ -22,6 +22,8 @@ use crate::VmError;
 use crate::hypervisor::{Hypervisor, UserEntry, Vm};
 use crate::memory::GuestSlot;
 use error::call;
+#[cfg(target_arch = "x86_64")]
+pub use error::emulates_ring_0;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use std::sync::Arc;

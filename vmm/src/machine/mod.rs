@@ -57,3 +57,12 @@ mod rng;
 
 pub use error::MachineError;
 pub use run::Machine;
+
+/// What the user should know before a Linux guest starts on this host, if anything. To be asked before files are given up.
+#[must_use]
+pub fn host_remark() -> Option<&'static str> {
+    crate::kvm::emulates_ring_0().then_some(
+        "this host's KVM (kvm_pvm) emulates ring-0 code: a Linux kernel needs minutes to boot here, or does not; use a host \
+         with hardware virtualisation",
+    )
+}

@@ -198,3 +198,31 @@ fn a_guest_that_never_exits_is_paused_recycled_and_ended_by_keys() {
         assert!(ended.report.recycled > 1, "{:?}", ended.report);
     }
 }
+
+#[test]
+fn a_firmware_starts_at_its_pvh_entry_and_is_told_of_the_tables() {
+    // mov eax, [ebx + 32]: where the root pointer is; mov al, [eax]; out to the serial line.
+    let code = Code::default()
+        .raw(&[0x8b, 0x43, 0x20, 0x8a, 0x00])
+        .raw(&[0xba, 0xf8, 0x03, 0, 0, 0xee])
+        .power_off();
+    let kernel = file(&elf(&code.0, true));
+    let mut test = test(code, Transport::Pci);
+    test.parts.boot = Boot::Firmware(kernel);
+    let (ended, said) = test.run();
+    // "RSD PTR " begins there.
+    assert_eq!((ended.outcome, said.as_str()), (Outcome::PowerOff, "R"));
+}
+
+#[test]
+fn as_many_vcpus_as_there_may_be_come_and_go() {
+    let mut test = test(Code::default().power_off(), Transport::Mmio);
+    test.parts.cpus = layout::MAX_CPUS;
+    assert_eq!(test.run().0.outcome, Outcome::PowerOff);
+    for cpus in [0, layout::MAX_CPUS + 1] {
+        let mut test = self::test(Code::default(), Transport::Mmio);
+        test.parts.cpus = cpus;
+        let error = Machine::build(test.parts, test.control).unwrap_err();
+        assert!(error.to_string().contains("1 to 32 CPUs"), "{error}");
+    }
+}
