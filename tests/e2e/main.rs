@@ -39,6 +39,7 @@ mod info_features;
 mod info_matrix;
 mod jail;
 mod kvm_errors;
+mod layout;
 mod limits;
 mod map;
 mod map_chains;

@@ -192,16 +192,21 @@ impl Small {
     pub fn mount(scratch: &Scratch, kind: &str) -> Result<Self> {
         let folder = scratch.file("small");
         std::fs::create_dir(&folder)?;
-        let device = if kind == "ext4" {
-            scratch.set_len("ext4", 12 << 20)?;
-            go(
-                scratch,
-                "mkfs.ext4",
-                &["-q", "-F", "-O", "^has_journal", "ext4"],
-            )?;
-            Some(Loop::attach(scratch, &[], "ext4")?)
-        } else {
-            None
+        // The least that they are made in.
+        let made: Option<(u64, &[&str])> = match kind {
+            "ext4" => Some((12 << 20, &["-q", "-F", "-O", "^has_journal"])),
+            "xfs" => Some((320 << 20, &["-q"])),
+            "btrfs" => Some((128 << 20, &["-q"])),
+            _ => None,
+        };
+        let device = match made {
+            Some((len, options)) => {
+                scratch.set_len(kind, len)?;
+                let make = format!("mkfs.{kind}");
+                go(scratch, &make, &[options, &[kind]].concat())?;
+                Some(Loop::attach(scratch, &[], kind)?)
+            }
+            None => None,
         };
         let source = device.as_ref().map_or("none", Loop::path);
         let options = if kind == "tmpfs" {

@@ -6,7 +6,7 @@ pub use instar_op_images::{
 };
 pub use instar_sandbox::{
     Access, Base, Described, FailedOpen, FileFacts, FileTable, Growth, InputFile, Job, JobError,
-    OpenFailure, Output, Policy, Reads, Repair, path_of_backing, run_job,
+    Layout, OpenFailure, Output, Policy, Reads, Repair, path_of_backing, run_job,
 };
 pub use instar_shared::secret::SecretRole;
 pub use instar_vmm::operation::{Limits, RESULT_BYTES, Secret};

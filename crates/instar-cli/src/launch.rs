@@ -3,7 +3,7 @@
 use crate::check::{self, CheckOutput};
 use crate::cli::{self, CheckOptions, Cli, Command, InfoOptions, LimitOptions, UsageError};
 use crate::files::{
-    self, Access, Base, Growth, InputFile, Job, Limits, Output, Policy, Reads, Repair,
+    self, Access, Base, Growth, InputFile, Job, Layout, Limits, Output, Policy, Reads, Repair,
 };
 use crate::image::{self, Image, Use};
 use crate::info::InfoOutput;
@@ -128,13 +128,20 @@ pub struct NewFile {
     pub raw: bool,
     /// What was written is flushed before the file gets its name.
     pub durable: bool,
+    /// How it is to lie in its file system.
+    pub layout: Layout,
 }
 
 /// A file that is made. The guest announces its size before it writes (`Context::announce_size`), and may
 /// then write a tenth and 64 MiB more, or what the user says more.
 #[must_use]
 pub fn to_create(file: NewFile, limits: &LimitOptions) -> InputFile {
-    let NewFile { path, raw, durable } = file;
+    let NewFile {
+        path,
+        raw,
+        durable,
+        layout,
+    } = file;
     let typed = limits.max_growth;
     InputFile {
         direct: false,
@@ -142,7 +149,11 @@ pub fn to_create(file: NewFile, limits: &LimitOptions) -> InputFile {
         described: None,
         secrets: Vec::new(),
         share: false,
-        access: Access::Create { raw, durable },
+        access: Access::Create {
+            raw,
+            durable,
+            layout,
+        },
         growth: typed.map_or(Growth::default(), |extra_bytes| Growth::AtMost {
             extra_bytes,
         }),

@@ -6,7 +6,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, missing_docs)]
 
 use instar_sandbox::{
-    Access, FileTable, Growth, InputFile, Job, JobError, Machine, Output, Policy, Reads, run_job_on,
+    Access, FileTable, Growth, InputFile, Job, JobError, Layout, Machine, Output, Policy, Reads,
+    run_job_on,
 };
 use instar_shared::control::{FileAccess, FileRequest, FileRole};
 use instar_shared::op::Outcome;
@@ -168,7 +169,12 @@ impl Machine for Fake {
 
 fn input(argument: &str) -> InputFile {
     let (kind, path) = argument.split_once('=').expect("KIND=PATH");
-    let create = |raw, durable| Access::Create { raw, durable };
+    let layout = Layout::USUAL;
+    let create = |raw, durable| Access::Create {
+        raw,
+        durable,
+        layout,
+    };
     let access = match kind {
         "read" => Access::Read(Reads::Source),
         "create" => create(false, false),

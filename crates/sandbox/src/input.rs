@@ -1,5 +1,6 @@
 //! What a job does with the files that the user names.
 
+use crate::layout::Layout;
 use crate::locks::Reads;
 use instar_vmm::operation::Secret;
 use std::ffi::OsString;
@@ -58,6 +59,8 @@ pub enum Access {
         raw: bool,
         /// What was written is made durable before it gets its name.
         durable: bool,
+        /// What is asked of the file system; of no effect on a device.
+        layout: Layout,
     },
 }
 

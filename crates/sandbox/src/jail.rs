@@ -9,6 +9,7 @@
 
 mod machine;
 
+use crate::layout;
 use crate::open::READ_ONLY_REQUEST;
 use instar_vmm::operation::ThreadKind;
 use seccompiler::{
@@ -177,7 +178,8 @@ impl Filter {
                     rules.extend(any(&NAMING));
                 }
                 let device_requests = [u64::from(READ_ONLY_REQUEST)];
-                let requests: [&[u64]; 2] = [&TERMINAL_REQUESTS, &device_requests];
+                let layout_requests: &[u64] = if outputs { &layout::REQUESTS } else { &[] };
+                let requests: [&[u64]; 3] = [&TERMINAL_REQUESTS, &device_requests, layout_requests];
                 rules.push((libc::SYS_ioctl, ioctls(&requests)));
                 let commands = [
                     libc::F_GETFD,

@@ -185,10 +185,16 @@ pub fn take(fd: BorrowedFd<'_>, wanted: Wanted) -> Result<Taken, Conflict> {
     if let Access::Create {
         raw: false,
         durable,
+        layout,
     } = wanted.access
     {
         // The file is made first, whatever it becomes; the rest is the format's.
-        let access = Access::Create { raw: true, durable };
+        let raw = true;
+        let access = Access::Create {
+            raw,
+            durable,
+            layout,
+        };
         take(fd, Wanted { access, ..wanted })?;
     }
     let (used, unshared) = (wanted.used(), wanted.unshared());

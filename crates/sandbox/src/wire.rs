@@ -150,8 +150,9 @@ pub enum Reply {
     Failed(FailedOpen),
     /// Slot, parent or access make no sense.
     Invalid,
-    /// The output is empty now, or the errno that kept it from that.
-    Begun(Result<(), i32>),
+    /// The output is empty now, or the errno that kept it from that. With the errno that kept it from the layout that
+    /// the user asked for; 0 if none did.
+    Begun(Result<i32, i32>),
     /// It will be done when the worker has ended.
     Noted,
     /// The image was repaired before, with this complaint.
@@ -207,7 +208,12 @@ pub fn encode_reply(reply: &Reply) -> Vec<u8> {
         Reply::Invalid => out.number(TAG_INVALID),
         Reply::Begun(result) => {
             out.number(TAG_BEGUN);
-            out.number(i64::from(result.err().unwrap_or(0)).cast_unsigned());
+            let (refused, errno) = match result {
+                Ok(refused) => (*refused, 0),
+                Err(errno) => (0, *errno),
+            };
+            out.number(i64::from(errno).cast_unsigned());
+            out.number(i64::from(refused).cast_unsigned());
         }
         Reply::Noted => out.number(TAG_NOTED),
         Reply::Tried(complaint) => {
@@ -228,10 +234,11 @@ pub fn decode_reply(packet: &[u8]) -> Option<Reply> {
         TAG_INVALID => Reply::Invalid,
         TAG_NOTED => Reply::Noted,
         TAG_TRIED => Reply::Tried(rest.bytes()?.to_vec()),
-        TAG_BEGUN => Reply::Begun(match rest.number()?.cast_signed() {
-            0 => Ok(()),
-            errno => Err(i32::try_from(errno).ok()?),
-        }),
+        TAG_BEGUN => {
+            let errno = i32::try_from(rest.number()?.cast_signed()).ok()?;
+            let refused = i32::try_from(rest.number()?.cast_signed()).ok()?;
+            Reply::Begun(if errno == 0 { Ok(refused) } else { Err(errno) })
+        }
         _ => return None,
     };
     rest.0.is_empty().then_some(reply)

@@ -7,7 +7,7 @@ use crate::confine;
 use crate::input::{Access, Growth, InputFile};
 use crate::jail::Filter;
 use crate::locks::{Conflict, Reads};
-use crate::open::Opened;
+use crate::open::{Opened, os_text};
 use crate::output::{FailedOpen, FileFacts, FileTable, JobError, OpenFailure, Output};
 use crate::rounds::Program;
 use crate::signals;
@@ -428,10 +428,18 @@ impl OperationHost for Host<'_> {
         let begun = if window.is_made() {
             self.ask(&wire::encode_begin(slot)).map(|(reply, _)| reply)
         } else {
-            Ok(Reply::Begun(Ok(())))
+            Ok(Reply::Begun(Ok(0)))
         };
         match begun {
-            Ok(Reply::Begun(Ok(()))) => Ok(window.max_len_bytes(bytes)),
+            Ok(Reply::Begun(Ok(refused))) => {
+                if refused != 0 {
+                    let reason = os_text(rustix::io::Errno::from_raw_os_error(refused));
+                    let text = format!("warning: Failed to set extent size hint: {reason}");
+                    // An output that cannot say it is for a job that asks for nothing.
+                    let _ = self.show(RecordKind::Prefixed, text.as_bytes());
+                }
+                Ok(window.max_len_bytes(bytes))
+            }
             Ok(Reply::Begun(Err(errno))) => Err((SizeStatus::Failed, errno.unsigned_abs())),
             Ok(_) => Err(invalid),
             Err(errno) => Err((SizeStatus::Failed, errno.raw_os_error().unsigned_abs())),

@@ -77,7 +77,7 @@ impl Target {
         let format = NewFormat::named(&typed.target_format);
         let format = format.ok_or_else(|| create::unknown_format(&typed.target_format))?;
         let list = option_list(typed).map_err(|error| error.sentence)?;
-        let mut options = NewOptions::new(format, list.as_ref())?;
+        let mut options = NewOptions::new_for(super::target_name(typed), format, list.as_ref())?;
         if !typed.no_create {
             set_backing(typed, format, &mut options)?;
             check_backing(&options, sources)?;
@@ -146,6 +146,7 @@ impl Target {
         if self.durable {
             config.flags.set(config.flags.get() | CONVERT_DURABLE);
         }
+        let layout = self.options.layout();
         let Self { image, durable, .. } = self;
         if !self.create {
             let image = Image { format, ..image };
@@ -153,12 +154,28 @@ impl Target {
             return;
         }
         let path = image.path;
-        inputs.push(launch::to_create(NewFile { path, raw, durable }, limits));
+        inputs.push(launch::to_create(
+            NewFile {
+                path,
+                raw,
+                durable,
+                layout,
+            },
+            limits,
+        ));
         if let Some(name) = self.options.text("data_file") {
             config.data_slot.set(next_slot(inputs));
             let path = PathBuf::from(OsStr::from_bytes(name));
             let raw = true;
-            inputs.push(launch::to_create(NewFile { path, raw, durable }, limits));
+            inputs.push(launch::to_create(
+                NewFile {
+                    path,
+                    raw,
+                    durable,
+                    layout,
+                },
+                limits,
+            ));
         }
     }
 }

@@ -186,7 +186,7 @@ impl Request {
         list: Option<&crate::amend::OptionList>,
         typed_size: Option<u64>,
     ) -> Result<Self, String> {
-        let mut options = NewOptions::new(format, list)?;
+        let mut options = NewOptions::new_for(file, format, list)?;
         let size = one_size(&options, typed_size)?;
         set_backing(typed, format, &mut options)?;
         let name = options.text("backing_file").map(OsStr::from_bytes);
@@ -263,12 +263,29 @@ impl Request {
             return inputs;
         }
         let durable = true;
+        let layout = self.options.layout();
         let raw = self.format == NewFormat::Raw;
         let path = self.path;
-        inputs.push(launch::to_create(NewFile { path, raw, durable }, limits));
+        inputs.push(launch::to_create(
+            NewFile {
+                path,
+                raw,
+                durable,
+                layout,
+            },
+            limits,
+        ));
         if let Some(path) = self.data {
             let raw = true;
-            inputs.push(launch::to_create(NewFile { path, raw, durable }, limits));
+            inputs.push(launch::to_create(
+                NewFile {
+                    path,
+                    raw,
+                    durable,
+                    layout,
+                },
+                limits,
+            ));
         }
         inputs
     }

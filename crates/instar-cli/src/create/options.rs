@@ -2,6 +2,7 @@
 
 use super::encryption::Encryption;
 use crate::amend::{Kind, OptionList, Value};
+use crate::files::Layout;
 use crate::image::is_foreign_format;
 use crate::launch::fill;
 use instar_shared::convert::{
@@ -10,6 +11,7 @@ use instar_shared::convert::{
 use instar_shared::edit::Preallocation;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
 
 /// Cluster size where it is not given, in bytes.
 const CLUSTER_BYTES: u64 = 64 << 10;
@@ -59,6 +61,9 @@ const RAW: [(&str, Kind, Option<&str>); 4] = [
     ("preallocation", Kind::Text, None),
     ("extent_size_hint", Kind::Size, None),
 ];
+
+/// Options that say how a file lies in its file system.
+const OF_FILES: [&[u8]; 2] = [b"nocow", b"extent_size_hint"];
 
 impl NewFormat {
     /// The format of this name, if images are made in it.
@@ -120,6 +125,47 @@ impl NewOptions {
             }
         }
         Ok(options)
+    }
+
+    /// As [`Self::new`], for the image `name`: a device lies in no file system.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn new_for(
+        name: &OsStr,
+        format: NewFormat,
+        list: Option<&OptionList>,
+    ) -> Result<Self, String> {
+        let names = list.into_iter().flat_map(OptionList::meanings);
+        let wrong = names
+            .map(|(name, _)| name)
+            .find(|name| OF_FILES.contains(name));
+        match wrong.filter(|_| is_device(name)) {
+            None => Self::new(format, list),
+            Some(wrong) => {
+                let shown = String::from_utf8_lossy(wrong);
+                Err(format!("Invalid parameter '{shown}'"))
+            }
+        }
+    }
+
+    /// How the files are to lie in their file system.
+    #[must_use]
+    pub fn layout(&self) -> Layout {
+        // What is too large is refused.
+        let extent_bytes = self.number("extent_size_hint");
+        let extent_bytes = extent_bytes.and_then(|bytes| u32::try_from(bytes).ok());
+        Layout {
+            no_cow: self.number("nocow") == Some(1),
+            extent_bytes: extent_bytes.unwrap_or(Layout::USUAL.extent_bytes),
+            asked: extent_bytes.is_some_and(|bytes| bytes > 0),
+        }
+    }
+
+    fn layout_refusal(&self) -> Option<String> {
+        let bytes = self.number("extent_size_hint")?;
+        let large = u32::try_from(bytes).is_err();
+        large.then(|| "Extent size hint is too large".into())
     }
 
     /// Gives the option `name` a value, whatever it had.
@@ -189,7 +235,7 @@ impl NewOptions {
             ))
         };
         if self.format == NewFormat::Raw {
-            return self.raw_refusal();
+            return self.raw_refusal().or_else(|| self.layout_refusal());
         }
         let level: &[&[u8]] = &[b"0.10", b"1.1", b"v2", b"v3"];
         let kinds: &[&[u8]] = &[b"zlib", b"zstd"];
@@ -205,6 +251,7 @@ impl NewOptions {
                     kinds.contains(&text)
                 })
             })
+            .or_else(|| self.layout_refusal())
     }
 
     fn raw_refusal(&self) -> Option<String> {
@@ -259,6 +306,14 @@ impl NewOptions {
 fn is_format(name: &[u8]) -> bool {
     let name = str::from_utf8(name).unwrap_or_default();
     matches!(name, "raw" | "qcow2") || is_foreign_format(name)
+}
+
+/// Whether a file of this name is a device.
+fn is_device(name: &OsStr) -> bool {
+    let name = name.as_bytes();
+    let path = name.strip_prefix(b"host_device:").unwrap_or(name);
+    let found = std::fs::metadata(OsStr::from_bytes(path));
+    found.is_ok_and(|found| found.file_type().is_block_device())
 }
 
 /// Whether there is such a preallocation mode.

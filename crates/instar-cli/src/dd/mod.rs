@@ -3,7 +3,7 @@
 use crate::cli::{FormatOptions, LimitOptions, UsageError};
 use crate::convert::{ConvertOutput, IO_THREADS, Shown};
 use crate::create::options::{NewFormat, NewOptions};
-use crate::files::{CONVERT, Reads};
+use crate::files::{CONVERT, Layout, Reads};
 use crate::image::Image;
 use crate::info::Format;
 use crate::launch::{self, NewFile};
@@ -92,6 +92,7 @@ pub fn run(options: &DdOptions, limits: &LimitOptions) -> Result<u8, UsageError>
         path: PathBuf::from(output),
         raw: format == NewFormat::Raw,
         durable: false,
+        layout: Layout::USUAL,
     };
     let inputs = vec![
         launch::to_read(source, Reads::Contents, options.force_share),

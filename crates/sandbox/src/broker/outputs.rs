@@ -8,6 +8,7 @@
 //! ```
 
 use crate::input::{Access, InputFile};
+use crate::layout::Layout;
 use crate::open::{self, Opened, Refusal};
 use crate::output::JobError;
 use crate::target::Target;
@@ -23,6 +24,7 @@ struct OutputFile {
     file: File,
     target: Target,
     durable: bool,
+    layout: Layout,
     /// The guest may write it now; what it held is gone.
     begun: bool,
     /// It has its name.
@@ -51,11 +53,18 @@ impl Outputs {
             let Some(target) = opened.target.take() else {
                 continue;
             };
+            let (durable, layout) = match input.access {
+                Access::Create {
+                    durable, layout, ..
+                } => (durable, layout),
+                _ => (false, Layout::USUAL),
+            };
             outputs.files.push(OutputFile {
                 slot,
                 file: opened.file.try_clone()?,
                 target,
-                durable: matches!(input.access, Access::Create { durable: true, .. }),
+                durable,
+                layout,
                 begun: false,
                 named: false,
             });
@@ -135,12 +144,17 @@ impl Drop for Outputs {
 }
 
 impl OutputFile {
-    fn begin(&mut self) -> Result<(), Errno> {
+    /// Gives the errno that kept the file from the layout that the user wants, if one did; 0 if none.
+    fn begin(&mut self) -> Result<i32, Errno> {
         if matches!(self.target, Target::Existing) {
             rustix::fs::ftruncate(&self.file, 0)?;
         }
         self.begun = true;
-        Ok(())
+        let refused = match self.target {
+            Target::New(_) | Target::Existing => self.layout.apply(self.file.as_fd()),
+            Target::Device => None,
+        };
+        Ok(refused.map_or(0, Errno::raw_os_error))
     }
 
     /// Names a new file; others have their name.

@@ -111,6 +111,11 @@ fn only_a_job_that_changes_images_may_write_and_nothing_else_besides() {
         assert!(!requests(READER).contains(&condition));
         assert!(!requests(BROKER_ONLY).contains(&condition));
     }
+    for request in layout::REQUESTS {
+        let condition = format!("{:?}", Condition::Equals(1, request));
+        let may = FILTERS.map(|filter| requests(filter).contains(&condition));
+        assert_eq!(may, FILTERS.map(|filter| filter == MAKER));
+    }
     let mut more = allowed(MAKER);
     more.retain(|call| !allowed(BROKER_ONLY).contains(call));
     assert_eq!(more, NAMING);

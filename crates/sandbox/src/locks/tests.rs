@@ -1,6 +1,7 @@
 //! Against real QEMU processes, in both directions.
 
 use super::*;
+use crate::layout::Layout;
 use crate::open::{Opened, open_inputs};
 use crate::{FailedOpen, Growth, InputFile};
 use std::io::Read;
@@ -502,6 +503,7 @@ const fn create(raw: bool) -> Access {
     Access::Create {
         raw,
         durable: false,
+        layout: Layout::USUAL,
     }
 }
 

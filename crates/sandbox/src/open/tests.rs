@@ -1,5 +1,6 @@
 use super::*;
 use crate::input::{Access, Growth};
+use crate::layout::Layout;
 use crate::locks::Reads;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -394,6 +395,7 @@ fn block_device_that_takes_no_writes_is_refused_in_qemus_words() {
 const CREATE: Access = Access::Create {
     raw: true,
     durable: false,
+    layout: Layout::USUAL,
 };
 
 #[test]

@@ -1,5 +1,6 @@
 use super::*;
 use crate::input::Access;
+use crate::layout::Layout;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
@@ -86,6 +87,7 @@ fn folder_that_cannot_be_read_takes_a_file() {
         access: Access::Create {
             raw: false,
             durable: true,
+            layout: Layout::USUAL,
         },
         data_file: false,
         share: false,

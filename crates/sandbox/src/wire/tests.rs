@@ -128,7 +128,7 @@ fn replies() -> Vec<Reply> {
         .chain(failures)
         .chain([Reply::Failed(failed), Reply::Invalid])
         .chain([Reply::OpenedToWrite(facts)])
-        .chain([Reply::Begun(Ok(())), Reply::Begun(Err(libc::EPERM))])
+        .chain([Ok(0), Ok(libc::EINVAL), Err(libc::EPERM)].map(Reply::Begun))
         .collect()
 }
 
