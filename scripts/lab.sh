@@ -25,7 +25,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 125' INT TERM HUP
 results=${LAB_RESULTS:-$work/results}
-mkdir -p "$results" "$work/root/bin" "$work/root/modules"
+mkdir -p "$results" "$work/initial/bin" "$work/initial/modules"
 results=$(cd "$results" && pwd)
 
 quote() {
@@ -45,10 +45,10 @@ quote() {
 } >"$work/command"
 rm -f "$results/.code"
 
-cp "$lab/busybox" "$work/root/bin/"
-cp "$work/command" "$work/root/command"
-cp "$lab"/host/*.ko "$lab/host/order" "$work/root/modules/"
-cat >"$work/root/init" <<'END'
+cp "$lab/busybox" "$work/initial/bin/"
+cp "$work/command" "$work/initial/command"
+cp "$lab"/host/*.ko "$lab/host/order" "$work/initial/modules/"
+cat >"$work/initial/init" <<'END'
 #!/bin/busybox sh
 B=/bin/busybox
 $B mkdir -p /proc /sys /dev /lower /upper /new
@@ -80,9 +80,9 @@ $B sync
 echo 0 0 0 0 >/proc/sys/kernel/printk
 $B poweroff -f
 END
-chmod 755 "$work/root/init"
-(cd "$work/root" && find . | cpio --quiet -o -H newc) >"$work/initrd"
-rm -rf "$work/root"
+chmod 755 "$work/initial/init"
+(cd "$work/initial" && find . | cpio --quiet -o -H newc) >"$work/initrd"
+rm -rf "$work/initial"
 
 status=0
 timeout --foreground -k 5 "${LAB_SECONDS:-300}" qemu-system-x86_64 -accel tcg,thread=multi -cpu max,+svm,+npt \
