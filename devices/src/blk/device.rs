@@ -223,7 +223,7 @@ impl BlkDevice {
             if let Some(limiter) = &mut limiter {
                 limiter.charge(data_len(&chain));
             }
-            published = published.saturating_add(self.submit(mem, backend, &chain)?);
+            published = published.saturating_add(self.submit(mem, backend, chain)?);
         }
         Ok(published)
     }
@@ -233,7 +233,7 @@ impl BlkDevice {
         &mut self,
         mem: &M,
         backend: &mut dyn BlockBackend,
-        chain: &Chain,
+        chain: Chain,
     ) -> Result<u32, DeviceFault> {
         let head = chain.head;
         let Request { action, footer } = parse(mem, &self.config, chain)?;

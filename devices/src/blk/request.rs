@@ -6,7 +6,7 @@ use super::{
     DISCARD_SEGMENT_BYTES, DeviceFault, GuestBuffer, MAX_OFFSET, MAX_SEGMENT_SECTORS,
     MAX_STATUS_EXTENTS, SEGMENTS_BYTES, WRITE_ZEROES_UNMAP,
 };
-use crate::virtio::chain::{Chain, gather, split_at, total_len};
+use crate::virtio::chain::{Chain, drop_front, gather, take_back, total_len};
 use instar_shared::blk::{
     CopyArg, ID_BYTES, MAX_REQUEST_BYTES, RANGE_WRITE_ZEROS, RangeArg, RequestHeader, RequestType,
     SECTOR_SIZE, Status, StatusExtent, VendorFooter,
@@ -58,6 +58,9 @@ impl Footer {
     }
 }
 
+#[allow(clippy::cast_possible_truncation)] // 16
+const HEADER_BYTES: u32 = size_of::<RequestHeader>() as u32;
+
 #[allow(clippy::cast_possible_truncation)] // 1 or 8
 const fn footer_len(vendor: bool) -> u32 {
     if vendor {
@@ -79,25 +82,27 @@ struct Parts {
 pub(super) fn parse<M: GuestMemory>(
     mem: &M,
     config: &BlkConfig,
-    chain: &Chain,
+    chain: Chain,
 ) -> Result<Request, DeviceFault> {
     let head = chain.head;
     let mut raw = [0; size_of::<RequestHeader>()];
     let short = DeviceFault::HeaderShort { head };
-    let (header_buffers, out_data) =
-        split_at(&chain.readable, size_of::<RequestHeader>() as u64).ok_or(short)?;
-    if !gather(mem, &header_buffers, &mut raw) {
+    let (mut out_data, mut in_data) = (chain.readable, chain.writable);
+    if total_len(&out_data) < raw.len() as u64 {
+        return Err(short);
+    }
+    if !gather(mem, &out_data, &mut raw) {
         return Err(DeviceFault::Memory);
+    }
+    if !drop_front(&mut out_data, HEADER_BYTES) {
+        return Err(short);
     }
     let header = RequestHeader::read_from_bytes(raw.as_bytes()).map_err(|_| short)?;
 
     let raw_type = header.request_type.get();
     let vendor = config.vendor_features != 0 && raw_type >= RequestType::ReadBytes.raw();
-    let data_len = total_len(&chain.writable)
-        .checked_sub(u64::from(footer_len(vendor)))
-        .ok_or(DeviceFault::FooterShort { head })?;
-    let (in_data, buffers) =
-        split_at(&chain.writable, data_len).ok_or(DeviceFault::FooterShort { head })?;
+    let buffers = take_back(&mut in_data, footer_len(vendor));
+    let buffers = buffers.ok_or(DeviceFault::FooterShort { head })?;
     let parts = Parts {
         head,
         start: header.sector.get(),

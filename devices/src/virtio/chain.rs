@@ -204,6 +204,48 @@ pub fn split_at(buffers: &[GuestBuffer], at: u64) -> Option<(Vec<GuestBuffer>, V
     (left == 0).then_some((front, back))
 }
 
+/// Takes the first `len` bytes off `buffers`; false if there are fewer, and then the rest is of no use.
+#[must_use]
+pub fn drop_front(buffers: &mut Vec<GuestBuffer>, len: u32) -> bool {
+    let (mut left, mut whole) = (len, 0_usize);
+    for buffer in buffers.iter_mut() {
+        if let Some(more) = left.checked_sub(buffer.len) {
+            (left, whole) = (more, whole.saturating_add(1));
+            continue;
+        }
+        buffer.addr.0 = buffer.addr.0.saturating_add(u64::from(left));
+        buffer.len = buffer.len.saturating_sub(left);
+        left = 0;
+        break;
+    }
+    buffers.drain(..whole);
+    left == 0
+}
+
+/// Takes the last `len` bytes off `buffers` and returns them; `None` if there are fewer, and then the rest is of no use.
+#[must_use]
+pub fn take_back(buffers: &mut Vec<GuestBuffer>, len: u32) -> Option<Vec<GuestBuffer>> {
+    let (mut left, mut from) = (len, buffers.len());
+    for (index, buffer) in buffers.iter_mut().enumerate().rev() {
+        if left == 0 {
+            break;
+        }
+        from = index;
+        if let Some(more) = left.checked_sub(buffer.len) {
+            left = more;
+            continue;
+        }
+        let mut taken = *buffer;
+        buffer.len = buffer.len.saturating_sub(left);
+        taken.addr.0 = taken.addr.0.saturating_add(u64::from(buffer.len));
+        taken.len = left;
+        let mut back = buffers.split_off(index.saturating_add(1));
+        back.insert(0, taken);
+        return Some(back);
+    }
+    (left == 0).then(|| buffers.split_off(from))
+}
+
 /// Copies the first bytes of `buffers` into `out`; false if there are too few or they cannot be read.
 #[must_use]
 pub fn gather<M: GuestMemory>(mem: &M, buffers: &[GuestBuffer], out: &mut [u8]) -> bool {
@@ -247,4 +289,45 @@ pub fn scatter<M: GuestMemory>(
         rest = later;
     }
     Ok(written)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn buffers(lens: &[u32]) -> Vec<GuestBuffer> {
+        let buffer = |(n, len): (u64, &u32)| GuestBuffer {
+            addr: GuestAddress(n * 100),
+            len: *len,
+        };
+        (0..).zip(lens).map(buffer).collect()
+    }
+
+    #[test]
+    fn both_ends_are_cut_as_a_split_does() {
+        for lens in [
+            &[][..],
+            &[16],
+            &[3, 13],
+            &[7, 20, 1],
+            &[1, 1, 1, 1],
+            &[40, 8],
+        ] {
+            let all = buffers(lens);
+            let total = total_len(&all);
+            for at in 0..=total + 2 {
+                let split = split_at(&all, at);
+                let mut rest = all.clone();
+                let dropped = drop_front(&mut rest, u32::try_from(at).unwrap());
+                assert_eq!(dropped.then_some(rest), split.clone().map(|(_, back)| back));
+                let mut rest = all.clone();
+                let len = u32::try_from(total + 2 - at).unwrap();
+                let taken = take_back(&mut rest, len).map(|back| (rest, back));
+                let split = (total + 2 - at <= total)
+                    .then(|| split_at(&all, at - 2))
+                    .flatten();
+                assert_eq!(taken, split, "{lens:?} {at}");
+            }
+        }
+    }
 }
