@@ -1,6 +1,6 @@
 //! Disks: files and block devices of the host, each served by a thread of its own, with threads for what sleeps.
 
-use super::events::{BACKEND_EVENT, QueueEvents, Wired, event, watch};
+use super::events::{BACKEND_EVENT, QueueEvents, SIGNALLED, Wired, event, watch};
 use super::parts::{Disk, RateLimit};
 use crate::VmError;
 use crate::block::{
@@ -232,10 +232,7 @@ impl MutEventSubscriber for DiskEvents {
     fn init(&mut self, ops: &mut EventOps) {
         self.queues.watch(ops);
         let finished = &self.finished.event;
-        watch(
-            ops,
-            Events::with_data(finished, BACKEND_EVENT, EventSet::IN),
-        );
+        watch(ops, Events::with_data(finished, BACKEND_EVENT, SIGNALLED));
         if let Some(timer) = &self.timer {
             watch(ops, Events::with_data(timer, LIMIT_EVENT, EventSet::IN));
         }
@@ -248,7 +245,6 @@ impl MutEventSubscriber for DiskEvents {
         if let Some(index) = self.queues.notified(events) {
             device.kick(index);
         } else if events.data() == BACKEND_EVENT {
-            let _ = finished.event.read();
             // Under the device's lock: a reset must find all that it has to forget.
             device.complete(|backend| {
                 for done in std::mem::take(&mut *finished.lock()) {
