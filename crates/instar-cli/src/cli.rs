@@ -244,6 +244,10 @@ pub enum Command {
     /// Say how much space an image would take
     #[command(after_help = MEASURE_HELP, args_override_self = true, override_usage = "instar measure [OPTIONS] --size SIZE | FILE")]
     Measure(Box<MeasureOptions>),
+    /// Start a Linux guest in a virtual machine
+    #[cfg(target_arch = "x86_64")]
+    #[command(after_help = crate::run::HELP, args_override_self = true, override_usage = "instar run [OPTIONS] --kernel FILE")]
+    Run(Box<crate::run::RunOptions>),
     /// Print the completions of a shell
     #[command(hide = true)]
     Completions(crate::papers::CompletionsOptions),
@@ -253,7 +257,7 @@ pub enum Command {
 }
 
 /// Names of the commands that `qemu-img` does not have.
-const OWN_COMMANDS: [&str; 2] = ["completions", "manual"];
+pub const OWN_COMMANDS: [&str; 3] = ["run", "completions", "manual"];
 
 /// Limits and permissions of the virtual machine.
 #[derive(Args, Debug)]
@@ -389,7 +393,12 @@ pub fn whole_program() -> clap::Command {
     // What documents a command's options takes the place of what the command is about.
     program.build();
     let mut abouts = abouts.into_iter();
-    program.mut_subcommands(|command| command.about(abouts.next().unwrap_or_default()))
+    program.mut_subcommands(|command| {
+        let hidden = command.is_hide_set() || known_to_qemu_img(command.get_name()).is_err();
+        command
+            .about(abouts.next().unwrap_or_default())
+            .hide(hidden)
+    })
 }
 
 /// The help that `words` ask for, which `error` holds for a command whose options came late.

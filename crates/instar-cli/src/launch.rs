@@ -49,6 +49,8 @@ pub fn run(cli: &Cli) -> Result<u8, UsageError> {
         Command::Rebase(options) => crate::rebase::run(options, &cli.limits),
         Command::Create(options) => create::run(options, &cli.limits),
         Command::Measure(options) => measure::run(options, &cli.limits),
+        #[cfg(target_arch = "x86_64")]
+        Command::Run(options) => crate::run::run(options, &cli.limits),
         Command::Completions(options) => papers::completions(options),
         Command::Manual(options) => papers::manual(options),
     }

@@ -36,6 +36,8 @@ mod progress;
 mod quantity;
 mod rebase;
 mod resize;
+#[cfg(target_arch = "x86_64")]
+mod run;
 mod secret;
 mod sink;
 mod size;

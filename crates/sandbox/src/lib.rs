@@ -19,6 +19,8 @@ mod input;
 mod jail;
 mod layout;
 mod locks;
+#[cfg(target_arch = "x86_64")]
+pub mod machine;
 mod names;
 mod open;
 mod output;

@@ -188,7 +188,7 @@ pub enum JobError {
 }
 
 /// How `signal` ended the worker, as a sentence.
-fn death(signal: i32) -> String {
+pub(crate) fn death(signal: i32) -> String {
     let name = match signal {
         libc::SIGSYS => {
             return "the worker was stopped by its seccomp filter (SIGSYS); please report this"

@@ -4,7 +4,7 @@ mod manual;
 
 pub use manual::{ManualOptions, run as manual};
 
-use crate::cli::{Cli, UsageError};
+use crate::cli::{Cli, OWN_COMMANDS, UsageError};
 use clap::{Args, Command, CommandFactory, ValueEnum};
 use clap_complete::Shell;
 use std::io;
@@ -74,7 +74,10 @@ fn script(shell: Shell, name: ProgramName) -> io::Result<String> {
 /// packagers.
 fn described(name: ProgramName) -> Command {
     let whole = Cli::command();
-    let shown = whole.get_subcommands().filter(|sub| !sub.is_hide_set());
+    let known = |sub: &str| name == ProgramName::Instar || !OWN_COMMANDS.contains(&sub);
+    let shown = whole
+        .get_subcommands()
+        .filter(|sub| !sub.is_hide_set() && known(sub.get_name()));
     let mut program = Command::new(name.word())
         .version(env!("CARGO_PKG_VERSION"))
         .infer_long_args(true)

@@ -1,0 +1,338 @@
+//! A machine as the user describes it: in a file, and by options, which go before the file.
+//!
+//! `--dry-run` prints what `--config` reads.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::path::{Path, PathBuf};
+
+/// Memory of a machine that nobody gave a size.
+const DEFAULT_MEMORY: u64 = 512 << 20;
+/// How long a guest may take to shut down.
+const DEFAULT_SHUTDOWN_SECONDS: u64 = 30;
+
+/// A machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Config {
+    /// Kernel: ELF or bzImage.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cmdline: Option<String>,
+    /// Firmware with a PVH entry, instead of a kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<PathBuf>,
+    /// vCPUs.
+    pub cpus: u8,
+    /// Memory.
+    pub memory: Size,
+    /// How virtio devices are found.
+    pub transport: Transport,
+    /// Where the serial line goes; by default to the terminal unless the console does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serial: Option<Stream>,
+    /// Where the virtio console goes.
+    pub console: Stream,
+    /// A source of random bytes.
+    pub rng: bool,
+    /// Start again when the guest reboots.
+    pub reboot: bool,
+    /// Seconds from the power button to the end.
+    pub shutdown_timeout: u64,
+    /// Disks.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub disk: Vec<Disk>,
+    /// Network devices.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub net: Vec<Net>,
+    /// vsock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<Vsock>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            kernel: None,
+            initrd: None,
+            cmdline: None,
+            firmware: None,
+            cpus: 1,
+            memory: Size(DEFAULT_MEMORY),
+            transport: Transport::Pci,
+            serial: None,
+            console: Stream::None,
+            rng: false,
+            reboot: true,
+            shutdown_timeout: DEFAULT_SHUTDOWN_SECONDS,
+            disk: Vec::new(),
+            net: Vec::new(),
+            vsock: None,
+        }
+    }
+}
+
+/// How virtio devices are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// virtio-pci.
+    Pci,
+    /// virtio-mmio, described by ACPI.
+    Mmio,
+}
+
+/// A disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Disk {
+    /// A raw image or block device.
+    pub file: PathBuf,
+    /// Nothing is written.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub readonly: bool,
+    /// What the guest reads as its identifier.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub serial: String,
+    /// The page cache is passed by.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub direct: bool,
+    /// Most bytes in a second; 0: any.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub bytes_per_second: Size,
+    /// Most requests in a second; 0: any.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub requests_per_second: u64,
+}
+
+/// A network device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Net {
+    /// Name of the tap device.
+    pub tap: String,
+    /// The guest's address; by default one that follows from the name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<Mac>,
+}
+
+/// vsock.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Vsock {
+    /// The guest's address.
+    pub cid: u32,
+    /// Where the host's programs reach the guest; the guest reaches `SOCKET_PORT`.
+    pub socket: PathBuf,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// A size in bytes; written with the largest unit that it is a multiple of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl Serialize for Size {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let unit = [("G", 30_u32), ("M", 20), ("K", 10)];
+        let unit = unit
+            .iter()
+            .find(|(_, shift)| self.0 > 0 && self.0.trailing_zeros() >= *shift);
+        match unit {
+            Some((letter, shift)) => {
+                serializer.serialize_str(&format!("{}{letter}", self.0 >> shift))
+            }
+            None => serializer.serialize_u64(self.0),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(
+            untagged,
+            expecting = "a size: a number of bytes, or a text such as \"512M\""
+        )]
+        enum Written {
+            Bytes(u64),
+            Text(String),
+        }
+        match Written::deserialize(deserializer)? {
+            Written::Bytes(bytes) => Ok(Self(bytes)),
+            Written::Text(text) => crate::size::parse(&text)
+                .map(Self)
+                .map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+/// Where a line goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Stream {
+    /// Nowhere.
+    #[default]
+    None,
+    /// Standard input and output.
+    Stdio,
+    /// A terminal that is made for it.
+    Pty,
+    /// A file gets the output.
+    File(PathBuf),
+}
+
+impl From<&Path> for Stream {
+    fn from(word: &Path) -> Self {
+        match word.to_str() {
+            Some("none") => Self::None,
+            Some("stdio") => Self::Stdio,
+            Some("pty") => Self::Pty,
+            _ => Self::File(word.to_owned()),
+        }
+    }
+}
+
+impl Serialize for Stream {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::None => serializer.serialize_str("none"),
+            Self::Stdio => serializer.serialize_str("stdio"),
+            Self::Pty => serializer.serialize_str("pty"),
+            Self::File(path) => path.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Stream {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self::from(PathBuf::deserialize(deserializer)?.as_path()))
+    }
+}
+
+/// An Ethernet address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// Reads six bytes such as `02:00:5e:10:00:01`.
+    ///
+    /// # Errors
+    /// One sentence: it is none, or one of a group.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let wrong = || {
+            format!(
+                "'{text}' is not a MAC address: write six bytes such as 02:00:5e:10:00:01, the first of them even"
+            )
+        };
+        let bytes = text.split(':').map(|part| {
+            u8::from_str_radix(part, 16)
+                .ok()
+                .filter(|_| part.len() == 2)
+        });
+        let bytes: Vec<u8> = bytes.collect::<Option<_>>().ok_or_else(wrong)?;
+        let bytes: [u8; 6] = bytes.try_into().map_err(|_| wrong())?;
+        match bytes {
+            [first, ..] if first & 1 != 0 => Err(wrong()),
+            [0, 0, 0, 0, 0, 0] => Err(wrong()),
+            _ => Ok(Self(bytes)),
+        }
+    }
+
+    /// A local address that is always the same for a tap device: FNV-1a of its name.
+    #[must_use]
+    pub fn of_name(name: &str) -> Self {
+        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        let [a, b, c, d, e, ..] = hash.to_le_bytes();
+        Self([0x02, a, b, c, d, e])
+    }
+}
+
+impl std::fmt::Display for Mac {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl Serialize for Mac {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Mac {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+impl Config {
+    /// Reads a file's text; `name` is the file's.
+    ///
+    /// # Errors
+    /// One sentence with the line.
+    pub fn parse(text: &str, name: &Path) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| {
+            let start = error.span().map_or(0, |span| span.start);
+            let before = text.get(..start).unwrap_or_default();
+            let line = before.matches('\n').count() + 1;
+            let said = error.message().replace('\n', " ");
+            format!("{}:{line}: {said}", name.display())
+        })
+    }
+
+    /// The text that [`Config::parse`] reads as this.
+    ///
+    /// # Errors
+    /// A name in it is not Unicode.
+    pub fn text(&self) -> Result<String, String> {
+        toml::to_string(self)
+            .map_err(|error| format!("the machine cannot be written as TOML: {error}"))
+    }
+
+    /// Where the serial line goes.
+    #[must_use]
+    pub fn serial(&self) -> Stream {
+        match (&self.serial, &self.console) {
+            (Some(stream), _) => stream.clone(),
+            (None, Stream::Stdio) => Stream::None,
+            (None, _) => Stream::Stdio,
+        }
+    }
+
+    /// The kernel's command line: as given, or one that names the console.
+    #[must_use]
+    pub fn cmdline(&self) -> String {
+        match (&self.cmdline, self.serial(), &self.console) {
+            (Some(given), _, _) => given.clone(),
+            (None, Stream::None, Stream::None) => String::new(),
+            (None, Stream::None, _) => "console=hvc0".to_owned(),
+            (None, _, _) => "console=ttyS0".to_owned(),
+        }
+    }
+
+    /// Fills in what follows from the rest.
+    #[must_use]
+    pub fn complete(mut self) -> Self {
+        self.serial = Some(self.serial());
+        if self.kernel.is_some() {
+            self.cmdline = Some(self.cmdline());
+        }
+        for net in &mut self.net {
+            net.mac.get_or_insert_with(|| Mac::of_name(&net.tap));
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,137 @@
+//! Options of `run` as they are typed.
+
+use super::*;
+use crate::cli::{Cli, Command, Stop, parse};
+
+fn typed(line: &str) -> (Box<RunOptions>, LimitOptions) {
+    let words = line.split(' ').map(OsString::from);
+    match parse(words) {
+        Ok(Cli {
+            command: Command::Run(options),
+            limits,
+            ..
+        }) => (options, limits),
+        Err(Stop::Wrong(error)) => panic!("{line}: {}", error.sentence),
+        _ => panic!("{line}"),
+    }
+}
+
+fn made(line: &str) -> Result<Config, String> {
+    let (options, limits) = typed(line);
+    options.over(Config::default(), &limits)
+}
+
+#[test]
+fn options_make_a_machine() {
+    let config = made(
+        "instar run --kernel k --initrd i --cmdline -x --cpus 2 --memory 1G --transport mmio --rng --no-reboot \
+         --disk a,,b=c,readonly,serial=X --disk /dev/sdb,direct=off,bytes-per-second=1M,requests-per-second=7 \
+         --net tap:t0,mac=02:00:00:00:00:02 --vsock 7:/run/v:m,s --serial log --console pty --shutdown-timeout 4",
+    )
+    .unwrap();
+    assert_eq!(config.kernel, Some("k".into()));
+    assert_eq!(config.cmdline.as_deref(), Some("-x"));
+    assert_eq!((config.cpus, config.memory), (2, Size(1 << 30)));
+    assert_eq!(config.transport, Transport::Mmio);
+    assert!(config.rng && !config.reboot);
+    assert_eq!(config.shutdown_timeout, 4);
+    let first = Disk {
+        file: "a,b=c".into(),
+        readonly: true,
+        serial: "X".into(),
+        ..Disk::default()
+    };
+    let second = Disk {
+        file: "/dev/sdb".into(),
+        bytes_per_second: Size(1 << 20),
+        requests_per_second: 7,
+        ..Disk::default()
+    };
+    assert_eq!(config.disk, [first, second]);
+    assert_eq!(config.net[0].tap, "t0");
+    let vsock = config.vsock.unwrap();
+    assert_eq!((vsock.cid, vsock.socket), (7, "/run/v:m,s".into()));
+    assert_eq!(config.serial, Some(Stream::File("log".into())));
+    assert_eq!(config.console, Stream::Pty);
+}
+
+#[test]
+fn options_go_before_the_file() {
+    let (options, limits) = typed("instar run --memory 64M --vsock cid=9,socket=s --config x.toml");
+    let file = Config {
+        kernel: Some("k".into()),
+        cpus: 3,
+        disk: vec![Disk {
+            file: "d".into(),
+            ..Disk::default()
+        }],
+        ..Config::default()
+    };
+    let config = options.over(file.clone(), &limits).unwrap();
+    assert_eq!((config.cpus, config.memory), (3, Size(64 << 20)));
+    assert_eq!(config.disk, file.disk);
+    assert_eq!(config.vsock.unwrap().cid, 9);
+}
+
+#[test]
+fn what_is_wrong_is_said() {
+    for (line, said) in [
+        ("instar run disk.qcow2", "starting a disk image by its name"),
+        ("instar run --disk a,redonly", "--disk knows no 'redonly'"),
+        (
+            "instar run --disk a,readonly=maybe",
+            "'readonly' is on or off",
+        ),
+        ("instar run --disk a,serial", "'serial' needs a value"),
+        (
+            "instar run --disk a,requests-per-second=x",
+            "'x' is not a number",
+        ),
+        ("instar run --net bridge:b", "--net expects tap:NAME"),
+        (
+            "instar run --net tap:t,mac=03:00:00:00:00:00",
+            "is not a MAC address",
+        ),
+        ("instar run --vsock /run/x", "--vsock expects CID:PATH"),
+        ("instar run --vsock 99999999999:x", "is not a number"),
+    ] {
+        let error = made(line).unwrap_err();
+        assert!(error.contains(said), "{line}: {error}");
+    }
+}
+
+#[test]
+fn what_does_not_go_together_is_said() {
+    use super::super::check::check;
+    for (line, said) in [
+        ("instar run --cpus 1", "there is nothing to start"),
+        ("instar run --kernel k --firmware f", "exclude each other"),
+        ("instar run --firmware f --cmdline x", "belong to --kernel"),
+        ("instar run --kernel k --cpus 0", "1 to 32 vCPUs"),
+        ("instar run --kernel k --cpus 33", "1 to 32 vCPUs"),
+        ("instar run --kernel k --memory 33M", "multiple of 2M"),
+        ("instar run --kernel k --memory 2M", "at least 32M"),
+        (
+            "instar run --kernel k --serial stdio --console stdio",
+            "only one of",
+        ),
+        (
+            "instar run --kernel k --disk a,serial=123456789012345678901",
+            "at most 20",
+        ),
+        (
+            "instar run --kernel k --net tap:a/b",
+            "is not the name of a tap",
+        ),
+        (
+            "instar run --kernel k --net tap:0123456789abcdef",
+            "is not the name of a tap",
+        ),
+        ("instar run --kernel k --vsock 2:x", "is 3 or more"),
+        ("instar run --kernel k --vsock 3:", "needs the path"),
+        ("instar run --kernel k --disk ,readonly", "no file name"),
+    ] {
+        let error = made(line).and_then(|config| check(&config)).unwrap_err();
+        assert!(error.contains(said), "{line}: {error}");
+    }
+}

@@ -1,0 +1,344 @@
+//! Opens what the user named for a machine.
+
+use super::terminal::Pty;
+use super::{BootFiles, DiskFile, MachineFailure, MachineJob, MachineOutput, Stream};
+use crate::input::{Access, Growth, InputFile};
+use crate::locks::Reads;
+use crate::machine::connect::Asking;
+use crate::open::{self, Opened};
+use instar_vmm::HostFile;
+use instar_vmm::machine::parts::{Boot, Disk, Line, Net, Parts, Vsock};
+use instar_vmm::machine::tap::open_tap;
+use rustix::event::epoll;
+use rustix::fs::{Mode, OFlags};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+/// All open files of a machine. A fork has them, too.
+#[derive(Debug)]
+pub struct MachineFiles {
+    boot: Boot,
+    serial: Line,
+    console: Option<Line>,
+    disks: Vec<Disk>,
+    nets: Vec<Net>,
+    vsock: Option<Listening>,
+    /// Held so that the lines do not hang up.
+    terminals: Vec<OwnedFd>,
+}
+
+/// The host's vsock socket; it goes when this goes.
+#[derive(Debug)]
+struct Listening {
+    cid: u32,
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl MachineFiles {
+    /// Opens all of them: disks first, whose locks say whether the machine may run at all.
+    ///
+    /// # Errors
+    /// The first that fails.
+    pub fn open(job: &MachineJob, output: &mut dyn MachineOutput) -> Result<Self, MachineFailure> {
+        let disks = disks(&job.disks)?;
+        let boot = boot(&job.boot)?;
+        let mut terminals = Vec::new();
+        let serial = line("serial line", &job.serial, &mut terminals, output)?;
+        let console = match &job.console {
+            Stream::None => None,
+            stream => Some(line("console", stream, &mut terminals, output)?),
+        };
+        let nets = job.nets.iter().map(|net| {
+            let tap = open_tap(&net.name)?;
+            Ok(Net {
+                tap,
+                name: net.name.clone(),
+                mac: net.mac,
+            })
+        });
+        let nets = nets.collect::<Result<_, MachineFailure>>()?;
+        let vsock = match &job.vsock {
+            Some(vsock) => Some(listen(vsock.cid, &vsock.path)?),
+            None => None,
+        };
+        Ok(Self {
+            boot,
+            serial,
+            console,
+            disks,
+            nets,
+            vsock,
+            terminals,
+        })
+    }
+
+    /// Path of the host's vsock socket.
+    pub fn vsock_path(&self) -> Option<&Path> {
+        self.vsock.as_ref().map(|vsock| vsock.path.as_path())
+    }
+
+    /// Removes what was made for the machine; in the parent, at the end.
+    pub fn remove(&self) {
+        if let Some(path) = self.vsock_path() {
+            // Someone else may have removed it.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    /// The parts of the machine, in the worker, which asks on `line` for connections; and all descriptors of them.
+    pub fn into_parts(self, job: &MachineJob, line: OwnedFd) -> (Parts, Vec<RawFd>) {
+        let mut kept = vec![line.as_raw_fd()];
+        let mut vsock = None;
+        if let Some(listening) = self.vsock {
+            kept.push(listening.listener.as_raw_fd());
+            vsock = Some(Vsock {
+                cid: listening.cid,
+                listener: listening.listener,
+                connector: Box::new(Asking::new(line)),
+            });
+        } else {
+            // The parent sees its end close when the worker is gone.
+            std::mem::forget(line);
+        }
+        match &self.boot {
+            Boot::Kernel { kernel, initrd, .. } => {
+                kept.push(kernel.as_raw_fd());
+                kept.extend(initrd.iter().map(AsRawFd::as_raw_fd));
+            }
+            Boot::Firmware(firmware) => kept.push(firmware.as_raw_fd()),
+        }
+        for line in [Some(&self.serial), self.console.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            kept.extend(line.output.iter().map(AsRawFd::as_raw_fd));
+            kept.extend(line.input.iter().map(AsRawFd::as_raw_fd));
+        }
+        kept.extend(self.disks.iter().map(|disk| disk.file.as_raw_fd()));
+        kept.extend(self.nets.iter().map(|net| net.tap.as_raw_fd()));
+        kept.extend(self.terminals.iter().map(AsRawFd::as_raw_fd));
+        // They are open as long as the process is.
+        self.terminals.into_iter().for_each(std::mem::forget);
+        let parts = Parts {
+            cpus: job.cpus,
+            memory_bytes: job.memory_bytes,
+            transport: job.transport,
+            boot: self.boot,
+            serial: self.serial,
+            console: self.console,
+            disks: self.disks,
+            nets: self.nets,
+            vsock,
+            rng: job.rng,
+        };
+        (parts, kept)
+    }
+}
+
+fn file(what: &'static str, path: &Path) -> Result<File, MachineFailure> {
+    let failed = |source| MachineFailure::File {
+        what,
+        path: path.to_owned(),
+        source,
+    };
+    // A FIFO does not block.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    let file =
+        rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
+    let file = File::from(file);
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(failed(io::Error::other("it is not a regular file")));
+    }
+    Ok(file)
+}
+
+fn boot(files: &BootFiles) -> Result<Boot, MachineFailure> {
+    match files {
+        BootFiles::Kernel {
+            kernel,
+            initrd,
+            cmdline,
+        } => Ok(Boot::Kernel {
+            kernel: file("kernel", kernel)?,
+            initrd: initrd
+                .as_deref()
+                .map(|path| file("initial RAM disk", path))
+                .transpose()?,
+            cmdline: cmdline.clone(),
+        }),
+        BootFiles::Firmware(path) => Ok(Boot::Firmware(file("firmware", path)?)),
+    }
+}
+
+/// Opens and locks the disks as operations do: one that is written is written by nobody else.
+fn disks(named: &[DiskFile]) -> Result<Vec<Disk>, MachineFailure> {
+    let inputs: Vec<InputFile> = named.iter().map(input).collect();
+    let opened = open::open_inputs(&inputs).map_err(MachineFailure::Disk)?;
+    named
+        .iter()
+        .zip(opened)
+        .map(|(disk, opened)| as_disk(disk, opened))
+        .collect()
+}
+
+fn input(disk: &DiskFile) -> InputFile {
+    InputFile {
+        path: disk.path.clone(),
+        described: None,
+        secrets: Vec::new(),
+        share: false,
+        direct: disk.direct,
+        access: if disk.read_only {
+            Access::Read(Reads::Source)
+        } else {
+            Access::Change
+        },
+        growth: Growth::AtMost { extra_bytes: 0 },
+    }
+}
+
+fn as_disk(disk: &DiskFile, opened: Opened) -> Result<Disk, MachineFailure> {
+    if opened.facts.character_device {
+        return Err(MachineFailure::NoDisk(disk.path.clone()));
+    }
+    Ok(Disk {
+        file: HostFile::new(opened.file, opened.facts.direct_align),
+        name: disk.path.clone(),
+        len_bytes: opened.facts.len_bytes,
+        read_only: disk.read_only,
+        block_device: opened.facts.block_device,
+        serial: disk.serial.clone(),
+        rate: disk.rate,
+    })
+}
+
+/// The ends of a line.
+fn line(
+    what: &'static str,
+    stream: &Stream,
+    terminals: &mut Vec<OwnedFd>,
+    output: &mut dyn MachineOutput,
+) -> Result<Line, MachineFailure> {
+    let failed = |source: io::Error| MachineFailure::Start {
+        step: "dup",
+        source,
+    };
+    let nowhere = Line {
+        output: None,
+        input: None,
+        terminal: false,
+    };
+    match stream {
+        Stream::None => Ok(nowhere),
+        Stream::File(path) => Ok(Line {
+            output: Some(new_file(path)?),
+            ..nowhere
+        }),
+        Stream::Pty => {
+            let made = Pty::new()?;
+            output.terminal_made(what, &made.path);
+            let copy = made.machine.try_clone().map_err(failed)?;
+            terminals.push(made.user);
+            Ok(Line {
+                output: Some(made.machine),
+                input: Some(copy),
+                terminal: false,
+            })
+        }
+        Stream::Stdio => {
+            let stdin = io::stdin();
+            let input = if can_be_waited_for(stdin.as_fd())? {
+                Some(stdin.as_fd().try_clone_to_owned().map_err(failed)?)
+            } else {
+                None
+            };
+            let stdout = io::stdout().as_fd().try_clone_to_owned().map_err(failed)?;
+            Ok(Line {
+                output: Some(stdout),
+                input,
+                terminal: io::IsTerminal::is_terminal(&stdin),
+            })
+        }
+    }
+}
+
+/// Whether input can come later: an empty device never has any.
+///
+/// # Errors
+/// It is a file with bytes, of which it cannot be told when they come.
+fn can_be_waited_for(input: BorrowedFd<'_>) -> Result<bool, MachineFailure> {
+    let failed = |errno: rustix::io::Errno| MachineFailure::Start {
+        step: "epoll",
+        source: errno.into(),
+    };
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
+    match epoll::add(
+        &epoll,
+        input,
+        epoll::EventData::new_u64(0),
+        epoll::EventFlags::IN,
+    ) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::PERM) => {
+            let stat = rustix::fs::fstat(input).map_err(failed)?;
+            if stat.st_size > 0 {
+                return Err(MachineFailure::InputIsFile);
+            }
+            Ok(false)
+        }
+        // It is closed.
+        Err(rustix::io::Errno::BADF) => Ok(false),
+        Err(errno) => Err(failed(errno)),
+    }
+}
+
+/// A file that gets a line's output: made if it is not there, emptied if it is.
+fn new_file(path: &Path) -> Result<OwnedFd, MachineFailure> {
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path);
+    file.map(OwnedFd::from)
+        .map_err(|source| MachineFailure::File {
+            what: "output file",
+            path: path.to_owned(),
+            source,
+        })
+}
+
+/// Makes the host's vsock socket. One that a machine has left behind is removed.
+fn listen(cid: u32, path: &Path) -> Result<Listening, MachineFailure> {
+    let failed = |reason: String| MachineFailure::Vsock {
+        path: path.to_owned(),
+        reason,
+    };
+    // The sockets of all ports must have a name.
+    rustix::net::SocketAddrUnix::new(super::connect::beside(path, u32::MAX)).map_err(|_| {
+        failed("the path is too long for a socket, with a port behind it".to_owned())
+    })?;
+    let bind = || UnixListener::bind(path);
+    let listener = bind().or_else(|error| {
+        let left = error.kind() == io::ErrorKind::AddrInUse
+            && UnixStream::connect(path)
+                .is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
+        if !left {
+            return Err(error);
+        }
+        std::fs::remove_file(path)?;
+        bind()
+    });
+    let listener = listener.and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    });
+    Ok(Listening {
+        cid,
+        listener: listener.map_err(|error| failed(super::said(&error)))?,
+        path: path.to_owned(),
+    })
+}

@@ -1,0 +1,230 @@
+//! A machine with a Linux guest: who opens what for it, and what is left to the process that runs it.
+//!
+//! [`run_machine`] is the *parent*: it opens what the user named, takes the disks' locks, puts the terminal into raw mode,
+//! and forks a worker for each boot. It parses nothing and reads nothing that the guest wrote but the number of a port.
+//! The *worker* builds the machine, gives up everything else, and runs it until the guest switches it off or resets it.
+//!
+//! ```text
+//!            power button (eventfd), SIGKILL
+//!   parent --------------------------------> worker (KVM, devices)
+//!     ^  '--- connect(PATH_PORT), SCM_RIGHTS --->  |
+//!     '------- exit code, port numbers ------------'
+//! ```
+
+mod connect;
+mod files;
+mod parent;
+mod terminal;
+mod worker;
+
+use crate::jail::JailError;
+use crate::output::FailedOpen;
+use instar_vmm::machine::MachineError;
+use instar_vmm::machine::control::{Outcome, Report};
+use instar_vmm::machine::parts::{RateLimit, Transport};
+use instar_vmm::machine::tap::TapError;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A machine as the user names it; nothing is open yet.
+#[derive(Clone, Debug)]
+pub struct MachineJob {
+    /// vCPUs.
+    pub cpus: u8,
+    /// Guest memory in bytes.
+    pub memory_bytes: u64,
+    /// How virtio devices are found.
+    pub transport: Transport,
+    /// What is started.
+    pub boot: BootFiles,
+    /// The serial line.
+    pub serial: Stream,
+    /// The virtio console.
+    pub console: Stream,
+    /// Disks.
+    pub disks: Vec<DiskFile>,
+    /// Network devices.
+    pub nets: Vec<TapName>,
+    /// vsock.
+    pub vsock: Option<VsockName>,
+    /// A source of random bytes.
+    pub rng: bool,
+    /// A guest that reboots starts again.
+    pub reboot: bool,
+    /// From the power button to the end.
+    pub shutdown: Duration,
+    /// The machine is stopped after this.
+    pub timeout: Option<Duration>,
+    /// Devices are saved, reset and restored after each of these times: a test.
+    pub recycle: Option<Duration>,
+}
+
+/// What is started.
+#[derive(Clone, Debug)]
+pub enum BootFiles {
+    /// A kernel.
+    Kernel {
+        /// Its file.
+        kernel: PathBuf,
+        /// Initial RAM disk.
+        initrd: Option<PathBuf>,
+        /// Command line.
+        cmdline: String,
+    },
+    /// A firmware.
+    Firmware(PathBuf),
+}
+
+/// Where a line goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Nowhere.
+    None,
+    /// Standard input and output.
+    Stdio,
+    /// A terminal that is made for it.
+    Pty,
+    /// A file gets the output.
+    File(PathBuf),
+}
+
+/// A disk.
+#[derive(Clone, Debug)]
+pub struct DiskFile {
+    /// Raw image or block device.
+    pub path: PathBuf,
+    /// Nothing is written.
+    pub read_only: bool,
+    /// The page cache is passed by.
+    pub direct: bool,
+    /// What the guest reads as its identifier.
+    pub serial: String,
+    /// How much it may do.
+    pub rate: Option<RateLimit>,
+}
+
+/// A tap device.
+#[derive(Clone, Debug)]
+pub struct TapName {
+    /// Its name.
+    pub name: String,
+    /// The guest's address.
+    pub mac: [u8; 6],
+}
+
+/// vsock.
+#[derive(Clone, Debug)]
+pub struct VsockName {
+    /// The guest's address.
+    pub cid: u32,
+    /// The host's socket.
+    pub path: PathBuf,
+}
+
+/// Why a machine did not run, or not to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineFailure {
+    /// A disk could not be opened, or is in use.
+    #[error("{}", .0.reason.to_string_lossy())]
+    Disk(FailedOpen),
+    /// A disk is neither a file nor a block device.
+    #[error("'{}' is a character device; a disk is a file or a block device", .0.display())]
+    NoDisk(PathBuf),
+    /// A file could not be opened.
+    #[error("cannot open the {what} '{}': {}", .path.display(), said(.source))]
+    File {
+        /// What it is to the machine.
+        what: &'static str,
+        /// Its name.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The host's vsock socket could not be made.
+    #[error("cannot listen at '{}': {reason}", .path.display())]
+    Vsock {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A terminal could not be made or set.
+    #[error("cannot {what}: {}", said(.source))]
+    Terminal {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Standard input cannot be waited for.
+    #[error(
+        "standard input is a file, which nobody can wait for; give the guest's input through a pipe or a terminal"
+    )]
+    InputIsFile,
+    /// A system call that starts the worker failed.
+    #[error("cannot start the machine's process: {step}: {}", said(.source))]
+    Start {
+        /// The call.
+        step: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The worker could not be confined, so nothing was run.
+    #[error("the machine could not be confined: {0}")]
+    Jail(#[from] JailError),
+    /// A tap device could not be opened.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// The machine could not be made or started.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The machine ended by itself.
+    #[error("{0}")]
+    Failed(String),
+    /// A signal ended the worker.
+    #[error("{}", crate::output::death(*.0))]
+    Died(i32),
+    /// The worker said what no worker says.
+    #[error("internal error: the machine's process sent {0}; please report this")]
+    Protocol(&'static str),
+    /// The guest did not shut down in time.
+    #[error("the guest did not power off within {} s of the power button and was stopped", .0.as_secs())]
+    Deadline(Duration),
+    /// The time limit is over.
+    #[error("the machine was stopped after {} s; raise the limit with --timeout", .0.as_secs_f64())]
+    Timeout(Duration),
+}
+
+/// What the system said, in its own words.
+fn said(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(errno) => crate::open::os_text(rustix::io::Errno::from_raw_os_error(errno)),
+        None => error.to_string(),
+    }
+}
+
+/// Who tells the user what happens.
+pub trait MachineOutput {
+    /// A terminal was made for `what`.
+    fn terminal_made(&mut self, what: &'static str, path: &str);
+    /// A boot has ended.
+    fn ended(&mut self, report: &Report, outcome: &Outcome);
+    /// Something went wrong; called once, in one of the processes.
+    fn failed(&mut self, error: &MachineFailure);
+}
+
+/// Runs a machine until it ends; the exit code: 0 if the guest switched it off (or was told to end by the escape key),
+/// 1 if something went wrong, and 128 and the signal's number if a signal stopped it before it had shut down.
+///
+/// Must be called before any thread is started.
+#[must_use]
+pub fn run_machine(job: &MachineJob, output: &mut dyn MachineOutput) -> u8 {
+    match parent::run(job, output) {
+        Ok(code) => code,
+        Err(error) => {
+            output.failed(&error);
+            parent::EXIT_FAILED
+        }
+    }
+}

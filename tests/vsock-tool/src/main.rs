@@ -1,0 +1,151 @@
+//! Echoes over vsock in a guest, and over Unix sockets on its host.
+//!
+//! * `serve-vsock PORT COUNT`, `serve-unix PATH COUNT`: send back what comes, on so many connections.
+//! * `ask-vsock CID PORT BYTES`, `ask-unix PATH PORT BYTES`: send bytes, and check that they come back; on the Unix
+//!   socket after `CONNECT PORT`.
+
+use anyhow::{Context, Result, bail, ensure};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+fn main() -> Result<()> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["serve-vsock", port, count] => {
+            let listener = listen(port.parse()?)?;
+            (0..count.parse()?).try_for_each(|_: u32| echo(accept(&listener)?))
+        }
+        ["serve-unix", path, count] => {
+            let listener = UnixListener::bind(path)?;
+            (0..count.parse()?).try_for_each(|_: u32| {
+                let (stream, _) = listener.accept()?;
+                echo(OwnedFd::from(stream))
+            })
+        }
+        ["ask-vsock", cid, port, bytes] => {
+            let stream = connect(cid.parse()?, port.parse()?)?;
+            ask(File::from(stream), bytes.parse()?)
+        }
+        ["ask-unix", path, port, bytes] => {
+            let mut stream = UnixStream::connect(path)?;
+            stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
+            let mut answer = Vec::new();
+            while answer.last() != Some(&b'\n') {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).context("no answer")?;
+                answer.push(byte[0]);
+            }
+            ensure!(answer.starts_with(b"OK "), "the answer is {answer:?}");
+            ask(File::from(OwnedFd::from(stream)), bytes.parse()?)
+        }
+        _ => bail!("serve-vsock, serve-unix, ask-vsock or ask-unix"),
+    }
+}
+
+/// The byte at a place of what is sent.
+fn pattern(at: usize) -> u8 {
+    u8::try_from(at.wrapping_mul(7).wrapping_add(at >> 9) % 251).unwrap_or(0)
+}
+
+fn ask(stream: File, bytes: usize) -> Result<()> {
+    let mut out = stream.try_clone()?;
+    let sender = std::thread::spawn(move || -> Result<()> {
+        let all: Vec<u8> = (0..bytes).map(pattern).collect();
+        out.write_all(&all)?;
+        shut(&out)
+    });
+    let mut back = Vec::new();
+    BufReader::new(stream).read_to_end(&mut back)?;
+    sender.join().ok().context("the sender has panicked")??;
+    ensure!(
+        back.len() == bytes,
+        "{} of {bytes} bytes came back",
+        back.len()
+    );
+    let wrong = (0..bytes).find(|at| back.get(*at) != Some(&pattern(*at)));
+    ensure!(wrong.is_none(), "byte {wrong:?} came back as another");
+    println!("{bytes} bytes came back");
+    Ok(())
+}
+
+fn echo(stream: OwnedFd) -> Result<()> {
+    let mut out = File::from(stream);
+    let mut input = BufReader::new(out.try_clone()?);
+    loop {
+        let count = {
+            let buffer = input.fill_buf()?;
+            out.write_all(buffer)?;
+            buffer.len()
+        };
+        if count == 0 {
+            return shut(&out);
+        }
+        input.consume(count);
+    }
+}
+
+/// Says that no more comes.
+fn shut(stream: &File) -> Result<()> {
+    // SAFETY: no memory is involved; the descriptor is open.
+    check(unsafe { libc::shutdown(stream.as_raw_fd(), libc::SHUT_WR) }).map(|_| ())
+}
+
+fn check(result: libc::c_int) -> Result<libc::c_int> {
+    if result < 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    Ok(result)
+}
+
+fn socket() -> Result<OwnedFd> {
+    // SAFETY: no memory is involved.
+    let fd =
+        check(unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn address(cid: u32, port: u32) -> Result<(libc::sockaddr_vm, libc::socklen_t)> {
+    // SAFETY: an address is plain integers, for which zero is valid.
+    let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+    address.svm_family = libc::sa_family_t::try_from(libc::AF_VSOCK)?;
+    address.svm_cid = cid;
+    address.svm_port = port;
+    let len = libc::socklen_t::try_from(std::mem::size_of_val(&address))?;
+    Ok((address, len))
+}
+
+fn connect(cid: u32, port: u32) -> Result<OwnedFd> {
+    let socket = socket()?;
+    let (address, len) = address(cid, port)?;
+    // SAFETY: the address is live, and as long as it is said to be.
+    check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) })?;
+    Ok(socket)
+}
+
+fn listen(port: u32) -> Result<OwnedFd> {
+    let socket = socket()?;
+    let (address, len) = address(libc::VMADDR_CID_ANY, port)?;
+    // SAFETY: the address is live, and as long as it is said to be.
+    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) })?;
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::listen(socket.as_raw_fd(), 16) })?;
+    Ok(socket)
+}
+
+fn accept(listener: &OwnedFd) -> Result<OwnedFd> {
+    // SAFETY: no address is asked for.
+    let fd = check(unsafe {
+        libc::accept4(
+            listener.as_raw_fd(),
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            libc::SOCK_CLOEXEC,
+        )
+    })?;
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
