@@ -20,7 +20,7 @@ use super::parts::Vsock;
 use crate::VmError;
 use clients::Clients;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use instar_devices::virtio::{SharedDevice, VirtioDevice};
+use instar_devices::virtio::SharedDevice;
 use instar_devices::vsock::{Backend, ConnectionId, Readiness, Stream, VsockDevice};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -218,7 +218,8 @@ impl MutEventSubscriber for Service {
         let shared = Arc::clone(&self.device);
         let mut device = lock(&shared);
         match self.queues.notified(events) {
-            Some(index) => device.kick(index),
+            // All queues are served below.
+            Some(_) => {}
             None if events.data() == BACKEND_EVENT => self.hear_sockets(&mut device),
             // It may have been taken back already, which changes nothing.
             None => _ = self.again.read(),
