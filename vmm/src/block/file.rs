@@ -60,7 +60,11 @@ pub struct Shared {
     pub handover: Handover,
 }
 
-/// Which requests go to threads, if there are any.
+/// Which requests go to threads, if there are any. There are full machines on x86-64 Linux only.
+#[cfg_attr(
+    not(all(target_os = "linux", target_arch = "x86_64")),
+    allow(dead_code)
+)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Handover {
     /// Of an operation, in whose kicks its vCPU waits: what takes longer than handing it over.
@@ -113,6 +117,10 @@ impl FileBackend {
     }
 
     /// With an identifier, of which the first [`ID_BYTES`] bytes count.
+    #[cfg_attr(
+        not(all(target_os = "linux", target_arch = "x86_64")),
+        allow(dead_code)
+    )]
     #[must_use]
     pub fn with_id(mut self, id: &[u8]) -> Self {
         self.id = [0; ID_BYTES];
