@@ -21,7 +21,9 @@ impl HostOutput {
     pub fn new(fd: OwnedFd) -> Self {
         let file = match kind(&fd) {
             FileType::RegularFile | FileType::BlockDevice => fd,
-            FileType::Fifo | FileType::CharacterDevice => reopen(&fd).unwrap_or_else(|| alone(fd)),
+            FileType::Fifo | FileType::CharacterDevice if !makes_terminals(&fd) => {
+                reopen(&fd).unwrap_or_else(|| alone(fd))
+            }
             _ => alone(fd),
         };
         Self {
@@ -60,6 +62,13 @@ fn kind(fd: &OwnedFd) -> FileType {
     stat.map_or(FileType::Unknown, |stat| {
         FileType::from_raw_mode(stat.st_mode)
     })
+}
+
+/// Whether it is the machine's end of a terminal that was made for a line: opening that once more makes another one.
+fn makes_terminals(fd: &OwnedFd) -> bool {
+    // `/dev/ptmx`. Linux Documentation/admin-guide/devices.txt
+    let device = rustix::fs::makedev(5, 2);
+    rustix::fs::fstat(fd).is_ok_and(|stat| stat.st_rdev == device)
 }
 
 /// The same file with a state of its own, which does not block.
