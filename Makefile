@@ -1,9 +1,11 @@
 # make setup               installs what the tests need; nothing else installs anything
 # make test                everything that must pass
 # make test-arm64          the part of it in which the operations run on arm64, in an emulated machine with KVM
+# make test-linux          the part of it in which Linux guests run, in an interpreted machine with a genuine KVM
 # make lint                the part of it that runs no program of ours
 # make check-binary-sizes  the operations are reproducible and within their budget
 # make bench               medians and ratios against qemu-img
+# make bench-linux         times, memory and throughput of Linux guests against QEMU's
 # make dist                the static binary, manual pages and completions, in dist/
 # make soak                the long versions of the seeded tests
 # make fuzz                each fuzz target for FUZZ_SECONDS
@@ -18,7 +20,8 @@ DARWIN_CRATES := -p instar-shared -p instar-devices -p instar-guest-ops \
 	-p instar-plan-convert -p instar-plan-map -p instar-plan-compare -p instar-plan-rebase -p instar-vmm
 OPERATIONS := $(CARGO) run --quiet --locked -p instar-operations-tool --
 
-.PHONY: setup tools fmt lint check-binary-sizes build arm64 test test-arm64 bench dist soak fuzz clean
+.PHONY: setup tools fmt lint check-binary-sizes build arm64 linux test test-arm64 test-linux bench bench-linux dist soak \
+	fuzz clean
 
 setup:
 	sh scripts/setup.sh
@@ -54,12 +57,22 @@ arm64:
 test-arm64: tools arm64
 	$(CARGO) nextest run --locked -p instar-tests --test arm64
 
-test: lint check-binary-sizes build arm64
+# What runs in Linux guests beside their own programs.
+linux:
+	$(CARGO) build --release --locked -p instar-test-vsock --target x86_64-unknown-linux-musl
+
+test-linux: tools build linux
+	$(CARGO) nextest run --locked -p instar-tests --test linux
+
+test: lint check-binary-sizes build arm64 linux
 	$(CARGO) nextest run --locked --workspace
 
 # The file that is handed out is what is measured.
 bench: dist
 	INSTAR_BIN="$$(ls -t dist/instar-* | head -n 1)" $(CARGO) run --release --quiet --locked -p instar-bench
+
+bench-linux: tools build
+	sh scripts/bench-linux.sh
 
 dist:
 	sh scripts/dist.sh

@@ -53,19 +53,11 @@ pub struct Arm64 {
 impl Arm64 {
     /// The lab that `make setup` fetches and `make arm64` builds the program for.
     pub fn new() -> Result<Self> {
-        let this = std::env::current_exe().context("where this test is")?;
-        let built = this.ancestors().nth(3);
-        let built = built.context("this test is not in a target folder")?;
-        let needed = |path: &str, how: &str| -> Result<PathBuf> {
-            let path = built.join(path);
-            ensure!(path.is_file(), "{} is not there: {how}", path.display());
-            Ok(path)
-        };
         let program = "aarch64-unknown-linux-musl/release/instar";
         Ok(Self {
-            kernel: needed("lab/arm64/vmlinuz", "`make setup` fetches it")?,
-            busybox: needed("lab/arm64/busybox", "`make setup` fetches it")?,
-            program: needed(program, "`make arm64` builds it")?,
+            kernel: super::built("lab/arm64/vmlinuz", "`make setup` fetches it")?,
+            busybox: super::built("lab/arm64/busybox", "`make setup` fetches it")?,
+            program: super::built(program, "`make arm64` builds it")?,
         })
     }
 

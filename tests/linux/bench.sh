@@ -1,0 +1,102 @@
+# In the lab: one guest after the other, and a table of what they took. See scripts/bench-linux.sh.
+here=$(readlink -f "$(dirname "$0")")
+B=$LAB/busybox
+mkdir -p /tmp/vm && cd /tmp/vm || exit 1
+"$here/../../scripts/lab-initrd.sh" initrd <"$here/bench-guest.sh" || exit 1
+mount -t tracefs tracefs /sys/kernel/tracing 2>/dev/null
+T=/sys/kernel/tracing
+[ -d $T/events/kvm ] || {
+	echo "the lab's kernel has no tracepoints of KVM" >&2
+	exit 1
+}
+ip tuntap add dev tap0 mode tap && ip addr add 10.9.8.1/24 dev tap0 && ip link set tap0 up
+truncate -s 256M disk.raw
+dd if=/dev/urandom of=disk.raw bs=1M count=256 conv=notrunc 2>/dev/null
+
+# vmm NAME DO: runs the machine; its console is on standard output.
+vmm() {
+	cmdline="console=ttyS0 quiet panic=-1 do=$2"
+	qemu() {
+		qemu-system-x86_64 -accel kvm -cpu host -m 128M -nodefaults -no-user-config -display none -serial stdio -no-reboot \
+			-kernel "$LAB/guest/vmlinuz" -initrd initrd -append "$cmdline" -drive if=none,id=d,file=disk.raw,format=raw \
+			-netdev tap,id=n,ifname=tap0,script=no,downscript=no "$@"
+	}
+	case $1 in
+	instar)
+		"$INSTAR_BIN" run --kernel "$LAB/guest/vmlinuz" --initrd initrd --memory 128M --cmdline "$cmdline" \
+			--disk disk.raw --net tap:tap0
+		;;
+	pc) qemu -M pc -device virtio-blk-pci,drive=d -device virtio-net-pci,netdev=n ;;
+	microvm) qemu -M microvm,acpi=on,rtc=on,pcie=on -device virtio-blk-pci,drive=d -device virtio-net-pci,netdev=n ;;
+	esac </dev/null
+}
+
+# Private memory of the processes whose command line has `do=`, without their largest mapping each, which is the guest's.
+private() {
+	for pid in $(pgrep -f "^[^ ]*\\(instar\\|qemu-system\\).*do=$1"); do
+		awk '/^[0-9a-f]+-[0-9a-f]+ / { size = 0 }
+			/^Size:/ { size = $2 }
+			/^Private_(Clean|Dirty):/ { if (size < 65536) sum += $2 }
+			END { print sum + 0 }' "/proc/$pid/smaps"
+	done | awk '{ sum += $1 } END { print sum + 0 }'
+}
+
+# One boot with tracepoints: start, boot (ms) and exits.
+boot() {
+	echo 0 >$T/tracing_on
+	echo global >$T/trace_clock
+	echo >$T/trace
+	echo 1 >$T/events/sched/sched_process_exec/enable
+	echo 1 >$T/events/kvm/kvm_entry/enable
+	echo 'disable_event:kvm:kvm_entry:1' >$T/events/kvm/kvm_entry/trigger
+	echo 'port == 0x3f0' >$T/events/kvm/kvm_pio/filter
+	echo 1 >$T/events/kvm/kvm_pio/enable
+	echo 'hist:keys=exit_reason' >$T/events/kvm/kvm_exit/trigger
+	echo 1 >$T/tracing_on
+	vmm "$1" boot >console
+	echo 0 >$T/tracing_on
+	grep -q '^guest: up' console || { cat console >&2; return; }
+	exits=$(sed -n 's/^ *Hits: *\([0-9]*\).*/\1/p' $T/events/kvm/kvm_exit/hist)
+	# "comm-pid [cpu] flags time: event: ..."
+	awk -v vmm="$1" -v exits="$exits" '
+		function at() { for (i = 1; i <= NF; i++) if ($i ~ /^[0-9]+\.[0-9]+:$/) return substr($i, 1, length($i) - 1) * 1000 }
+		/sched_process_exec: .*filename=[^ ]*\/(instar|qemu-system-x86_64) / { exec = at() }
+		/kvm_entry:/ && !entry { entry = at() }
+		/kvm_pio:/ && !init { init = at() }
+		END { printf "start %s %.3f\nboot %s %.1f\nexits %s %d\n", vmm, entry - exec, vmm, init - entry, vmm, exits }' $T/trace
+	echo '!hist:keys=exit_reason' >$T/events/kvm/kvm_exit/trigger
+	echo '!disable_event:kvm:kvm_entry:1' >$T/events/kvm/kvm_entry/trigger
+	echo 0 >$T/events/enable
+}
+
+# Memory in a guest that waits; then its throughput.
+work() {
+	"$B" nc -l -p 5001 <&9 >/dev/null &
+	listener=$!
+	vmm "$1" work >console &
+	until grep -q '^guest: up' console; do sleep 0.2; done
+	sleep 1
+	echo "memory $1 $(private work)"
+	wait $!
+	kill $listener 2>/dev/null
+	sed -n "s/\r//; s/^guest: \(read\|write\|net\) \([0-9.]*\)/\1 $1 \2/p" console
+}
+
+mkfifo hold
+exec 9<>hold
+for run in $(seq "$INSTAR_RUNS"); do
+	for machine in instar pc microvm; do
+		boot $machine
+		work $machine
+	done
+done >measured
+cp measured /results/
+echo "what    machine       p50        p99   (of $INSTAR_RUNS)"
+for what in start boot exits memory read write net; do
+	for machine in instar pc microvm; do
+		awk -v what=$what -v machine=$machine '$1 == what && $2 == machine { print $3 }' measured | sort -n |
+			awk -v what=$what -v machine=$machine '{ v[NR] = $1 }
+				END { p = int(NR * 0.99 + 0.999); if (p > NR) p = NR
+					printf "%-7s %-8s %10s %10s\n", what, machine, v[int((NR + 1) / 2)], v[p] }'
+	done
+done

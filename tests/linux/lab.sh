@@ -1,0 +1,163 @@
+# Guests of `instar run`, in the lab. `lab.sh TRANSPORT`: says `ok NAME` for everything that is as it should be, and what
+# else is, and ends with 1 if that is anything. The guests' consoles are in /results.
+transport=$1
+here=$(readlink -f "$(dirname "$0")")
+B=$LAB/busybox
+failed=0
+cd /tmp || exit 1
+mkdir -p "/tmp/vm" && cd /tmp/vm || exit 1
+"$here/../../scripts/lab-initrd.sh" initrd "$INSTAR_VSOCK_TOOL" <"$here/guest.sh" || exit 1
+
+ok() {
+	echo "ok $1"
+}
+
+wrong() {
+	echo "WRONG $*"
+	failed=1
+}
+
+# machine NAME WORDS OPTION...: runs a guest; its console is /results/NAME.
+machine() {
+	name=$1 do=$2
+	shift 2
+	# shellcheck disable=SC2086
+	"$INSTAR_BIN" run --kernel "$LAB/guest/vmlinuz" --initrd initrd --transport "$transport" --timeout 200 \
+		--cmdline "console=ttyS0 quiet panic=-1 do=$do" --json "$@" >"/results/$name" 2>"/results/$name.err"
+}
+
+# expect NAME LINE...: the guest has said all these.
+expect() {
+	file=/results/$1
+	shift
+	for line; do
+		if "$B" tr -d '\r' <"$file" | grep -qxF "guest: $line"; then
+			ok "$transport ${file##*/} $line"
+		else
+			wrong "${file##*/}: no '$line'"
+		fi
+	done
+}
+
+# said NAME WORD: what the guest said about it.
+said() {
+	"$B" tr -d '\r' <"/results/$1" | sed -n "s/^guest: $2 //p"
+}
+
+same() {
+	if [ "$2" = "$3" ]; then ok "$transport $1"; else wrong "$1: '$2' is not '$3'"; fi
+}
+
+sum() {
+	sha256sum | cut -c1-64
+}
+
+ip link set lo up
+ip tuntap add dev tap0 mode tap && ip addr add 10.9.8.1/24 dev tap0 && ip link set tap0 up || wrong no tap device
+
+### All devices, four processors, six gigabytes.
+seq 1 3000000 | head -c 16777216 >vda.raw
+truncate -s 64M vda.raw
+seq 5 2000000 | head -c 8388608 >vdb.raw
+before=$(sha256sum <vdb.raw)
+# An input that ends would end the connection.
+mkfifo hold
+exec 9<>hold
+"$B" nc -l -p 5001 >from-guest <&9 &
+(
+	until "$B" nc 10.9.8.2 5002 <vdb.raw 2>/dev/null; do sleep 0.3; done
+) &
+"$INSTAR_VSOCK_TOOL" serve-unix vm.sock_5000 1 &
+(
+	until "$INSTAR_VSOCK_TOOL" ask-unix vm.sock 1234 1000000 >from-vsock 2>/dev/null; do sleep 0.3; done
+) &
+machine all facts,blk,rng,net,vsock --cpus 4 --memory 6G --rng \
+	--disk vda.raw,serial=DISK-1 --disk vdb.raw,readonly --net tap:tap0,mac=02:00:00:00:00:09 --vsock 42:vm.sock \
+	--serial stdio --console /results/hvc <&9
+same 'power-off' $? 0
+expect all up 'cpus 4' 'clock kvm-clock' "year $(date +%Y)" 'serial DISK-1 ro 0 1' 'bytes 67108864' \
+	'rng virtio_rng.0' 'random 256' 'mac 02:00:00:00:00:09' 'ping ok' 'vsock-in done' 'vsock-out 1000000 bytes came back'
+[ "$(said all memory)" -gt 5500 ] || wrong "memory: $(said all memory)"
+same 'blk read' "$(said all read)" "$(sum <vdb.raw)"
+same 'blk write' "$(said all wrote)" "$(dd if=vda.raw bs=64k skip=256 count=64 2>/dev/null | sum)"
+same 'blk read back' "$(said all again)" "$(said all wrote)"
+same 'blk discard' "$(said all discarded)" "$(head -c 4194304 /dev/zero | sum)"
+same 'blk discard in the file' "$(dd if=vda.raw bs=64k skip=128 count=64 2>/dev/null | sum)" "$(said all discarded)"
+same 'read-only disk' "$(sha256sum <vdb.raw)" "$before"
+same 'tcp out' "$(said all sent)" "$(sum <from-guest)"
+same 'tcp in' "$(said all received)" "$(sum <vdb.raw)"
+same 'vsock in' "$(cat from-vsock)" '1000000 bytes came back'
+case $(said all vsock-nobody) in *[Rr]e[sf]*) ok "$transport vsock nobody" ;; *) wrong "vsock nobody: $(said all vsock-nobody)" ;; esac
+[ ! -e vm.sock ] || wrong vm.sock is left
+
+### virtio-console, by a terminal of its own.
+machine console console --memory 128M --serial /results/console.tty --console pty &
+vm=$!
+for _ in $(seq 300); do
+	pty=$(sed -n 's/^instar: the console is at //p' /results/console.err)
+	[ -z "$pty" ] || break
+	sleep 0.1
+done
+read -r line <"$pty"
+line=$(printf %s "$line" | "$B" tr -d "\r")
+echo 'hello to hvc0' >"$pty"
+wait $vm
+same 'console exit code' $? 0
+same 'console out' "$line" 'hello from hvc0'
+mv /results/console.tty /results/console
+expect console 'console hello to hvc0'
+
+### Reboots are fresh boots.
+truncate -s 1M count.raw
+machine reboot reboot --memory 128M --disk count.raw
+same 'reboot exit code' $? 0
+expect reboot 'boot 1' 'boot 2' 'boot 3'
+
+### The power button; a guest that does not listen is stopped.
+machine button button --memory 128M &
+until grep -q '^guest: waiting' /results/button; do sleep 0.2; done
+kill -TERM "$(pgrep -o -f 'do=button')"
+wait $!
+same 'button exit code' $? 0
+expect button pressed
+machine deaf deaf --memory 128M --shutdown-timeout 1 &
+vm=$!
+until grep -q '^guest: waiting' /results/deaf; do sleep 0.2; done
+kill -TERM "$(pgrep -o -f 'do=deaf')"
+wait $vm
+same 'deaf exit code' $? 1
+grep -q 'did not power off within 1 s' /results/deaf.err || wrong "deaf: $(cat /results/deaf.err)"
+
+### Devices that are saved and restored while they work.
+truncate -s 32M recycled.raw
+machine recycled recycled --memory 128M --rng --disk recycled.raw --net tap:tap0 --recycle-devices 200
+same 'recycled exit code' $? 0
+expect recycled 'ping ok' 'rounds 3'
+! grep -q 'guest: .*\(differs\|failed\)' /results/recycled || wrong "recycled: $(grep guest: /results/recycled)"
+recycled=$(sed -n 's/.*"recycled":\([0-9]*\).*/\1/p' /results/recycled.err)
+[ "${recycled:-0}" -ge 3 ] && ok "$transport recycled" || wrong "recycled ${recycled:-0} times"
+
+### The process is killed while a guest writes.
+truncate -s 64M crash.raw
+mkfs.ext4 -q crash.raw
+machine crash crash --memory 128M --disk crash.raw &
+until grep -q '^guest: durable 25' /results/crash; do sleep 0.2; done
+pkill -9 -f 'do=crash'
+wait $!
+durable=$(said crash durable | tail -n 1)
+e2fsck -fy crash.raw >/results/crash.fsck 2>&1
+[ $? -le 1 ] && e2fsck -fn crash.raw >>/results/crash.fsck 2>&1 || wrong "e2fsck: $(cat /results/crash.fsck)"
+mkdir -p crash && mount -o loop crash.raw crash || wrong mount
+for number in $(seq "$durable"); do
+	seq "$number" "$((number + 400))" | cmp -s - "crash/file-$number" || wrong "file $number of $durable is lost"
+done
+umount crash
+ok "$transport crash"
+
+### A disk is used by one machine at a time.
+machine busy facts --memory 128M --disk vda.raw &
+until grep -q '^guest: up' /results/busy; do sleep 0.2; done
+"$INSTAR_BIN" run --kernel "$LAB/guest/vmlinuz" --disk vda.raw 2>/results/busy.second && wrong 'a disk was used twice'
+grep -q 'Failed to get' /results/busy.second && ok "$transport disk in use" || wrong "busy: $(cat /results/busy.second)"
+
+exit $failed

@@ -1,0 +1,78 @@
+//! Linux guests of `instar run`: Debian's kernel for clouds with a busybox, over both transports.
+//!
+//! They run in the lab, of which one boot serves many guests: `lab.sh` starts them and says `ok NAME` for each thing that
+//! is as it should be; `guest.sh` is what they do.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use instar_tests::lab::X86_64;
+use instar_tests::scratch::Scratch;
+
+/// The longest time for all guests of a transport.
+const LIMIT: Duration = Duration::from_secs(800);
+
+/// Things that must be right, among others: no script that ends early passes.
+const NEEDED: [&str; 24] = [
+    "all cpus 4",
+    "all clock kvm-clock",
+    "power-off",
+    "blk read",
+    "blk write",
+    "blk discard",
+    "blk discard in the file",
+    "read-only disk",
+    "all random 256",
+    "all ping ok",
+    "tcp out",
+    "tcp in",
+    "all vsock-out 1000000 bytes came back",
+    "vsock in",
+    "vsock nobody",
+    "console out",
+    "console console hello to hvc0",
+    "reboot boot 3",
+    "button pressed",
+    "deaf exit code",
+    "recycled rounds 3",
+    "recycled",
+    "crash",
+    "disk in use",
+];
+
+fn guests(transport: &str) -> Result<()> {
+    let results = Scratch::new()?;
+    let done = X86_64::new()?.run(&results, &["tests/linux/lab.sh", transport], LIMIT)?;
+    let mut consoles = String::new();
+    for name in results.names()? {
+        let text = String::from_utf8_lossy(&results.read(&name)?).into_owned();
+        consoles.push_str(&format!("=== {name}\n{text}\n"));
+    }
+    let said = done.out();
+    let right: BTreeSet<&str> = said
+        .lines()
+        .filter_map(|line| line.trim_end().strip_prefix("ok ")?.strip_prefix(transport))
+        .map(str::trim_start)
+        .collect();
+    let missing: Vec<_> = NEEDED
+        .iter()
+        .filter(|name| !right.contains(**name))
+        .collect();
+    ensure!(
+        done.code == Some(0) && missing.is_empty(),
+        "missing: {missing:?}\n{said}\n{}\n{consoles}",
+        done.describe()
+    );
+    Ok(())
+}
+
+#[test]
+fn guests_over_pci_do_all_that_a_machine_is_for() -> Result<()> {
+    guests("pci")
+}
+
+#[test]
+fn guests_over_mmio_do_all_that_a_machine_is_for() -> Result<()> {
+    guests("mmio")
+}
