@@ -16,6 +16,7 @@ pub mod faults;
 pub mod hidden;
 pub mod image;
 pub mod lab;
+pub mod layouts;
 pub mod live;
 pub mod places;
 pub mod rng;
