@@ -147,12 +147,11 @@ wait $!
 durable=$(said crash durable | tail -n 1)
 e2fsck -fy crash.raw >/results/crash.fsck 2>&1
 [ $? -le 1 ] && e2fsck -fn crash.raw >>/results/crash.fsck 2>&1 || wrong "e2fsck: $(cat /results/crash.fsck)"
-mkdir -p crash && mount -o loop crash.raw crash || wrong mount
 for number in $(seq "$durable"); do
-	seq "$number" "$((number + 400))" | cmp -s - "crash/file-$number" || wrong "file $number of $durable is lost"
+	debugfs -R "dump /file-$number saved" crash.raw 2>/dev/null
+	seq "$number" "$((number + 400))" | cmp -s - saved || wrong "file $number of $durable is lost"
 done
-umount crash
-ok "$transport crash"
+[ "$failed" = 1 ] || ok "$transport crash"
 
 ### A disk is used by one machine at a time.
 machine busy facts --memory 128M --disk vda.raw &
