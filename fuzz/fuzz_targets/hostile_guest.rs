@@ -12,7 +12,7 @@ use instar_vmm::memory::GuestSlot;
 use instar_vmm::operation::seam::{
     Devices, Heap, RecordStream, answer_memory, memory_wanted, open_file, take_record_bytes,
 };
-use instar_vmm::operation::{OperationFile, OperationHost};
+use instar_vmm::operation::{OperationFile, OperationHost, Said};
 use libfuzzer_sys::fuzz_target;
 use std::sync::Arc;
 
@@ -46,6 +46,7 @@ fn file(read_only: bool) -> OperationFile {
     file.set_len(FILE_BYTES).expect("a length");
     OperationFile {
         direct_align: 0,
+        said: Said::default(),
         file,
         read_only,
         block_device: false,

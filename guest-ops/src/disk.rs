@@ -14,8 +14,8 @@ use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use instar_shared::blk::{RequestType, StatusExtent};
 use instar_shared::device::{
-    DeviceEntry, FEATURE_BLOCK_STATUS, FEATURE_BYTE_IO, FLAG_BLOCK_DEVICE, FLAG_PRESENT,
-    FLAG_READ_ONLY,
+    BELOW_NONE, BELOW_TYPED, DeviceEntry, FEATURE_BLOCK_STATUS, FEATURE_BYTE_IO, FLAG_BLOCK_DEVICE,
+    FLAG_PRESENT, FLAG_READ_ONLY,
 };
 use instar_shared::zerocopy::IntoBytes;
 use instar_storage::{Extent, Read, Storage, StorageError};
@@ -109,6 +109,18 @@ impl<P: Platform> Disk<P> {
     #[must_use]
     pub const fn is_block_device(&self) -> bool {
         self.entry.flags.get() & FLAG_BLOCK_DEVICE != 0
+    }
+
+    /// How the user says that the image is encrypted, as qcow2 numbers it; 0 if nothing is said.
+    #[must_use]
+    pub const fn said_encryption(&self) -> u16 {
+        self.entry.encryption.get()
+    }
+
+    /// Whether the user says what lies below the image.
+    #[must_use]
+    pub const fn is_below_said(&self) -> bool {
+        self.entry.below.get() & (BELOW_NONE | BELOW_TYPED) != 0
     }
 
     /// Whether it cannot be changed.

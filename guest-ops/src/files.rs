@@ -1,7 +1,7 @@
 //! Files that stand in images: asked for by name, opened by the host.
 
 use crate::disk::DiskError;
-use crate::page::{announcement, device_entry, file_request, file_response};
+use crate::page::{announcement, device_entry, file_request, file_response, said_below};
 use crate::{Context, Disk, Platform};
 use instar_shared::control::{
     FileAccess, FileRequest, FileRole, FileStatus, SizeAnnouncement, SizeStatus,
@@ -106,6 +106,13 @@ impl<P: Platform> Context<P> {
             Ok(status) => Err(OpenError::Host(status, response.errno.get())),
             Err(_) => Err(OpenError::Host(FileStatus::Invalid, 0)),
         }
+    }
+
+    /// What the user says of the files below the image in `slot`: `BELOW_*` and `DATA_FILE_TOLD` of
+    /// [`instar_shared::device`].
+    #[must_use]
+    pub fn said_below(&self, slot: u16) -> u16 {
+        said_below(&self.platform, slot).map_or(0, |said| said.read().get())
     }
 
     /// The slot that the next file will get: the first empty one of the device table.

@@ -10,7 +10,7 @@ use instar_shared::control::{
 };
 use instar_shared::device::{DeviceEntry, entry_address};
 use instar_shared::layout::{BOOT, CONTROL};
-use instar_shared::zerocopy::little_endian::U32;
+use instar_shared::zerocopy::little_endian::{U16, U32};
 use instar_shared::zerocopy::{FromBytes, IntoBytes};
 
 /// A wire struct that the host may change whenever a doorbell rings.
@@ -94,6 +94,12 @@ pub(crate) fn cancel_word<P: Platform>(platform: &P) -> Shared<U32> {
 pub(crate) fn device_entry<P: Platform>(platform: &P, slot: u16) -> Option<DeviceEntry> {
     let addr = entry_address(slot)?;
     Some(Shared::at(platform, addr).read())
+}
+
+/// What the user says of the files below the image in `slot`.
+pub(crate) fn said_below<P: Platform>(platform: &P, slot: u16) -> Option<Shared<U16>> {
+    let addr = entry_address(slot)?;
+    Some(field(platform, addr, offset_of!(DeviceEntry, below)))
 }
 
 /// The number of filled bytes in the record window.

@@ -26,6 +26,19 @@ pub const FLAG_READ_ONLY: u32 = 1 << 1;
 /// A block device rather than a regular file.
 pub const FLAG_BLOCK_DEVICE: u32 = 1 << 2;
 
+/// There is no image below this one, whatever it says.
+pub const BELOW_NONE: u16 = 1 << 0;
+/// The user says something of the image below this one: there must be one.
+pub const BELOW_TOLD: u16 = 1 << 1;
+/// The image below this one is a file that the user names; asked for, it is opened instead of any other.
+pub const BELOW_TYPED: u16 = 1 << 2;
+/// The user says something of the data file: there must be one.
+pub const DATA_FILE_TOLD: u16 = 1 << 3;
+/// The image below is raw, whatever this one says.
+pub const BELOW_RAW: u16 = 1 << 4;
+/// The image below is qcow2, whatever this one says.
+pub const BELOW_QCOW2: u16 = 1 << 5;
+
 /// Vendor feature: byte-granular reads and writes, the exact length, and an errno in the footer.
 pub const FEATURE_BYTE_IO: u64 = 1 << 0;
 /// Vendor feature: block status.
@@ -60,13 +73,18 @@ wire_struct! {
         pub used_ring: U64,
         /// Bytes that the file system had allocated for the file when it was opened; 0 of a block device.
         pub allocated_bytes: U64,
+        /// What the user says of the image below this one, and of its data file: `BELOW_*`.
+        pub below: U16,
+        /// How the user says that this image is encrypted, as qcow2 numbers it; 0: as it says.
+        pub encryption: U16,
         /// Zero.
-        pub reserved1: [u8; 8],
+        pub reserved1: [u8; 4],
     }
 }
 wire_layout!(DeviceEntry, size = 64, {
     flags @ 0, queue_size @ 4, reserved0 @ 6, features @ 8, len_bytes @ 16, desc_table @ 24,
-    avail_ring @ 32, used_ring @ 40, allocated_bytes @ 48, reserved1 @ 56,
+    avail_ring @ 32, used_ring @ 40, allocated_bytes @ 48, below @ 56, encryption @ 58,
+    reserved1 @ 60,
 });
 
 /// Queue memory of device `slot`, or `None` if there is no such slot.

@@ -35,6 +35,8 @@ wire_enum! {
         Prefixed = 6,
         /// [`NeedsRepair`]: the operation ends before it has written anything, and is to run again later.
         NeedsRepair = 7,
+        /// [`Progress`] of what comes before the work, which counts for nothing in that of the work.
+        Preparing = 8,
         /// [`crate::info::ImageRecord`] and names: a new image of the chain.
         Image = 16,
         /// [`crate::info::SnapshotRecord`] and names, of the last image.

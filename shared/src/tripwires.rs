@@ -57,7 +57,7 @@ fn each_vcpu_has_a_stack_and_room_for_its_last_words() {
 
 #[test]
 fn numbers_of_version_6() {
-    assert_eq!(crate::abi::ABI_VERSION, 6);
+    assert_eq!(crate::abi::ABI_VERSION, 7);
     assert_eq!(
         (
             doorbell::KICK_PORT,

@@ -285,14 +285,14 @@ fn what_is_not_there_is_refused_by_name() -> Outcome {
     images(&scratch)?;
     let mut bench = Bench::new(&scratch);
     for (list, word) in [
-        ("driver=raw,file.filename=flat,offset=512", "'offset'"),
         (
-            "driver=qcow2,file.filename=disk,data-file.filename=flat",
-            "'data-file'",
+            "driver=qcow2,file.filename=disk,data-file.driver=qcow2,data-file.file.filename=disk",
+            "'qcow2'",
         ),
         (
-            "driver=qcow2,file.filename=top,backing.driver=raw,backing.file.filename=flat",
-            "'backing.driver'",
+            "driver=qcow2,file.filename=disk,data-file.driver=raw,data-file.offset=512,\
+             data-file.file.filename=flat",
+            "'data-file.offset'",
         ),
         ("driver=qcow2,file.filename=disk,encrypt.bogus=s", "'bogus'"),
         ("driver=blkdebug,image.filename=disk", "'blkdebug'"),

@@ -35,6 +35,7 @@ mod files;
 mod harness;
 mod header_damage;
 mod image_opts;
+mod image_opts_nodes;
 mod info_features;
 mod info_matrix;
 mod jail;

@@ -150,6 +150,14 @@ impl Console {
                     None => self.progress.update(done, total),
                 }
             }
+            RecordKind::Preparing => {
+                let progress = Progress::read_from_bytes(payload)
+                    .map_err(|_| "the record's length is wrong".to_owned())?;
+                if self.percent.is_none() {
+                    self.progress
+                        .update(progress.done.get(), progress.total.get());
+                }
+            }
             RecordKind::Failure => {
                 let sentence = self.failure_sentence(payload, files)?;
                 self.failure.get_or_insert(sentence);

@@ -5,8 +5,9 @@ pub use instar_op_images::{
     CONVERT_INTO_BITMAPS, CREATE, INFO, MAP, MEASURE, REBASE, REPAIR, RESIZE, SNAPSHOT, keyed,
 };
 pub use instar_sandbox::{
-    Access, Base, Described, FailedOpen, FileFacts, FileTable, Growth, InputFile, Job, JobError,
-    Layout, OpenFailure, Output, Policy, Reads, Repair, path_of_backing, run_job,
+    Access, Base, Described, Encryption, FailedOpen, FileFacts, FileOptions, FileTable, Growth,
+    ImageOptions, InputFile, Job, JobError, Layout, OpenFailure, Output, Part, Policy, Reads, Repair,
+    path_of_backing, run_job,
 };
 pub use instar_shared::secret::SecretRole;
 pub use instar_vmm::operation::{Limits, RESULT_BYTES, Secret};

@@ -195,6 +195,9 @@ impl Image {
         forced: Option<&str>,
     ) -> Result<Self, UsageError> {
         let wrong = |reason: &str| could_not_open(given, reason);
+        if node::says_alone_in_old_words(what == Use::Content, &options) {
+            warn("Use of \"backing\": \"\" is deprecated; use \"backing\": null instead");
+        }
         let node = node::read(options, forced).map_err(|reason| wrong(&reason))?;
         let mut secrets = Vec::new();
         if what == Use::Description {
@@ -230,11 +233,20 @@ impl Image {
             described: Some(Described {
                 given: given.to_owned(),
                 read_only: node.read_only,
+                images: node.images,
             }),
             shown: node.shown,
             secrets,
             share: node.share,
         })
+    }
+
+    /// Whether options say how long a raw image is.
+    #[must_use]
+    pub fn is_sized(&self) -> bool {
+        let images = self.described.as_ref().map(|described| &described.images);
+        let image = images.and_then(|images| images.first());
+        image.is_some_and(|image| image.file.part.size.is_some())
     }
 
     /// The only image among `names`.
@@ -315,6 +327,18 @@ fn local_path(name: &OsStr) -> Result<PathBuf, UsageError> {
         ));
     }
     Ok(PathBuf::from(name))
+}
+
+/// Why no file of this name can be made, if its protocol is one that nobody knows.
+#[must_use]
+pub fn unknown_protocol(name: &OsStr) -> Option<String> {
+    let bytes = name.as_bytes();
+    if !has_protocol(bytes) || bytes.starts_with(b"file:") {
+        return None;
+    }
+    let text = name.to_string_lossy();
+    let protocol = text.split(':').next().unwrap_or_default();
+    (!FOREIGN_PROTOCOLS.contains(&protocol)).then(|| format!("Unknown protocol '{protocol}'"))
 }
 
 fn foreign_protocol(name: &OsStr) -> UsageError {

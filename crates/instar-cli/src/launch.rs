@@ -259,8 +259,11 @@ pub fn start_as(
         let own = std::mem::take(&mut input.secrets);
         secrets.extend(own.into_iter().map(|secret| Secret { slot, ..secret }));
     }
-    // Only who has a password needs the ciphers.
-    let elf = if secrets.is_empty() {
+    // Only who has a password needs the ciphers, or who says how an image is encrypted: their programs look.
+    let is_said = inputs.iter().filter_map(|input| input.described.as_ref());
+    let mut images = is_said.flat_map(|described| &described.images);
+    let is_said = images.any(|image| image.encryption.is_some());
+    let elf = if secrets.is_empty() && !is_said {
         elf
     } else {
         files::keyed(elf)

@@ -2,7 +2,12 @@
 
 use crate::layout::Layout;
 use crate::locks::Reads;
-use instar_vmm::operation::Secret;
+use crate::output::FileFacts;
+use instar_shared::device::{
+    BELOW_NONE, BELOW_QCOW2, BELOW_RAW, BELOW_TOLD, BELOW_TYPED, DATA_FILE_TOLD,
+};
+use instar_shared::op::ImageFormat;
+use instar_vmm::operation::{Said, Secret};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -33,6 +38,150 @@ pub struct Described {
     pub given: OsString,
     /// It says that the image is not written.
     pub read_only: bool,
+    /// What it says of the image itself, then of its backing file, and so on down the chain as far as it says anything.
+    pub images: Vec<ImageOptions>,
+}
+
+/// What the user says of an image of a chain.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageOptions {
+    /// Anything at all is said of it: the image above must have one below.
+    pub told: bool,
+    /// Its file.
+    pub file: FileOptions,
+    /// Its format, if one is given that is not the word of the image above.
+    pub format: Option<ImageFormat>,
+    /// Its data file, if anything is said of it.
+    pub data: Option<FileOptions>,
+    /// It has no backing file, whatever it says.
+    pub alone: bool,
+    /// How it is encrypted.
+    pub encryption: Option<Encryption>,
+    /// Whether it, and what is below it, is reached past the page cache, if not as the command says.
+    pub direct: Option<bool>,
+}
+
+/// What the user says of a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FileOptions {
+    /// Its name, with a driver if one is given: it is opened instead of the file that an image names.
+    pub path: Option<PathBuf>,
+    /// It is not locked, and the locks of others do not matter.
+    pub unlocked: bool,
+    /// Whether it is reached past the page cache, if not as its image.
+    pub direct: Option<bool>,
+    /// Which part of it is meant.
+    pub part: Part,
+}
+
+/// A part of a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    /// Where it starts, in bytes.
+    pub offset: u64,
+    /// How long it is, in bytes, if it does not go on to the end of the file.
+    pub size: Option<u64>,
+}
+
+impl Part {
+    /// How long it is in a file of `len_bytes`.
+    ///
+    /// # Errors
+    /// It is not in the file, or has no whole number of sectors: what `qemu-img` says.
+    pub fn len_in(self, len_bytes: u64) -> Result<u64, String> {
+        let Self { offset, size } = self;
+        let Some(rest) = len_bytes.checked_sub(offset) else {
+            return Err(format!(
+                "Offset ({offset}) cannot be greater than size of the containing file ({len_bytes})"
+            ));
+        };
+        let Some(size) = size else {
+            return Ok(rest);
+        };
+        if size > rest {
+            return Err(format!(
+                "The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the  actual size of \
+                 the containing file ({len_bytes})"
+            ));
+        }
+        if !size.is_multiple_of(512) {
+            return Err("Specified size is not multiple of 512".to_owned());
+        }
+        Ok(size)
+    }
+
+    /// Whether it is the whole file.
+    #[must_use]
+    pub fn is_whole(self) -> bool {
+        self == Self::default()
+    }
+}
+
+/// How an image is encrypted; the numbers are qcow2's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encryption {
+    /// The legacy scheme.
+    Aes = 1,
+    /// LUKS.
+    Luks = 2,
+}
+
+impl ImageOptions {
+    /// How its file is opened.
+    #[must_use]
+    pub fn is_direct(&self, file: &FileOptions, command: bool) -> bool {
+        file.direct.or(self.direct).unwrap_or(command)
+    }
+}
+
+impl InputFile {
+    /// What the user says of the image `depth` below this one.
+    #[must_use]
+    pub fn options(&self, depth: usize) -> ImageOptions {
+        let images = self.described.as_ref().map(|described| &described.images);
+        let Some(images) = images else {
+            return ImageOptions::default();
+        };
+        match images.get(depth) {
+            Some(options) => options.clone(),
+            // What holds for all that is below holds here, too.
+            None => ImageOptions {
+                direct: images.last().and_then(|last| last.direct),
+                ..ImageOptions::default()
+            },
+        }
+    }
+
+    /// The same, as the device of the image's file has it.
+    #[must_use]
+    pub fn said(&self, depth: usize, facts: &FileFacts) -> Said {
+        let options = self.options(depth);
+        let below = self.options(depth.saturating_add(1));
+        let bit = |set: bool, bit: u16| if set { bit } else { 0 };
+        Said {
+            below: bit(options.alone, BELOW_NONE)
+                | bit(below.told, BELOW_TOLD)
+                | bit(below.file.path.is_some(), BELOW_TYPED)
+                | bit(options.data.is_some(), DATA_FILE_TOLD)
+                | bit(below.format == Some(ImageFormat::Raw), BELOW_RAW)
+                | bit(below.format == Some(ImageFormat::Qcow2), BELOW_QCOW2),
+            encryption: options.encryption.map_or(0, |encryption| encryption as u16),
+            ..options.file.part.said(facts)
+        }
+    }
+}
+
+impl Part {
+    /// As the device of a file has it.
+    #[must_use]
+    pub fn said(self, facts: &FileFacts) -> Said {
+        let size = self.size.filter(|_| !facts.character_device);
+        Said {
+            start: self.offset,
+            end: size.map(|size| self.offset.saturating_add(size)),
+            ..Said::default()
+        }
+    }
 }
 
 /// What is done with an image.

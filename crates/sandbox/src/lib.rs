@@ -34,7 +34,9 @@ mod wire;
 mod worker;
 
 pub use confine::{Confinement, Landlock};
-pub use input::{Access, Described, Growth, InputFile};
+pub use input::{
+    Access, Described, Encryption, FileOptions, Growth, ImageOptions, InputFile, Part,
+};
 pub use jail::{Filter, JailError};
 pub use layout::Layout;
 pub use locks::Reads;

@@ -86,6 +86,8 @@ pub struct Wanted {
     pub share: bool,
     /// It is reached past the page cache.
     pub direct: bool,
+    /// Nothing is locked, and no locks of others matter.
+    pub unlocked: bool,
 }
 
 impl Wanted {
@@ -182,6 +184,9 @@ pub struct Taken {
 /// # Errors
 /// The conflict that counts for every format; locks already taken end with the descriptor.
 pub fn take(fd: BorrowedFd<'_>, wanted: Wanted) -> Result<Taken, Conflict> {
+    if wanted.unlocked {
+        return Ok(Taken::default());
+    }
     if let Access::Create {
         raw: false,
         durable,

@@ -1,6 +1,6 @@
 //! Opening a file and learning what the host may know about it.
 
-use crate::input::InputFile;
+use crate::input::{InputFile, Part};
 use crate::locks::{self, Conflict, Wanted};
 use crate::names::{self, Driver, Name, NameError};
 use crate::output::{FailedOpen, FileFacts, OpenFailure};
@@ -186,8 +186,10 @@ fn open_typed(input: &InputFile) -> Result<Opened, Refusal> {
         let reason = b"Block node is read-only".to_vec();
         return Err(Refusal::failed(Errno::ACCESS, reason));
     }
+    let options = input.options(0);
     let wanted = Wanted {
-        direct: input.direct,
+        direct: options.is_direct(&options.file, input.direct),
+        unlocked: options.file.unlocked,
         access: input.access,
         data_file: false,
         share: input.share,
@@ -198,10 +200,20 @@ fn open_typed(input: &InputFile) -> Result<Opened, Refusal> {
     } else {
         open_trusted(given, wanted)?
     };
+    judge_part(&opened.facts, options.file.part)?;
     if let Some(described) = &input.described {
         opened.facts.given_name.clone_from(&described.given);
     }
     Ok(opened)
+}
+
+/// Whether a file has this part.
+///
+/// # Errors
+/// It has not.
+pub fn judge_part(facts: &FileFacts, part: Part) -> Result<(), Refusal> {
+    let judged = part.len_in(facts.len_bytes).map(drop);
+    judged.map_err(|reason| Refusal::failed(Errno::INVAL, reason.into_bytes()))
 }
 
 /// The name that errors show.
@@ -323,6 +335,7 @@ pub fn describe(fd: OwnedFd, stat: &Stat, name: &Name, given: &[u8]) -> Result<O
         block_device: kind == FileType::BlockDevice,
         character_device: kind == FileType::CharacterDevice,
         direct_align: 0,
+        start_bytes: 0,
         parent_slot: None,
     };
     Ok(Opened {

@@ -26,6 +26,8 @@ pub struct FileFacts {
     pub character_device: bool,
     /// It is reached past the page cache, in multiples of so many bytes; 0: through it.
     pub direct_align: u32,
+    /// Where in the file the image starts, in bytes.
+    pub start_bytes: u64,
     /// Slot of the image that names this file; `None` for a file that the user typed.
     pub parent_slot: Option<u16>,
 }
@@ -245,6 +247,7 @@ mod tests {
     fn facts(parent_slot: Option<u16>) -> FileFacts {
         FileFacts {
             direct_align: 0,
+            start_bytes: 0,
             name: "n".into(),
             given_name: "n".into(),
             len_bytes: 0,

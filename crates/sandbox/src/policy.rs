@@ -111,6 +111,32 @@ impl Rules {
         }
     }
 
+    /// These files may be named too, block devices among them, and what is in their folders: the user has typed them.
+    #[must_use]
+    pub fn and(mut self, typed: &[PathBuf]) -> Self {
+        for path in typed {
+            let Ok(name) = names::parse(path.as_os_str().as_bytes()) else {
+                continue;
+            };
+            let folder = names::folder(&name.path).to_vec();
+            self.pending.insert(
+                0,
+                Entry {
+                    path: folder,
+                    listed: false,
+                },
+            );
+            self.pending.insert(
+                0,
+                Entry {
+                    path: name.path,
+                    listed: true,
+                },
+            );
+        }
+        self
+    }
+
     /// Opens the file that an image names, for reading or also for writing.
     ///
     /// # Errors

@@ -212,10 +212,12 @@ impl Rounds {
             (None, None) => return Err(unknown()),
         };
         let root = self.job.inputs.get(usize::from(root)).ok_or_else(unknown)?;
+        // Of what it hangs on the user may have said something, too; the repair needs it for a typed image alone.
+        let described = typed.and(root.described.clone());
         let input = InputFile {
             direct: root.direct,
             path: facts.name.clone().into(),
-            described: None,
+            described,
             secrets: Vec::new(),
             share: false,
             access: Access::Change,

@@ -11,7 +11,7 @@ pub struct Window {
     kept_bytes: u64,
     /// It is made: the broker empties it.
     made: bool,
-    /// A device, which keeps its length.
+    /// It keeps its length, as a device does.
     device: bool,
 }
 
@@ -24,6 +24,14 @@ impl Window {
             kept_bytes: if made && !device { 0 } else { facts.len_bytes },
             made,
             device,
+        }
+    }
+
+    /// Of a file that may not become longer or shorter, if `fixed`.
+    pub const fn fixed(self, fixed: bool) -> Self {
+        Self {
+            device: self.device || fixed,
+            ..self
         }
     }
 
@@ -52,6 +60,7 @@ mod tests {
     fn facts(block_device: bool) -> FileFacts {
         FileFacts {
             direct_align: 0,
+            start_bytes: 0,
             name: "x".into(),
             given_name: "x".into(),
             len_bytes: 1000,

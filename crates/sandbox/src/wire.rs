@@ -251,6 +251,7 @@ fn decode_facts(rest: &mut Reader<'_>) -> Option<FileFacts> {
         disk_bytes,
         block_device: flags & 1 != 0,
         character_device: flags & 2 != 0,
+        start_bytes: 0,
         direct_align: u32::try_from(rest.number()?).ok()?,
         parent_slot: rest.slot()?,
         name: os_string(rest.bytes()?),

@@ -13,15 +13,15 @@ use crate::rounds::Program;
 use crate::signals;
 use crate::window::Window;
 use crate::wire::{self, Reply};
-use instar_shared::control::{FileRequest, FileResponse, FileStatus, SizeStatus};
+use instar_shared::control::{FileRequest, FileResponse, FileRole, FileStatus, SizeStatus};
 use instar_shared::info::ImageRecord;
 use instar_shared::op::{ImageFormat, Outcome};
-use instar_shared::record::{NeedsRepair, RecordKind};
-use instar_shared::zerocopy::FromBytes;
+use instar_shared::record::{NeedsRepair, Progress, RecordKind};
+use instar_shared::zerocopy::{FromBytes, IntoBytes};
 use instar_vmm::VmError;
 use instar_vmm::operation::{
     Completed, Confine, Operation, OperationFile, OperationHost, OperationSpec, RESULT_BYTES,
-    RunError, ThreadKind,
+    RunError, Said, ThreadKind,
 };
 use nix::sys::signal::SigSet;
 use rustix::net::{
@@ -127,10 +127,10 @@ pub fn run<M: Machine>(
 
 /// The worker's end of what the guest of `program` asks for.
 fn host<'a>(program: &Program, socket: OwnedFd, output: &'a mut dyn Output) -> Host<'a> {
-    let facts = program
-        .inputs
-        .iter()
-        .map(|(_, opened)| opened.facts.clone());
+    let facts = program.inputs.iter().map(|(input, opened)| FileFacts {
+        start_bytes: input.options(0).file.part.offset,
+        ..opened.facts.clone()
+    });
     let conflicts = (0..).zip(&program.inputs);
     let conflicts =
         conflicts.filter_map(|(slot, (_, opened))| Some((slot, opened.format_conflict?)));
@@ -139,11 +139,12 @@ fn host<'a>(program: &Program, socket: OwnedFd, output: &'a mut dyn Output) -> H
         files: FileTable::with_inputs(facts),
         conflicts: conflicts.collect(),
         reads: first.map_or(Reads::Contents, Access::reads),
-        growth: program
+        inputs: program
             .inputs
             .iter()
-            .map(|(input, _)| input.growth)
+            .map(|(input, _)| input.clone())
             .collect(),
+        depths: BTreeMap::new(),
         windows: (0..)
             .zip(&program.inputs)
             .filter_map(typed_window)
@@ -157,6 +158,7 @@ fn host<'a>(program: &Program, socket: OwnedFd, output: &'a mut dyn Output) -> H
             shown: program.shown,
             silent: program.silent,
         },
+        has_progressed: false,
         dirty: None,
         complaint: None,
     }
@@ -215,7 +217,8 @@ fn thread_filter(writes: bool) -> Confine {
 fn typed_file((input, opened): (InputFile, Opened)) -> OperationFile {
     let growth = opened.writable.then_some(input.growth);
     let made = input.access.creates() && !opened.facts.block_device;
-    let file = operation_file(opened.file, &opened.facts, growth);
+    let said = input.said(0, &opened.facts);
+    let file = operation_file(opened.file, &opened.facts, growth, said);
     if made {
         // Empty, and closed to writes, until its size is announced.
         return OperationFile {
@@ -229,16 +232,26 @@ fn typed_file((input, opened): (InputFile, Opened)) -> OperationFile {
 
 fn typed_window((slot, (input, opened)): (u16, &(InputFile, Opened))) -> Option<(u16, Window)> {
     let made = input.access.creates();
-    let window = Window::of(input.growth, &opened.facts, made);
+    let said = input.said(0, &opened.facts);
+    let window = Window::of(input.growth, &part(&opened.facts, said), made);
+    let window = window.fixed(said.end.is_some());
     opened.writable.then_some((slot, window))
 }
 
 /// The device of a file; `growth` if it is written.
-fn operation_file(file: File, facts: &FileFacts, growth: Option<Growth>) -> OperationFile {
+fn operation_file(
+    file: File,
+    facts: &FileFacts,
+    growth: Option<Growth>,
+    said: Said,
+) -> OperationFile {
+    let facts = &part(facts, said);
     // A device keeps its length. A character device has no bytes to write either.
     let growth = growth.filter(|_| !facts.character_device);
     let max_len_bytes = match growth {
-        Some(growth) if !facts.block_device => growth.max_len_bytes(facts.len_bytes),
+        Some(growth) if !facts.block_device && said.end.is_none() => {
+            growth.max_len_bytes(facts.len_bytes)
+        }
         _ => facts.len_bytes,
     };
     OperationFile {
@@ -248,6 +261,16 @@ fn operation_file(file: File, facts: &FileFacts, growth: Option<Growth>) -> Oper
         len_bytes: facts.len_bytes,
         max_len_bytes,
         direct_align: facts.direct_align,
+        said,
+    }
+}
+
+/// What is known about the part of a file that is meant.
+fn part(facts: &FileFacts, said: Said) -> FileFacts {
+    let end = said.end.unwrap_or(facts.len_bytes);
+    FileFacts {
+        len_bytes: end.saturating_sub(said.start),
+        ..facts.clone()
     }
 }
 
@@ -264,8 +287,10 @@ struct Host<'a> {
     conflicts: BTreeMap<u16, Conflict>,
     /// What of the first image is read.
     reads: Reads,
-    /// Of the typed images, by slot.
-    growth: Vec<Growth>,
+    /// The typed images, by slot.
+    inputs: Vec<InputFile>,
+    /// How many images are above a backing file in its chain, by slot.
+    depths: BTreeMap<u16, usize>,
     /// Of the files that may be written and whose size is not announced yet, by slot.
     windows: BTreeMap<u16, Window>,
     /// The conflict that ended the run.
@@ -274,6 +299,8 @@ struct Host<'a> {
     socket: OwnedFd,
     reply: Vec<u8>,
     lines: Lines,
+    /// The guest has said how far it is.
+    has_progressed: bool,
     /// The image that must be repaired first.
     dirty: Option<NeedsRepair>,
     /// Why the repair failed.
@@ -317,13 +344,13 @@ impl Host<'_> {
         Err("the image is in use".into())
     }
 
-    /// How a file that was opened for writing may grow: as the typed image that it hangs on.
-    fn growth_of(&self, facts: &FileFacts) -> Option<Growth> {
+    /// The typed image that a file hangs on.
+    fn input_of(&self, facts: &FileFacts) -> Option<&InputFile> {
         let mut at = facts.parent_slot?;
         for _ in 0..=self.files.iter().count() {
             match self.files.get(at)?.parent_slot {
                 Some(parent) => at = parent,
-                None => return self.growth.get(usize::from(at)).copied(),
+                None => return self.inputs.get(usize::from(at)),
             }
         }
         None
@@ -332,17 +359,39 @@ impl Host<'_> {
     /// The device of a file that an image names.
     fn take(
         &mut self,
-        slot: u16,
+        (slot, role): (u16, FileRole),
         facts: FileFacts,
         descriptor: OwnedFd,
         writable: bool,
     ) -> OperationFile {
-        let growth = self.growth_of(&facts).filter(|_| writable);
-        if let Some(growth) = growth {
-            self.windows.insert(slot, Window::of(growth, &facts, false));
+        let above = facts.parent_slot.and_then(|slot| self.depths.get(&slot));
+        let above = above.copied().unwrap_or(0);
+        let input = self.input_of(&facts);
+        let growth = input.map(|input| input.growth).filter(|_| writable);
+        let said = match (input, role) {
+            (None, _) => Said::default(),
+            (Some(input), FileRole::Backing) => input.said(above.saturating_add(1), &facts),
+            (Some(input), FileRole::Data) => {
+                let data = input.options(above).data.unwrap_or_default();
+                data.part.said(&facts)
+            }
+        };
+        if role == FileRole::Backing {
+            self.depths.insert(slot, above.saturating_add(1));
         }
-        let file = operation_file(File::from(descriptor), &facts, growth);
-        self.files.insert(slot, facts);
+        if let Some(growth) = growth {
+            let window = Window::of(growth, &part(&facts, said), false);
+            self.windows.insert(slot, window.fixed(said.end.is_some()));
+        }
+        let file = operation_file(File::from(descriptor), &facts, growth, said);
+        let start_bytes = said.start;
+        self.files.insert(
+            slot,
+            FileFacts {
+                start_bytes,
+                ..facts
+            },
+        );
         file
     }
 
@@ -397,15 +446,17 @@ impl OperationHost for Host<'_> {
     fn open_file(&mut self, request: &FileRequest) -> Result<OperationFile, FileResponse> {
         let slot =
             u16::try_from(request.slot.get()).map_err(|_| response(FileStatus::Invalid, 0))?;
+        let role = FileRole::try_from(request.role.get());
+        let role = role.map_err(|_| response(FileStatus::Invalid, 0))?;
         match self.ask_broker(request) {
             Ok((Reply::Opened(facts, conflict), Some(descriptor))) => {
                 if let Some(conflict) = conflict {
                     self.conflicts.insert(slot, conflict);
                 }
-                Ok(self.take(slot, facts, descriptor, false))
+                Ok(self.take((slot, role), facts, descriptor, false))
             }
             Ok((Reply::OpenedToWrite(facts), Some(descriptor))) => {
-                Ok(self.take(slot, facts, descriptor, true))
+                Ok(self.take((slot, role), facts, descriptor, true))
             }
             Ok((Reply::Failed(failed), _)) => {
                 let answer = match failed.kind {
@@ -446,7 +497,20 @@ impl OperationHost for Host<'_> {
         }
     }
 
+    fn tick(&mut self) {
+        // A guest that derives a key says nothing for as long as that takes.
+        if !self.has_progressed {
+            let unknown = Progress::zeroed();
+            let payload = unknown.as_bytes();
+            // An output that shows no progress needs none of this either.
+            let _ = self
+                .output
+                .record(RecordKind::Preparing, payload, &self.files);
+        }
+    }
+
     fn record(&mut self, kind: RecordKind, payload: &[u8]) -> Result<(), String> {
+        self.has_progressed |= kind == RecordKind::Progress;
         match self.reads {
             Reads::Metadata if kind == RecordKind::Image => {
                 let record = ImageRecord::read_from_prefix(payload).map(|(record, _)| record);

@@ -19,10 +19,36 @@ pub struct Image<'a> {
     pub header: &'a Header,
 }
 
+/// The user says of an image that it is encrypted in another way than it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OtherEncryption {
+    /// It is encrypted.
+    #[error("Header reported '{0}' encryption format but options specify '{1}'")]
+    Reported(&'static str, &'static str),
+    /// It is not.
+    #[error("No encryption in image header, but options specified format '{0}'")]
+    None(&'static str),
+}
+
+/// Compares how an image is encrypted with what the user says, as qcow2 numbers it; 0: nothing.
+///
+/// # Errors
+/// It is not so.
+pub const fn judge_encryption(said: u16, found: CryptMethod) -> Result<(), OtherEncryption> {
+    let said = match (said, found) {
+        (1, CryptMethod::Luks) => return Err(OtherEncryption::Reported("luks", "aes")),
+        (2, CryptMethod::Aes) => return Err(OtherEncryption::Reported("aes", "luks")),
+        (1, CryptMethod::None) => "aes",
+        (2, CryptMethod::None) => "luks",
+        _ => return Ok(()),
+    };
+    Err(OtherEncryption::None(said))
+}
+
 /// Whatever has keys.
 pub trait Keys {
-    /// The cipher of the data of an encrypted image, which is `depth` below the one that the user named for slot
-    /// `input`. `None`: the data is not needed.
+    /// The cipher of the data of an image, which is `depth` below the one that the user named for slot
+    /// `input`. `None`: it is not encrypted, or the data is not needed.
     ///
     /// # Errors
     /// There is no key, or it does not fit: the record that says so has been sent.
@@ -54,6 +80,9 @@ impl Keys for NoKeys {
         _input: u16,
         _depth: u16,
     ) -> Result<Option<&'static dyn Cipher>, Reported> {
+        if image.header.crypt_method == CryptMethod::None {
+            return Ok(None);
+        }
         let reason = format_args!("{}", OpenError::KeyRequired);
         Err(fail(ctx, image.disk.slot(), reason))
     }
@@ -101,9 +130,6 @@ impl<'k> Unlock<'k> {
         ctx: &mut Context,
         image: &Image<'_>,
     ) -> Result<Option<&'static dyn Cipher>, Reported> {
-        if image.header.crypt_method == CryptMethod::None {
-            return Ok(None);
-        }
         self.keys.cipher(ctx, image, self.input, self.depth)
     }
 }

@@ -12,7 +12,7 @@ mod keys;
 mod layers;
 mod stopped;
 
-pub use keys::{Image, Keys, NO_KEYS, NoKeys, Unlock};
+pub use keys::{Image, Keys, NO_KEYS, NoKeys, OtherEncryption, Unlock, judge_encryption};
 pub use layers::{
     Layers, SnapshotName, notice, open_layers, open_layers_of, open_layers_with, snapshot_view,
 };
@@ -25,6 +25,9 @@ use instar_qcow2::snapshot::Snapshot;
 use instar_qcow2::{Header, OpenMode};
 use instar_raw::ImageFormat as Probed;
 use instar_shared::control::{FileAccess, FileRole};
+use instar_shared::device::{
+    BELOW_NONE, BELOW_QCOW2, BELOW_RAW, BELOW_TOLD, BELOW_TYPED, DATA_FILE_TOLD,
+};
 use instar_shared::info::{NO_ICOUNT, SnapshotRecord};
 use instar_shared::op::ImageFormat;
 use instar_shared::record::{FailureKind, MAX_PAYLOAD, RecordKind};
@@ -143,8 +146,8 @@ fn open_named(
     }
 }
 
-/// Opens the backing file that the image in `parent` names in its `header`, and says what format it is in; `None` if
-/// there is none.
+/// Opens the backing file that the image in `parent` names in its `header`, or that the user puts in its place, and
+/// says what format it is in; `None` if there is none.
 ///
 /// # Errors
 /// The record that says why has been sent.
@@ -154,26 +157,39 @@ pub fn open_backing(
     header: &Header,
     access: FileAccess,
 ) -> Result<Option<(Disk, ImageFormat)>, Reported> {
-    let Some(name) = &header.backing_file else {
-        return Ok(None);
+    let said = ctx.said_below(parent);
+    let name = match &header.backing_file {
+        Some(name) if said & BELOW_NONE == 0 => name.as_slice(),
+        // The host knows the file, or says that there is none.
+        None if said & (BELOW_NONE | BELOW_TOLD) == BELOW_TOLD => &[],
+        _ => return Ok(None),
     };
-    let stated = header.extensions.backing_format.as_deref();
-    open_backing_as(ctx, parent, (name, stated), access).map(Some)
+    let stated = match said & (BELOW_RAW | BELOW_QCOW2) {
+        BELOW_RAW => Some(b"raw".as_slice()),
+        BELOW_QCOW2 => Some(b"qcow2".as_slice()),
+        _ => header.extensions.backing_format.as_deref(),
+    };
+    let by = if said & BELOW_TYPED == 0 {
+        NamedBy::Image
+    } else {
+        NamedBy::User
+    };
+    open_backing_as(ctx, parent, (name, stated, by), access).map(Some)
 }
 
-/// As [`open_backing`], of the name and the format that the image states.
+/// Opens a backing file by its name, of the format that is stated.
 ///
 /// # Errors
-/// As there.
+/// The record that says why has been sent.
 pub fn open_backing_as(
     ctx: &mut Context,
     parent: u16,
-    (name, stated): (&[u8], Option<&[u8]>),
+    (name, stated, by): (&[u8], Option<&[u8]>, NamedBy),
     access: FileAccess,
 ) -> Result<(Disk, ImageFormat), Reported> {
     let disk = open_named(ctx, parent, name, FileRole::Backing, access)?;
     let stated = stated_format(ctx, disk.slot(), stated)?;
-    let format = format_of(ctx, &disk, stated, NamedBy::Image)?;
+    let format = format_of(ctx, &disk, stated, by)?;
     Ok((disk, format))
 }
 
@@ -192,9 +208,13 @@ pub fn open_qcow2(
     if let Some(warning) = &header.extensions.bitmaps_ignored {
         ctx.records().prefixed(format_args!("warning: {warning}"));
     }
+    let slot = disk.slot();
     let name = header.extensions.data_file_name.as_deref();
-    let data = match name.filter(|_| header.incompatible.external_data_file()) {
-        Some(name) => Some(open_named(ctx, disk.slot(), name, FileRole::Data, access)?),
+    let name = name.filter(|_| header.incompatible.external_data_file());
+    // The host says that there is none.
+    let told = ctx.said_below(slot) & DATA_FILE_TOLD != 0;
+    let data = match name.or(told.then_some(&[])) {
+        Some(name) => Some(open_named(ctx, slot, name, FileRole::Data, access)?),
         None => None,
     };
     Ok((header, data))

@@ -12,7 +12,7 @@ use instar_shared::control::FileAccess;
 use instar_shared::info::{INFO_BACKING_CHAIN, InfoConfig, InfoResult};
 use instar_shared::op::{ImageFormat, Outcome};
 use instar_shared::record::RecordKind;
-use op_chain::{NamedBy, Reported, fail, format_of, open_backing_as};
+use op_chain::{NamedBy, Reported, fail, format_of, judge_encryption, open_backing_as};
 
 instar_guest_ops::entry!(run);
 
@@ -54,7 +54,7 @@ fn describe_chain(
         if ctx.cancelled() {
             return Ok(Outcome::Cancelled);
         }
-        let named = (name, info.backing_format());
+        let named = (name, info.backing_format(), NamedBy::Image);
         (disk, format) = open_backing_as(ctx, disk.slot(), named, FileAccess::Read)?;
     }
 }
@@ -75,6 +75,8 @@ fn describe(
         return Ok(None);
     }
     let info = ImageInfo::read(disk).map_err(|e| refuse(ctx, disk, &e))?;
+    let said = judge_encryption(disk.said_encryption(), info.crypt_method());
+    said.map_err(|error| fail(ctx, disk.slot(), format_args!("{error}")))?;
     if let Some(warning) = info.warning() {
         ctx.records().prefixed(format_args!("warning: {warning}"));
     }

@@ -12,7 +12,7 @@ use instar_luks::{KeyError, LuksVolume};
 use instar_qcow2::header::CryptMethod;
 use instar_shared::secret::SecretRole;
 use instar_storage::Cipher;
-use op_chain::{Image, Keys, NoKeys, Reported, fail};
+use op_chain::{Image, Keys, NoKeys, Reported, fail, judge_encryption};
 
 /// The secrets in the secret region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,12 @@ impl Keys for SecretKeys {
         input: u16,
         depth: u16,
     ) -> Result<Option<&'static dyn Cipher>, Reported> {
+        let method = image.header.crypt_method;
+        let said = judge_encryption(image.disk.said_encryption(), method);
+        said.map_err(|error| fail(ctx, image.disk.slot(), format_args!("{error}")))?;
+        if method == CryptMethod::None {
+            return Ok(None);
+        }
         let Some(secret) = ctx.secret(input, depth.into(), SecretRole::Open) else {
             return NoKeys.cipher(ctx, image, input, depth);
         };

@@ -130,7 +130,7 @@ fn copy(
             .saturating_add(TABLE_BYTES),
     );
     let typed = start(&config.name, config.name_len);
-    let shared = paths::Shared::new(header, old.as_ref(), typed, new.as_ref());
+    let shared = paths::Shared::new((image.storage, header), old.as_ref(), typed, new.as_ref());
     let layers = below.iter().flatten().flat_map(Chain::layers);
     let files = layers.flat_map(|layer| {
         let data = layer.data_file_of() == FileOf::DataFile;

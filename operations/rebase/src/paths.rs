@@ -5,7 +5,7 @@
 
 use alloc::vec::Vec;
 use instar_guest_ops::Disk;
-use instar_layers::{Chain, Layer};
+use instar_layers::{Chain, FileOf, Layer};
 use instar_qcow2::Header;
 
 /// The layers of each chain.
@@ -24,15 +24,15 @@ struct Named {
 impl Shared {
     /// Of the chain below the image with this header, and of the one that begins with the file that the user named.
     pub fn new(
-        header: &Header,
+        (disk, header): (&Disk, &Header),
         old: Option<&Chain<Disk>>,
         typed: &[u8],
         new: Option<&Chain<Disk>>,
     ) -> Self {
         let first = header.backing_file.as_deref().unwrap_or_default();
         Self {
-            old: layers(first, old),
-            new: layers(typed, new),
+            old: layers(first, old, disk.is_below_said()),
+            new: layers(typed, new, false),
         }
     }
 
@@ -45,9 +45,13 @@ impl Shared {
     }
 }
 
-fn layers(first: &[u8], chain: Option<&Chain<Disk>>) -> Vec<Named> {
+fn layers(first: &[u8], chain: Option<&Chain<Disk>>, is_said: bool) -> Vec<Named> {
     let mut names = Vec::new();
     let mut path = first.to_vec();
+    if is_said {
+        // The names are not those of the files.
+        return names;
+    }
     for layer in chain.map(Chain::layers).unwrap_or_default() {
         let header = Layer::header(layer);
         let below = header.and_then(|header| header.backing_file.as_deref());
@@ -57,6 +61,9 @@ fn layers(first: &[u8], chain: Option<&Chain<Disk>>) -> Vec<Named> {
             qcow2: header.is_some(),
         });
         path = next.unwrap_or_default();
+        if layer.store(FileOf::Image).is_below_said() {
+            break;
+        }
     }
     names
 }

@@ -8,8 +8,8 @@ use instar_shared::zerocopy::{FromBytes, IntoBytes};
 use instar_test_guests::{Case, DONE_MAGIC, GuestConfig, GuestResult, Step};
 use instar_vmm::memory::GuestSlot;
 use instar_vmm::operation::{
-    Completed, Limits, Operation, OperationFile, OperationHost, OperationSpec, RunError, Secret,
-    Threads,
+    Completed, Limits, Operation, OperationFile, OperationHost, OperationSpec, RunError, Said,
+    Secret, Threads,
 };
 use std::fs::File;
 use std::sync::Arc;
@@ -58,6 +58,7 @@ pub fn operation_file(file: File) -> Result<OperationFile> {
     let len_bytes = file.metadata()?.len();
     Ok(OperationFile {
         direct_align: 0,
+        said: Said::default(),
         file,
         read_only: true,
         block_device: false,
@@ -73,6 +74,7 @@ pub fn operation_file(file: File) -> Result<OperationFile> {
 pub fn writable_file(file: File, max_len_bytes: u64) -> Result<OperationFile> {
     Ok(OperationFile {
         direct_align: 0,
+        said: Said::default(),
         read_only: false,
         max_len_bytes,
         ..operation_file(file)?

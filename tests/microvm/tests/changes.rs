@@ -5,7 +5,7 @@ use instar_microvm_tests::{Failed, Guest, alone, limits, operation_file, writabl
 use instar_storage::{MemStorage, Storage};
 use instar_test_guests::{Case, FAILING_BYTES, FIXED_LEN, SEED_FIXED, change};
 use instar_tests::rng::Rng;
-use instar_vmm::operation::{OperationFile, RunError};
+use instar_vmm::operation::{OperationFile, RunError, Said};
 use std::fs::File;
 use std::io::Write;
 use std::process::Command;
@@ -113,6 +113,7 @@ fn every_change_of_a_block_device_arrives() -> Result<(), Failed> {
         let open = || File::options().read(true).write(true).open(&device.path);
         let disk = OperationFile {
             direct_align: 0,
+            said: Said::default(),
             file: open()?,
             read_only: false,
             block_device: true,
@@ -122,6 +123,7 @@ fn every_change_of_a_block_device_arrives() -> Result<(), Failed> {
         same_changes(disk, under.as_file(), rng.next_u64() | SEED_FIXED)?;
         let disk = OperationFile {
             direct_align: 0,
+            said: Said::default(),
             file: open()?,
             read_only: false,
             block_device: true,

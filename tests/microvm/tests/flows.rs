@@ -6,7 +6,7 @@ use instar_shared::control::FileRequest;
 use instar_shared::record::RecordKind;
 use instar_test_guests::{Case, Hash};
 use instar_tests::rng::Rng;
-use instar_vmm::operation::{OperationFile, RunError};
+use instar_vmm::operation::{OperationFile, RunError, Said};
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
@@ -91,6 +91,7 @@ fn requests_of_a_file_that_always_sleeps_are_waited_for() -> Result<(), Failed> 
         let start = bytes.as_ptr().addr() as u64;
         let file = OperationFile {
             direct_align: 0,
+            said: Said::default(),
             file: File::open("/proc/self/mem")?,
             read_only: true,
             block_device: false,
@@ -152,6 +153,7 @@ fn a_failing_read_gives_the_guest_its_errno() -> Result<(), Failed> {
         // Nothing is mapped at address 0 of this process.
         let memory = OperationFile {
             direct_align: 0,
+            said: Said::default(),
             file: File::open("/proc/self/mem")?,
             read_only: true,
             block_device: false,
@@ -162,6 +164,7 @@ fn a_failing_read_gives_the_guest_its_errno() -> Result<(), Failed> {
         ensure!(errno == libc::EIO as u64, "errno {errno}");
         let folder = OperationFile {
             direct_align: 0,
+            said: Said::default(),
             file: File::open("/")?,
             read_only: true,
             block_device: false,
@@ -173,6 +176,7 @@ fn a_failing_read_gives_the_guest_its_errno() -> Result<(), Failed> {
         let write_only = OpenOptions::new().write(true).open("/dev/null")?;
         let disk = OperationFile {
             direct_align: 0,
+            said: Said::default(),
             file: write_only,
             read_only: true,
             block_device: false,

@@ -99,6 +99,7 @@ fn a_copy_that_the_host_refuses_is_made_by_hand_and_ends_in_zeros() -> Result<()
         let longer = LEN as u64 + 100_000;
         let device = OperationFile {
             direct_align: 0,
+            said: Said::default(),
             len_bytes: longer,
             ..operation_file(source)?
         };

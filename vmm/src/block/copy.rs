@@ -58,8 +58,10 @@ impl CopyChange {
         if len == 0 {
             return Ok(());
         }
+        let there = self.source.bytes_at(self.from, len);
+        let (from, to) = (self.source.place(self.from), file.place(self.at));
         let turn = file.turn();
-        let outcome = calls::copy(&self.source, self.from, file, self.at, len);
+        let outcome = calls::copy(&self.source, from, file, to, there);
         drop(turn);
         match outcome {
             // The source ended, or its file system says nothing and means it cannot: a read tells.

@@ -269,7 +269,7 @@ impl FileBackend {
     fn lengthen(&self, len: u64) -> Result<(), Errno> {
         if self.on_threads == 0 {
             let _turn = self.file.turn();
-            return calls::set_len(&self.file, len).map_err(raw_errno);
+            return self.file.set_len(len).map_err(raw_errno);
         }
         // A thread may have made the file longer meanwhile, and a new length would cut that off. The last
         // byte is this request's own.
@@ -305,9 +305,9 @@ impl FileBackend {
 
     fn set_len(&self, len: u64) -> Submission {
         let result = self.end_of_change(len, 0).and_then(|len| {
-            if !self.limits.block_device {
+            if !self.limits.block_device && !self.file.has_end() {
                 let _turn = self.file.turn();
-                return calls::set_len(&self.file, len).map_err(raw_errno);
+                return self.file.set_len(len).map_err(raw_errno);
             }
             if len == self.len()? {
                 Ok(())
@@ -359,8 +359,8 @@ impl FileBackend {
     /// Length of the run at `at`, below `end`, and whether it is data.
     fn extent_at(&self, at: u64, end: u64) -> Result<(u64, bool), Errno> {
         let whole = (end.saturating_sub(at), true);
-        let data = match rustix::fs::seek(&**self.file, SeekFrom::Data(at)) {
-            Ok(data) => data,
+        let data = match rustix::fs::seek(&**self.file, SeekFrom::Data(self.file.place(at))) {
+            Ok(data) => self.file.offset_of(data),
             // No data from here on.
             Err(rustix::io::Errno::NXIO) => return Ok((whole.0, false)),
             // No knowledge of holes: a block device, or a file system without.
@@ -370,8 +370,11 @@ impl FileBackend {
         if data > at {
             return Ok((data.min(end).saturating_sub(at), false));
         }
-        match rustix::fs::seek(&**self.file, SeekFrom::Hole(at)) {
-            Ok(hole) if hole > at => Ok((hole.min(end).saturating_sub(at), true)),
+        match rustix::fs::seek(&**self.file, SeekFrom::Hole(self.file.place(at))) {
+            Ok(hole) if self.file.offset_of(hole) > at => {
+                let hole = self.file.offset_of(hole).min(end);
+                Ok((hole.saturating_sub(at), true))
+            }
             // The file changed under us: data, to be safe.
             Ok(_) | Err(rustix::io::Errno::NXIO) => Ok(whole),
             Err(e) => Err(errno(e)),
@@ -380,7 +383,7 @@ impl FileBackend {
 
     fn len(&self) -> Result<u64, Errno> {
         let _turn = self.file.turn();
-        rustix::fs::seek(&**self.file, SeekFrom::End(0)).map_err(errno)
+        self.file.len().map_err(raw_errno)
     }
 }
 

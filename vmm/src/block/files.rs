@@ -51,6 +51,7 @@ impl Files {
             (Some(source), Some(target)) => source != target,
             _ => false,
         };
+        let (from_offset, offset) = (source.file.place(from_offset), target.file.place(offset));
         if other || from_offset.abs_diff(offset) >= len {
             return Ok(Arc::clone(&source.file));
         }

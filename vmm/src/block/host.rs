@@ -18,6 +18,9 @@ const BUFFER_BYTES: u64 = 1 << 20;
 pub struct HostFile {
     file: File,
     direct: Option<Direct>,
+    /// Where the image starts and ends in the file: all offsets and lengths here count from its start.
+    start: u64,
+    end: Option<u64>,
 }
 
 /// What goes for a descriptor with `O_DIRECT`.
@@ -37,7 +40,56 @@ impl HostFile {
             align,
             turn: RwLock::default(),
         });
-        Self { file, direct }
+        Self {
+            file,
+            direct,
+            start: 0,
+            end: None,
+        }
+    }
+
+    /// The part of it from byte `start` on, up to `end` if it does not go on to the file's.
+    #[must_use]
+    pub fn part(self, start: u64, end: Option<u64>) -> Self {
+        Self { start, end, ..self }
+    }
+
+    /// The place in the file of byte `offset` of the image.
+    pub const fn place(&self, offset: u64) -> u64 {
+        self.start.saturating_add(offset)
+    }
+
+    /// The byte of the image at `place` in the file, or its last one.
+    pub fn offset_of(&self, place: u64) -> u64 {
+        let place = self.end.map_or(place, |end| place.min(end));
+        place.saturating_sub(self.start)
+    }
+
+    /// How many of `len` bytes at `offset` lie before the end of the part.
+    pub fn bytes_at(&self, offset: u64, len: u64) -> u64 {
+        let room = self.end.map(|end| end.saturating_sub(self.place(offset)));
+        room.map_or(len, |room| room.min(len))
+    }
+
+    /// How long the image is, in bytes.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn len(&self) -> Result<u64, Raw> {
+        calls::len(&self.file).map(|len| self.offset_of(len))
+    }
+
+    /// Whether the part ends at a place of its own.
+    pub const fn has_end(&self) -> bool {
+        self.end.is_some()
+    }
+
+    /// Makes the image exactly `len` bytes long. The part must not have an end.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn set_len(&self, len: u64) -> Result<(), Raw> {
+        calls::set_len(&self.file, self.place(len))
     }
 
     /// Whether the page cache is passed by.
@@ -52,7 +104,8 @@ impl HostFile {
         };
         let fits = |number: u64| number.is_multiple_of(*align);
         let mut all = iovecs.iter();
-        fits(offset) && all.all(|one| fits(one.iov_base.addr() as u64) && fits(one.iov_len as u64))
+        fits(self.place(offset))
+            && all.all(|one| fits(one.iov_base.addr() as u64) && fits(one.iov_len as u64))
     }
 
     /// To be held during a change of whole blocks, or of the length.
@@ -66,6 +119,9 @@ impl HostFile {
     /// # Errors
     /// The host's.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize, Raw> {
+        let there = size(self.bytes_at(offset, buffer.len() as u64))?;
+        let buffer = buffer.get_mut(..there).ok_or(libc::EINVAL)?;
+        let offset = self.place(offset);
         let Some(Direct { align, .. }) = &self.direct else {
             // SAFETY: the vector is the buffer, which is valid for writes.
             return unsafe { calls::read(&self.file, &[vector(buffer)], offset) }.and_then(size);
@@ -86,6 +142,9 @@ impl HostFile {
     /// # Errors
     /// The host's.
     pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<usize, Raw> {
+        let there = size(self.bytes_at(offset, bytes.len() as u64))?;
+        let bytes = bytes.get(..there).ok_or(libc::EINVAL)?;
+        let offset = self.place(offset);
         let Some(Direct { align, turn }) = &self.direct else {
             // SAFETY: the vector is the slice, which is valid for reads; a write only reads it.
             return unsafe { calls::write(&self.file, &[constant(bytes)], offset) }.and_then(size);

@@ -96,7 +96,7 @@ impl RangeChange {
             }
         }
         let turn = file.turn();
-        let outcome = calls::range(file, call, self.at, to - self.at);
+        let outcome = calls::range(file, call, file.place(self.at), to - self.at);
         drop(turn);
         match outcome {
             Ok(()) => self.at = to,

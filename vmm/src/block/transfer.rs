@@ -52,11 +52,16 @@ impl Transfer {
                 return Step::Finished;
             }
             let at = self.offset.saturating_add(self.done);
+            let there = file.bytes_at(at, self.len().saturating_sub(self.done));
+            if there == 0 {
+                return self.zero_rest(slot);
+            }
             if nowait && file.is_direct() {
                 return Step::WouldBlock;
             }
-            let outcome = if file.takes(at, &iovecs) {
-                read_once(file, &iovecs, at, nowait)
+            let is_whole = there >= self.len().saturating_sub(self.done);
+            let outcome = if is_whole && file.takes(at, &iovecs) {
+                read_once(file, &iovecs, file.place(at), nowait)
             } else {
                 self.read_ragged(file, slot)
             };
@@ -85,7 +90,7 @@ impl Transfer {
                 let _turn = file.turn();
                 // SAFETY: every vector lies in guest memory, which the slot keeps mapped during the call;
                 // the guest may change the bytes at any time, and then either ones are written.
-                unsafe { calls::write(file, &iovecs, at) }
+                unsafe { calls::write(file, &iovecs, file.place(at)) }
             } else {
                 self.write_ragged(file, slot)
             };
@@ -146,7 +151,8 @@ impl Transfer {
             let at = self.offset.saturating_add(self.done);
             let left = std::num::NonZeroU64::new(self.len().saturating_sub(self.done));
             // Only advice: a file system without it reads when the guest waits.
-            let _ = rustix::fs::fadvise(&**file, at, left, rustix::fs::Advice::WillNeed);
+            let _ =
+                rustix::fs::fadvise(&**file, file.place(at), left, rustix::fs::Advice::WillNeed);
         }
         #[cfg(not(target_os = "linux"))]
         let _ = file;

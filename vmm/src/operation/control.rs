@@ -158,7 +158,7 @@ fn response(status: FileStatus) -> FileResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operation::OperationFile;
+    use crate::operation::{OperationFile, Said};
     use instar_shared::record::RecordKind;
 
     const MIB: u64 = 1 << 20;
@@ -222,6 +222,7 @@ mod tests {
         for slot in [1, 2] {
             let file = OperationFile {
                 direct_align: 0,
+                said: Said::default(),
                 file: std::fs::File::open("/dev/null").unwrap(),
                 read_only: false,
                 block_device: false,

@@ -110,6 +110,8 @@ impl Devices {
             avail_ring: avail_ring.into(),
             used_ring: used_ring.into(),
             allocated_bytes: allocated_bytes(&file.file).into(),
+            below: file.said.below.into(),
+            encryption: file.said.encryption.into(),
             ..DeviceEntry::zeroed()
         };
         let config = BlkConfig {
@@ -126,7 +128,7 @@ impl Devices {
         };
         let memory = Arc::clone(&self.memory);
         let shared = self.shared.clone();
-        let host = HostFile::new(file.file, file.direct_align);
+        let host = HostFile::new(file.file, file.direct_align).part(file.said.start, file.said.end);
         let backend = FileBackend::new(slot, host, memory, limits, shared);
         self.slots.insert(
             slot,

@@ -370,6 +370,7 @@ impl Run<'_> {
 
     /// Passes cancellation on and enforces the limits.
     fn look_at_limits(&mut self) -> Result<(), RunError> {
+        self.host.tick();
         if !self.cancel_sent && self.operation.spec.cancel.load(Ordering::Relaxed) {
             self.cancel_sent = true;
             let word = BOOT.start + offset_of!(BootPage, cancel) as u64;

@@ -57,6 +57,21 @@ pub struct OperationFile {
     pub max_len_bytes: u64,
     /// It was opened with `O_DIRECT`, and takes multiples of so many bytes; 0: it goes through the page cache.
     pub direct_align: u32,
+    /// What the user says about it beyond its name.
+    pub said: Said,
+}
+
+/// What the user says about a file beyond its name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Said {
+    /// Where in the file the image starts, in bytes; all other offsets and lengths count from there.
+    pub start: u64,
+    /// Where in the file the image ends, if not where the file does, in bytes.
+    pub end: Option<u64>,
+    /// `BELOW_*` and `DATA_FILE_*` of [`instar_shared::device`].
+    pub below: u16,
+    /// How it is encrypted, as qcow2 numbers it; 0: as it says.
+    pub encryption: u16,
 }
 
 /// What an operation may use.
@@ -138,6 +153,9 @@ pub trait OperationHost {
     /// # Errors
     /// Why the record is malformed: the guest is stopped.
     fn record(&mut self, kind: RecordKind, payload: &[u8]) -> Result<(), String>;
+
+    /// The run goes on: called a few times a second, whatever the guest does.
+    fn tick(&mut self) {}
 }
 
 /// What a run cost.

@@ -119,6 +119,11 @@ impl ImageInfo {
         self.encryption.is_some()
     }
 
+    /// How guest data is encrypted.
+    pub const fn crypt_method(&self) -> CryptMethod {
+        self.header.crypt_method
+    }
+
     /// The backing file name; any bytes, never empty.
     pub fn backing_file(&self) -> Option<&[u8]> {
         self.header.backing_file.as_deref()

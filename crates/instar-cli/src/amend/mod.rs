@@ -46,7 +46,7 @@ enum Request {
     Help,
     /// An operation.
     Run {
-        image: Image,
+        image: Box<Image>,
         amendment: Box<Amendment>,
         ending: Ending,
         /// Secrets of key slots, and what the operation's sentence about a missing one means.
@@ -69,7 +69,7 @@ pub fn run(options: &AmendOptions, limits: &LimitOptions) -> Result<u8, UsageErr
             ending,
             secrets,
             no_secret,
-        } => (image, amendment, ending, secrets, no_secret),
+        } => (*image, amendment, ending, secrets, no_secret),
     };
     let shown = Shown {
         format,
@@ -132,7 +132,7 @@ fn request(options: &AmendOptions) -> Result<Request, UsageError> {
             .collect();
     }
     Ok(Request::Run {
-        image,
+        image: Box::new(image),
         amendment: Box::new(amendment),
         ending,
         secrets,

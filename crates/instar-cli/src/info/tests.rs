@@ -130,6 +130,7 @@ impl Bench {
         let metadata = std::fs::metadata(self.path().join(OsStr::from_bytes(name))).unwrap();
         FileFacts {
             direct_align: 0,
+            start_bytes: 0,
             name: OsStr::from_bytes(name).to_owned(),
             len_bytes: metadata.len(),
             disk_bytes: metadata.blocks() * 512,

@@ -166,7 +166,10 @@ impl MapOutput {
             self.console.stdout().put(print::HEADING);
         }
         for raw in extents {
-            let extent = Extent::read(raw, self.next)?;
+            let mut extent = Extent::read(raw, self.next)?;
+            let file = files.get(extent.slot);
+            let start = file.map_or(0, |file| file.start_bytes);
+            extent.offset = extent.offset.map(|offset| offset.saturating_add(start));
             self.next = extent.start + extent.len;
             match self.format {
                 Format::Human => self.list(&extent, files)?,

@@ -6,8 +6,9 @@
 //! | `--image-opts` | `key=value,…` with dotted keys | [`list`] |
 //! | `json:{…}` as a file name | JSON | [`json`] |
 //!
-//! The last two become a flat [`Options`] map, of which [`node`] makes an image: see there what is taken.
+//! The last two become a flat [`Options`] map, of which [`node`] makes an image: see there and in [`below`] what is taken.
 
+mod below;
 pub mod json;
 pub mod keyval;
 pub mod list;

@@ -1,16 +1,18 @@
 //! An image that is described by options: a format node over a file node.
 //!
-//! Taken are the drivers `qcow2` and `raw` over `file` and `host_device`, or one of the latter alone. Options
-//! for speed and caching are checked and have no effect: `-t` and `-T` say how a file is reached, and guests keep
-//! their own tables. What would change which bytes are read (`offset`, `size`, another backing file, another
-//! data file, other drivers) is refused by name.
+//! Taken are the drivers `qcow2` and `raw` over `file` and `host_device`, or one of the latter alone; what is said of
+//! the images below is in [`below`](super::below). Of the options for speed and caching `cache.direct` has its effect,
+//! which goes before that of `-t` and `-T`; the others are checked and have none: guests keep their own tables. Other
+//! drivers are refused by name.
 
-use super::{Options, Scalar};
+use super::{Options, Scalar, below};
+use crate::files::{Encryption, FileOptions, ImageOptions, Part};
 use crate::image::is_foreign_format;
 use crate::info::has_protocol;
 use crate::opts::keyval::is_identifier;
 use crate::opts::value::{
-    as_text, is_on, one_of, quoted, size, switch, switch_value, take_child, take_text, text_of,
+    as_text, is_on, one_of, quoted, shown, size, state_of, switch, switch_value, take_child,
+    take_text, text_of,
 };
 use crate::quantity;
 use instar_shared::op::ImageFormat;
@@ -50,8 +52,6 @@ const QCOW2_SIZES: [&str; 4] = [
     "l2-cache-size",
     "refcount-cache-size",
 ];
-/// Deepest image of a chain that options may describe.
-const MAX_DEPTH: u32 = 200;
 
 /// What options say about an image.
 #[derive(Debug, PartialEq, Eq)]
@@ -74,6 +74,8 @@ pub struct Node {
     pub read_only: bool,
     /// There is no format, only a file.
     pub bare: bool,
+    /// What is said of the image beyond that, then of the one below it, and so on.
+    pub images: Vec<ImageOptions>,
 }
 
 /// The image that `options` describe, of the format `forced` if there is one.
@@ -105,13 +107,28 @@ pub fn read(mut options: Options, forced: Option<&str>) -> Result<Node, String> 
 fn bare(mut options: Options, driver: &str) -> Result<Node, String> {
     let (share, read_only) = (is_on(&options, "force-share"), is_on(&options, "read-only"));
     options.insert("driver".to_owned(), text_of(driver));
-    let (path, _) = protocol(options)?;
+    let (path, _, file) = protocol(options)?;
+    let image = ImageOptions {
+        file,
+        ..ImageOptions::default()
+    };
     Ok(Node {
         bare: true,
         share,
         read_only,
+        images: vec![image],
         ..Node::of(path, ImageFormat::Raw)
     })
+}
+
+/// Whether the options say, in words that `qemu-img` would rather not read, that there is no backing file: of the image,
+/// or of one below it if that counts.
+#[must_use]
+pub fn says_alone_in_old_words(below_counts: bool, options: &Options) -> bool {
+    let is_empty = |value: &Scalar| matches!(value, Scalar::Text(name) if name.is_empty());
+    let is_backing = |key: &str| key.split('.').all(|part| part == "backing");
+    let mut said = options.iter().filter(|(_, value)| is_empty(value));
+    said.any(|(key, _)| key == "backing" || (below_counts && is_backing(key)))
 }
 
 /// A node of `format` over the node that `file` describes, or `reference` names.
@@ -133,18 +150,32 @@ fn over(
     if file.is_empty() {
         return Err("A block device must be specified for \"file\"".to_owned());
     }
-    let (path, below) = protocol(file)?;
+    let (path, below, file) = protocol(file)?;
     let mut node = Node::of(path, format);
+    let mut image = ImageOptions {
+        file,
+        direct: state_of(&options, "cache.direct"),
+        ..ImageOptions::default()
+    };
     node.share = is_on(&options, "force-share");
     node.read_only = is_on(&options, "read-only");
     generic(&mut options)?;
     let name = if format == ImageFormat::Raw {
-        raw(&mut options)?;
+        let values = ["offset", "size"].map(|key| options.get(key).map(shown));
+        image.file.part = raw(&mut options)?;
+        if let [Some(_), _] | [_, Some(_)] = &values {
+            let [offset, size] = values.map(|value| value.unwrap_or_default());
+            node.shown = Some(json_of_raw(&offset, &size, &below));
+        }
         "raw"
     } else {
-        qcow2(&mut options, &mut node)?;
+        node.below = below::first(&options).cloned();
+        qcow2(&mut options)?;
+        keys(&mut options, &mut node.keys, 0).map(|found| image.encryption = found)?;
+        node.refused = below::read(&mut options, &mut image, &mut node).err();
         "qcow2"
     };
+    node.images.insert(0, image);
     if let Some(key) = options.keys().next() {
         return Err(format!(
             "Block format '{name}' does not support the option '{key}'"
@@ -171,12 +202,26 @@ impl Node {
             share: false,
             read_only: false,
             bare: false,
+            images: Vec::new(),
         }
     }
 }
 
-/// The file node: its path with its driver, and how a name in JSON shows it.
-fn protocol(mut options: Options) -> Result<(PathBuf, String), String> {
+/// The name of a part of a raw file, in JSON; `offset` and `size` are empty if they are not given.
+fn json_of_raw(offset: &str, size: &str, file: &str) -> String {
+    let pair = |key, value: &str| match value {
+        "" => String::new(),
+        value => format!("\"{key}\": {value}, "),
+    };
+    let (offset, size) = (pair("offset", offset), pair("size", size));
+    format!("json:{{{offset}\"driver\": \"raw\", {size}\"file\": {file}}}")
+}
+
+/// The file node: its path with its driver, how a name in JSON shows it, and what else is said of it.
+///
+/// # Errors
+/// The sentence of `qemu-img`.
+pub fn protocol(mut options: Options) -> Result<(PathBuf, String, FileOptions), String> {
     let driver = take_text(&mut options, "driver");
     if driver.is_none() && !options.contains_key("filename") {
         return Err("Must specify either driver or file".to_owned());
@@ -199,10 +244,11 @@ fn protocol(mut options: Options) -> Result<(PathBuf, String), String> {
         _ => return Err(format!("The '{name}' block driver requires a file name")),
     };
     generic(&mut options)?;
+    let unlocked = options.get("locking").cloned().map(as_text) == Some(b"off".to_vec());
     one_of(&mut options, "locking", &["auto", "on", "off"])?;
-    let direct = is_on(&options, "cache.direct");
+    let direct = state_of(&options, "cache.direct");
     match options.remove("aio") {
-        Some(Scalar::Text(aio)) if aio == b"native" && !direct => {
+        Some(Scalar::Text(aio)) if aio == b"native" && direct != Some(true) => {
             return Err("aio=native was specified, but it requires cache.direct=on, which was not specified.".to_owned());
         }
         Some(aio) => {
@@ -231,11 +277,21 @@ fn protocol(mut options: Options) -> Result<(PathBuf, String), String> {
         _ => format!("{name}:"),
     };
     let path = [prefix.into_bytes(), file].concat();
-    Ok((PathBuf::from(OsString::from_vec(path)), below))
+    let path = PathBuf::from(OsString::from_vec(path));
+    let file = FileOptions {
+        path: Some(path.clone()),
+        unlocked,
+        direct,
+        part: Part::default(),
+    };
+    Ok((path, below, file))
 }
 
-/// Checks what every node has, and takes it out, but for [`SWITCHES`] of a file node.
-fn generic(options: &mut Options) -> Result<(), String> {
+/// Checks what every node has, and takes it out, but for [`SWITCHES`].
+///
+/// # Errors
+/// The sentence of `qemu-img`.
+pub fn generic(options: &mut Options) -> Result<(), String> {
     for key in SWITCHES {
         if let Some(value) = options.get(key) {
             switch_value(key, value)?;
@@ -267,22 +323,23 @@ fn generic(options: &mut Options) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks what a `raw` node has.
-fn raw(options: &mut Options) -> Result<(), String> {
+/// Checks what a `raw` node has; which part of its file it is.
+///
+/// # Errors
+/// The sentence of `qemu-img`.
+pub fn raw(options: &mut Options) -> Result<Part, String> {
     options.retain(|key, _| !SWITCHES.contains(&key.as_str()));
-    let offset = size(options, "offset")?;
-    let size = size(options, "size")?;
-    if offset.is_some_and(|offset| offset > 0) || size.is_some() {
-        return Err(
-            "instar reads a raw image from its first byte to its last, without 'offset' and 'size'"
-                .to_owned(),
-        );
-    }
-    Ok(())
+    Ok(Part {
+        offset: size(options, "offset")?.unwrap_or(0),
+        size: size(options, "size")?,
+    })
 }
 
-/// Checks what a `qcow2` node has, and takes the names of secrets.
-fn qcow2(options: &mut Options, node: &mut Node) -> Result<(), String> {
+/// Checks what a `qcow2` node has, but for secrets and what lies below it.
+///
+/// # Errors
+/// The sentence of `qemu-img`.
+pub fn qcow2(options: &mut Options) -> Result<(), String> {
     options.retain(|key, _| !SWITCHES.contains(&key.as_str()));
     for key in QCOW2_SWITCHES {
         switch(options, key)?;
@@ -300,17 +357,6 @@ fn qcow2(options: &mut Options, node: &mut Node) -> Result<(), String> {
             ));
         }
     }
-    if options
-        .keys()
-        .any(|key| key == "data-file" || key.starts_with("data-file."))
-    {
-        return Err(
-            "instar takes the data file that the image names, without 'data-file'".to_owned(),
-        );
-    }
-    node.below = options.keys().find(|key| is_below(key)).cloned();
-    keys(options, &mut node.keys, 0)?;
-    node.refused = below(options, 0, &mut node.keys).err();
     Ok(())
 }
 
@@ -342,51 +388,32 @@ fn caches(options: &mut Options) -> Result<(), String> {
     }
 }
 
-fn is_below(key: &str) -> bool {
-    key == "backing" || key.starts_with("backing.")
-}
-
-/// Takes the secrets of the image at `depth`.
-fn keys(options: &mut Options, found: &mut Vec<(u32, String)>, depth: u32) -> Result<(), String> {
-    if let Some(value) = options.remove("encrypt.format").map(as_text)
-        && !matches!(value.as_slice(), b"luks" | b"aes")
-    {
-        let value = String::from_utf8_lossy(&value);
-        return Err(format!(
-            "Parameter 'encrypt.format' does not accept value '{value}'"
-        ));
-    }
+/// Takes the secrets of the image at `depth`, and how it is encrypted.
+///
+/// # Errors
+/// The sentence of `qemu-img`, where it has one.
+pub fn keys(
+    options: &mut Options,
+    found: &mut Vec<(u32, String)>,
+    depth: u32,
+) -> Result<Option<Encryption>, String> {
+    let format = options.remove("encrypt.format").map(as_text);
+    let encryption = match format.as_deref() {
+        None => None,
+        Some(b"aes") => Some(Encryption::Aes),
+        Some(b"luks") => Some(Encryption::Luks),
+        Some(value) => {
+            let value = String::from_utf8_lossy(value);
+            return Err(format!(
+                "Parameter 'encrypt.format' does not accept value '{value}'"
+            ));
+        }
+    };
     if let Some(id) = options.remove("encrypt.key-secret").map(as_text) {
         found.push((depth, String::from_utf8_lossy(&id).into_owned()));
     }
     match options.keys().find_map(|key| key.strip_prefix("encrypt.")) {
         Some(key) => Err(format!("Parameter '{key}' is unexpected")),
-        None => Ok(()),
-    }
-}
-
-/// Takes what is said of the images below the one at `depth`: their secrets, and nothing that makes them others.
-fn below(options: &mut Options, depth: u32, found: &mut Vec<(u32, String)>) -> Result<(), String> {
-    let reference = options.remove("backing");
-    let mut child = take_child(options, "backing");
-    if reference.is_some() {
-        return Err(
-            "instar takes the backing file that the image names, without 'backing'".to_owned(),
-        );
-    }
-    if child.is_empty() {
-        return Ok(());
-    }
-    let next = depth.checked_add(1).filter(|next| *next <= MAX_DEPTH);
-    let next = next.ok_or("the options describe too long a chain")?;
-    keys(&mut child, found, next)?;
-    below(&mut child, next, found)?;
-    generic(&mut child)?;
-    child.retain(|key, _| !SWITCHES.contains(&key.as_str()));
-    match child.keys().next() {
-        None => Ok(()),
-        Some(key) => Err(format!(
-            "instar takes the backing file that the image names, without 'backing.{key}'"
-        )),
+        None => Ok(encryption),
     }
 }

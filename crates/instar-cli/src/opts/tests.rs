@@ -3,6 +3,7 @@
 use super::json::{self, Value};
 use super::node::{self, Node};
 use super::{Options, Scalar, list};
+use crate::files::{Encryption, Part};
 use instar_shared::op::ImageFormat;
 use proptest::prelude::*;
 
@@ -65,18 +66,15 @@ fn a_name_stays_a_name() {
 }
 
 #[test]
-fn what_would_change_the_bytes_is_refused_by_name() {
+fn what_is_not_there_is_refused_by_name() {
     for (text, word) in [
-        ("driver=raw,offset=512,file.filename=a", "'offset'"),
-        ("driver=raw,size=512,file.filename=a", "'size'"),
         (
-            "driver=qcow2,file.filename=a,data-file.filename=b",
-            "'data-file'",
+            "driver=qcow2,file.filename=a,data-file.driver=qcow2,data-file.file.filename=b",
+            "'qcow2'",
         ),
-        ("driver=qcow2,file.filename=a,backing=", "'backing'"),
         (
-            "driver=qcow2,file.filename=a,backing.driver=raw",
-            "'backing.driver'",
+            "driver=qcow2,file.filename=a,data-file.driver=raw,data-file.size=512,data-file.file.filename=b",
+            "'data-file.size'",
         ),
         (
             "driver=qcow2,file.driver=raw,file.file.filename=a",
@@ -95,7 +93,35 @@ fn what_would_change_the_bytes_is_refused_by_name() {
             "{text}: {sentence}"
         );
     }
-    assert!(of_list("driver=raw,offset=0,file.filename=a").is_ok());
+}
+
+#[test]
+fn images_below_are_described_in_the_order_of_the_chain() {
+    let node = of_list(
+        "driver=qcow2,file.filename=a,file.locking=off,cache.direct=on,data-file.filename=d,\
+         backing.driver=qcow2,backing.encrypt.format=luks,backing.backing.driver=raw,backing.backing.offset=1k,\
+         backing.backing.size=2k,backing.backing.file.filename=c,backing.backing.file.cache.direct=off",
+    )
+    .unwrap();
+    assert_eq!(node.refused, None);
+    let [top, middle, last] = node.images.as_slice() else {
+        panic!("{:?}", node.images);
+    };
+    assert!(top.file.unlocked && top.direct == Some(true) && !top.told && !top.alone);
+    let data = top.data.as_ref().unwrap().path.as_deref();
+    assert_eq!(data, Some(std::path::Path::new("file:d")));
+    assert!(middle.told && middle.file.path.is_none() && !middle.file.unlocked);
+    assert_eq!(middle.encryption, Some(Encryption::Luks));
+    assert_eq!(middle.format, Some(ImageFormat::Qcow2));
+    let part = Part {
+        offset: 1024,
+        size: Some(2048),
+    };
+    assert_eq!(last.file.part, part);
+    assert_eq!(last.file.path.as_deref(), Some(std::path::Path::new("c")));
+    assert_eq!((last.direct, last.file.direct), (Some(true), Some(false)));
+    let alone = of_json(r#"{"file.filename":"a","driver":"qcow2","backing":null}"#).unwrap();
+    assert!(alone.images[0].alone && alone.images.len() == 1);
 }
 
 #[test]

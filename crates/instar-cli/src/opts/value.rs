@@ -50,6 +50,21 @@ pub fn is_on(options: &Options, key: &str) -> bool {
     }
 }
 
+/// Whether an option that may be there is on.
+pub fn state_of(options: &Options, key: &str) -> Option<bool> {
+    options.contains_key(key).then(|| is_on(options, key))
+}
+
+/// A value as JSON shows it.
+pub fn shown(value: &Scalar) -> String {
+    match value {
+        Scalar::Number(number) => number.clone(),
+        Scalar::Bool(state) => state.to_string(),
+        Scalar::Text(text) => quoted(&String::from_utf8_lossy(text)),
+        Scalar::Null | Scalar::Empty => "null".to_owned(),
+    }
+}
+
 /// What a word says that is on or off.
 fn state(word: &[u8]) -> Option<bool> {
     match word {

@@ -47,6 +47,9 @@ fn config(options: &ResizeOptions) -> Result<(Image, ResizeConfig), UsageError> 
     };
     let (form, bytes) = size_change(size)?;
     let image = Image::new(name, &options.how)?;
+    if image.is_sized() {
+        return Err(UsageError::plain("Cannot resize fixed-size raw disks"));
+    }
     let mut config = ResizeConfig::zeroed();
     config.format.set(image.format.raw());
     config.form.set(form.raw());

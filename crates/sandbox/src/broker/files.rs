@@ -1,7 +1,7 @@
 //! Which files a job has open, and opening more of them under its policy.
 
 use crate::Job;
-use crate::input::{Access, InputFile};
+use crate::input::{Access, InputFile, Part};
 use crate::locks::{Conflict, Reads, Wanted};
 use crate::names::{self, Name};
 use crate::open::{self, FileId, Opened, Refusal};
@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// A file that the worker has.
@@ -25,6 +26,8 @@ struct Held {
     parent: Option<u16>,
     /// What it is to its parent.
     role: Option<FileRole>,
+    /// How many images are above it in the chain of the typed one.
+    depth: usize,
     /// Slot of the typed image that it hangs on: its own, if it is one.
     root: u16,
     writable: bool,
@@ -36,9 +39,35 @@ struct Held {
 #[derive(Debug)]
 struct Root {
     rules: Rules,
-    access: Access,
-    share: bool,
+    input: InputFile,
+}
+
+/// A file that an image names, after all that the user says of it.
+struct Asked {
+    /// Its name.
+    given: Vec<u8>,
+    /// The user names no file, and the image neither.
+    nameless: bool,
+    /// The user says its format.
+    has_format: bool,
+    /// How many images are above its image in the chain.
+    depth: usize,
+    /// Slot of the typed image that it hangs on.
+    root: u16,
     direct: bool,
+    unlocked: bool,
+    part: Part,
+}
+
+/// The files that the user names for images of a chain.
+fn typed(input: &InputFile) -> Vec<PathBuf> {
+    let described = input.described.iter();
+    let images = described.flat_map(|described| described.images.iter().enumerate());
+    let files = images.flat_map(|(depth, image)| {
+        let own = (depth > 0).then_some(&image.file);
+        own.into_iter().chain(&image.data)
+    });
+    files.filter_map(|file| file.path.clone()).collect()
 }
 
 /// Why a file that an image names is not opened.
@@ -108,10 +137,8 @@ impl Files {
     /// Of a job that has its typed images open, and in `kept` what it wrote before.
     pub fn new(job: &Job, inputs: &[Opened], kept: Vec<Kept>) -> Self {
         let root = |(input, opened): (&InputFile, &Opened)| Root {
-            rules: Rules::new(opened.facts.name.as_bytes(), &job.policy),
-            access: input.access,
-            share: input.share,
-            direct: input.direct,
+            rules: Rules::new(opened.facts.name.as_bytes(), &job.policy).and(&typed(input)),
+            input: input.clone(),
         };
         let held = |(slot, opened): (u16, &Opened)| {
             let held = Held {
@@ -120,6 +147,7 @@ impl Files {
                 file: None,
                 parent: None,
                 role: None,
+                depth: 0,
                 root: slot,
                 writable: opened.writable,
                 output: opened.target.is_some(),
@@ -169,13 +197,10 @@ impl Files {
         {
             return (Reply::Invalid, None);
         }
-        let given = match request.role {
-            FileRole::Backing => names::combine(parent.facts.name.as_bytes(), &request.name),
-            // QEMU takes this name as it stands: relative to the current folder. The policy judges
-            // it as any other.
-            FileRole::Data => request.name.clone(),
-        };
-        let opened = match self.open_named(request, root, &given) {
+        let asked = self.asked(request, parent);
+        let given = asked.given.clone();
+        let depth = asked.depth;
+        let opened = match self.open_named(request, &asked) {
             Err(Denied::Output(refusal)) => {
                 let failed = refusal.of_typed(request.slot, &self.target, true);
                 return (Reply::Failed(failed), None);
@@ -200,6 +225,7 @@ impl Files {
                     file: opened.writable.then(|| Arc::clone(&file)),
                     parent: Some(request.parent_slot),
                     role: Some(request.role),
+                    depth,
                     root,
                     writable: opened.writable,
                     output: false,
@@ -227,12 +253,46 @@ impl Files {
         }
     }
 
+    /// What is opened for a request, after all that the user says of it.
+    fn asked(&self, request: &Request, parent: &Held) -> Asked {
+        let input = self.root(parent.root).map(|root| &root.input);
+        let command = input.is_some_and(|input| input.direct);
+        let options = |depth| input.map(|input| input.options(depth)).unwrap_or_default();
+        let name = request.name.as_slice();
+        let (depth, image, file, named) = match request.role {
+            FileRole::Backing => {
+                let depth = parent.depth.saturating_add(1);
+                let image = options(depth);
+                let named = names::combine(parent.facts.name.as_bytes(), name);
+                (depth, image.clone(), image.file, named)
+            }
+            // QEMU takes this name as it stands: relative to the current folder. The policy judges
+            // it as any other.
+            FileRole::Data => {
+                let image = options(parent.depth);
+                let file = image.data.clone().unwrap_or_default();
+                (parent.depth, image, file, name.to_vec())
+            }
+        };
+        let typed = file.path.as_ref();
+        Asked {
+            given: typed.map_or(named, |path| path.as_os_str().as_bytes().to_vec()),
+            nameless: name.is_empty() && (typed.is_none() || request.role == FileRole::Data),
+            has_format: image.format.is_some(),
+            depth,
+            root: parent.root,
+            direct: image.is_direct(&file, command),
+            unlocked: file.unlocked,
+            part: file.part,
+        }
+    }
+
     /// Only the data file of an image that is changed may be written, and it has but one, and a backing file where
     /// the job has a base; anything may be read.
     fn may_write(&self, request: &Request, root: u16) -> bool {
         let root_changes = self
             .root(root)
-            .is_some_and(|root| root.access == Access::Change);
+            .is_some_and(|root| root.input.access == Access::Change);
         let parent = request.parent_slot;
         let parent_changes = self.held.get(&parent).is_some_and(|held| held.writable);
         let may = match request.role {
@@ -273,7 +333,19 @@ impl Files {
         self.roots.get(usize::from(slot))
     }
 
-    fn open_named(&mut self, request: &Request, root: u16, given: &[u8]) -> Result<Opened, Denied> {
+    fn open_named(&mut self, request: &Request, asked: &Asked) -> Result<Opened, Denied> {
+        let (root, given) = (asked.root, asked.given.as_slice());
+        if asked.nameless {
+            // The user says something of an image that nobody names.
+            let reason: &[u8] = if request.role == FileRole::Data {
+                b"'data-file' can only be set for images with an external data file"
+            } else if asked.has_format {
+                b"A block device must be specified for \"file\""
+            } else {
+                b"Must specify either driver or file"
+            };
+            return Err(Refusal::failed(rustix::io::Errno::INVAL, reason.to_vec()).into());
+        }
         let name = names::parse(given).map_err(|e| Refusal {
             // QEMU would go there, if it is a protocol.
             kind: OpenFailure::Refused,
@@ -285,12 +357,13 @@ impl Files {
         };
         // A backing file is opened to be read first: nothing else of a chain is opened in another way.
         let passed = found.rules.open(&name, request.writable && !backing)?;
-        let reads = found.access.reads();
+        let reads = found.input.access.reads();
         let reading = Wanted {
             access: Access::Read(reads),
             data_file: !backing,
-            share: found.share,
-            direct: found.direct,
+            share: found.input.share,
+            direct: asked.direct,
+            unlocked: asked.unlocked,
         };
         let writing = Wanted {
             access: Access::Change,
@@ -311,6 +384,7 @@ impl Files {
         }
         let wanted = if writes && !is_base { writing } else { reading };
         let opened = open::lock_and_describe(passed.fd, &passed.stat, &name, given, wanted)?;
+        open::judge_part(&opened.facts, asked.part)?;
         match opened.format_conflict {
             // Nothing tells later whether it is raw.
             Some(conflict) if reads == Reads::Contents => {

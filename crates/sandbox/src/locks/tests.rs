@@ -222,6 +222,7 @@ fn data_file_lets_writers_in_but_no_resize() {
     std::fs::write(&path, [0; 512]).unwrap();
     let file = std::fs::File::open(&path).unwrap();
     let wanted = Wanted {
+        unlocked: false,
         direct: false,
         access: CONTENTS,
         data_file: true,
@@ -279,6 +280,7 @@ fn data_file(path: &Path, access: Access) -> (std::fs::File, Result<Taken, Confl
     let file = options.read(true).write(access.writes()).open(path);
     let file = file.unwrap();
     let wanted = Wanted {
+        unlocked: false,
         direct: false,
         access,
         data_file: true,

@@ -83,6 +83,7 @@ fn folder_that_cannot_be_read_takes_a_file() {
     use std::os::unix::fs::PermissionsExt;
     let scratch = tempfile::tempdir().unwrap();
     let wanted = Wanted {
+        unlocked: false,
         direct: false,
         access: Access::Create {
             raw: false,

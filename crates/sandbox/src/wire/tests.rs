@@ -92,6 +92,7 @@ fn beginning_of_an_output_is_told_from_every_request() {
 fn replies() -> Vec<Reply> {
     let facts = FileFacts {
         direct_align: 4096,
+        start_bytes: 0,
         name: os_string(b"a\xff\n"),
         given_name: os_string(b"file:a\xff\n"),
         len_bytes: u64::MAX,

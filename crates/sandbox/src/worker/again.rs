@@ -67,7 +67,11 @@ impl Host<'_> {
                 self.complaint.get_or_insert_with(|| text.to_vec());
                 Ok(())
             }
-            RecordKind::Progress | RecordKind::Panic => Ok(()),
+            RecordKind::Progress => {
+                let kind = RecordKind::Preparing;
+                self.output.record(kind, payload, &self.files)
+            }
+            RecordKind::Panic => Ok(()),
             _ => Err(format!(
                 "records of the kind {kind:?} do not belong to a repair"
             )),
