@@ -325,6 +325,10 @@ pub enum Stop {
 /// Text to print instead, or what is wrong.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Stop> {
     let typed: Vec<OsString> = arguments.into_iter().collect();
+    if words::asks_for_trace_events(&typed) {
+        // There are none.
+        return Err(Stop::Print(String::new()));
+    }
     let marked = words::with_marked_sizes(&typed);
     let (all, taken) = words::with_repair_values(&marked, None);
     let mut cli = parse_words(all)?;

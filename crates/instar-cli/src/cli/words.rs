@@ -108,3 +108,22 @@ fn after_command(words: &[OsString], command: &str) -> usize {
     let position = words.iter().skip(1).position(|word| word == command);
     position.map_or(words.len(), |position| position + 2)
 }
+
+/// Whether the list of events that can be traced is asked for, before any command.
+pub fn asks_for_trace_events(words: &[OsString]) -> bool {
+    let mut words = words.iter().skip(1).map(|word| word.as_bytes());
+    while let Some(word) = words.next() {
+        let value = match word {
+            b"-T" | b"--trace" => words.next().unwrap_or_default(),
+            _ => match (word.strip_prefix(b"--trace="), word.strip_prefix(b"-T")) {
+                (Some(value), _) | (None, Some(value)) => value,
+                (None, None) if word.starts_with(b"-") => continue,
+                (None, None) => return false,
+            },
+        };
+        if matches!(value, b"help" | b"?") {
+            return true;
+        }
+    }
+    false
+}

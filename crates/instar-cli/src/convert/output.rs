@@ -16,6 +16,9 @@ use std::os::unix::ffi::OsStrExt;
 /// Largest size of an image: sizes are signed 64-bit numbers to other programs.
 const MAX_SIZE: u64 = i64::MAX.unsigned_abs();
 
+/// The guest's word about a target that does not hold the sources.
+const TOO_SMALL: &[u8] = b"output file is smaller than input file";
+
 /// How the run is shown.
 #[derive(Clone, Debug)]
 pub struct Shown {
@@ -132,6 +135,10 @@ impl Output for ConvertOutput {
             let known = self.console.record(kind, &sentence, files)?;
             debug_assert!(known, "a failure is a record of every operation");
             return Ok(());
+        }
+        if kind == RecordKind::Failure && payload.ends_with(TOO_SMALL) {
+            // It was about to begin.
+            self.console.mark_percent(0, 1);
         }
         if self.console.record(kind, payload, files)? {
             if kind == RecordKind::Progress {

@@ -9,7 +9,7 @@ use crate::create::{
     options::{NewFormat, NewOptions},
 };
 use crate::files::{Growth, InputFile, Reads, path_of_backing};
-use crate::image::{Image, Use};
+use crate::image::{self, Image, Use};
 use crate::launch::{self, NewFile};
 use instar_shared::convert::{CONVERT_DURABLE, ConvertConfig};
 use instar_shared::op::ImageFormat;
@@ -91,6 +91,9 @@ impl Target {
         };
         if let Some(sentence) = options.refusal() {
             return Err(fails(sentence));
+        }
+        if let Some(sentence) = image::unknown_protocol(name).filter(|_| !typed.no_create) {
+            return Err(sentence);
         }
         let image = if typed.target_image_opts {
             Image::from_options(Use::Content, name)

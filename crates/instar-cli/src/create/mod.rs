@@ -186,6 +186,9 @@ impl Request {
         list: Option<&crate::amend::OptionList>,
         typed_size: Option<u64>,
     ) -> Result<Self, String> {
+        if let Some(sentence) = image::unknown_protocol(file) {
+            return Err(sentence);
+        }
         let mut options = NewOptions::new_for(file, format, list)?;
         let size = one_size(&options, typed_size)?;
         set_backing(typed, format, &mut options)?;

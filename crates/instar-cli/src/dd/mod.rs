@@ -4,12 +4,14 @@ use crate::cli::{FormatOptions, LimitOptions, UsageError};
 use crate::convert::{ConvertOutput, IO_THREADS, Shown};
 use crate::create::options::{NewFormat, NewOptions};
 use crate::files::{CONVERT, Layout, Reads};
-use crate::image::Image;
+use crate::image::{self, Image};
 use crate::info::Format;
 use crate::launch::{self, NewFile};
 use crate::quantity::{self, QuantityError};
 use clap::Args;
-use instar_shared::convert::{CONVERT_COPY_RANGE, CONVERT_DD, CONVERT_FILL, ConvertConfig};
+use instar_shared::convert::{
+    CONVERT_COPY_RANGE, CONVERT_DD, CONVERT_FILL, CONVERT_LOOK_ONLY, ConvertConfig,
+};
 use instar_shared::op::ImageFormat;
 use instar_shared::zerocopy::IntoBytes;
 use instar_vmm::operation::Threads;
@@ -87,17 +89,24 @@ pub fn run(options: &DdOptions, limits: &LimitOptions) -> Result<u8, UsageError>
     let source = Image::new(input, &how)?;
     let format = NewFormat::named(&options.output_format)
         .ok_or_else(|| UsageError::plain("Unknown file format"))?;
-    let config = config(&operands, &source, format, input, output)?;
+    let mut config = config(&operands, &source, format, input, output)?;
+    let refusal = image::unknown_protocol(output);
     let file = NewFile {
         path: PathBuf::from(output),
         raw: format == NewFormat::Raw,
         durable: false,
         layout: Layout::USUAL,
     };
-    let inputs = vec![
-        launch::to_read(source, Reads::Contents, options.force_share),
-        launch::to_create(file, limits),
-    ];
+    let mut inputs = vec![launch::to_read(
+        source,
+        Reads::Contents,
+        options.force_share,
+    )];
+    if refusal.is_none() {
+        inputs.push(launch::to_create(file, limits));
+    } else {
+        config.flags.set(config.flags.get() | CONVERT_LOOK_ONLY);
+    }
     let shown = Shown {
         format: Format::Human,
         quiet: false,
@@ -107,7 +116,7 @@ pub fn run(options: &DdOptions, limits: &LimitOptions) -> Result<u8, UsageError>
         doing: "error while creating output image: ",
         rate: 0,
         backing_slot: None,
-        refusal: None,
+        refusal,
         no_secret: None,
     };
     let output = ConvertOutput::new(shown);
