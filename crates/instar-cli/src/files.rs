@@ -6,8 +6,8 @@ pub use instar_op_images::{
 };
 pub use instar_sandbox::{
     Access, Base, Described, Encryption, FailedOpen, FileFacts, FileOptions, FileTable, Growth,
-    ImageOptions, InputFile, Job, JobError, Layout, OpenFailure, Output, Part, Policy, Reads, Repair,
-    path_of_backing, run_job,
+    ImageOptions, InputFile, Job, JobError, Layout, OpenFailure, Output, Part, Policy, Reads,
+    Repair, path_of_backing, run_job,
 };
 pub use instar_shared::secret::SecretRole;
 pub use instar_vmm::operation::{Limits, RESULT_BYTES, Secret};
