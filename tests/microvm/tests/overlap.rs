@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use instar_microvm_tests::{Failed, Guest, alone, limits, operation_file, writable_file};
 use instar_test_guests::{Case, Hash};
 use instar_tests::rng::Rng;
-use instar_vmm::operation::{OperationFile, RunError};
+use instar_vmm::operation::{OperationFile, RunError, Said};
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
