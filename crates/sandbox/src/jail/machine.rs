@@ -71,7 +71,7 @@ pub fn rules(kind: ThreadKind, own_pid: u32) -> Vec<(i64, Alternatives)> {
     let to_itself = vec![vec![Condition::Equals(0, own_pid.into())]];
     rules.push((libc::SYS_tgkill, to_itself));
     let mut free: Vec<i64> = EVERY.into_iter().chain(OLD).collect();
-    let mut requests: Vec<&[u64]> = vec![&TAP_REQUESTS];
+    let mut requests: Vec<&[u64]> = vec![&TAP_REQUESTS, &TERMINAL_REQUESTS];
     match kind {
         ThreadKind::MachineVcpu | ThreadKind::Machine | ThreadKind::Vcpu => {
             requests.push(&RUN_REQUESTS);
@@ -84,7 +84,6 @@ pub fn rules(kind: ThreadKind, own_pid: u32) -> Vec<(i64, Alternatives)> {
             requests.push(&RUN_REQUESTS);
             requests.push(&BLOCKING_REQUEST);
             // The size of the console.
-            requests.push(&TERMINAL_REQUESTS);
         }
         ThreadKind::Io => {
             free.extend(READING);
