@@ -20,6 +20,7 @@ pub mod abi;
 pub mod bench;
 pub mod blk;
 pub mod boot;
+pub mod bootscan;
 pub mod check;
 pub mod commit;
 pub mod compare;

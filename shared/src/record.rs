@@ -47,6 +47,16 @@ wire_enum! {
         Luks = 19,
         /// Any number of [`crate::map::MapExtent`]s.
         MapExtents = 20,
+        /// [`crate::bootscan::BootVolume`] and texts.
+        BootVolume = 21,
+        /// A sentence on what could not be read.
+        BootNote = 22,
+        /// [`crate::bootscan::BootSource`] and texts.
+        BootSource = 23,
+        /// [`crate::bootscan::BootEntry`] and texts.
+        BootEntry = 24,
+        /// [`crate::bootscan::BootPlan`].
+        BootPlan = 25,
     }
 }
 

@@ -56,8 +56,8 @@ fn each_vcpu_has_a_stack_and_room_for_its_last_words() {
 }
 
 #[test]
-fn numbers_of_version_6() {
-    assert_eq!(crate::abi::ABI_VERSION, 7);
+fn numbers_of_version_8() {
+    assert_eq!(crate::abi::ABI_VERSION, 8);
     assert_eq!(
         (
             doorbell::KICK_PORT,
@@ -81,7 +81,7 @@ fn numbers_of_version_6() {
 }
 
 #[test]
-fn requests_of_version_6() {
+fn requests_of_version_8() {
     use crate::blk::RequestType;
     let numbers: Vec<u32> = RequestType::ALL.iter().map(|kind| kind.raw()).collect();
     let (virtio, vendor) = numbers.split_at(6);

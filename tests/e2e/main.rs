@@ -5,6 +5,7 @@ mod bad_input;
 mod bench;
 mod block_device;
 mod bombs;
+mod bootscan;
 mod check_damaged;
 mod check_healthy;
 mod closed_streams;

@@ -6,6 +6,7 @@
 //! - [`memory`]: the guest's one memory slot and the part that devices may reach.
 //! - `bell`, `threads`: what runs beside the first vCPU, and how it is told.
 //! - [`operation`]: a microVM that runs one operation binary to its end.
+//! - [`boot_plan`]: how the kernel of a disk is loaded, as an operation says.
 //! - `machine`: a machine that runs a full Linux guest.
 //!
 //! Nothing here reads a byte of an image for its meaning: files are moved, not
@@ -15,6 +16,7 @@
 pub mod arch;
 mod bell;
 mod block;
+pub mod boot_plan;
 mod error;
 #[cfg(all(target_os = "macos", target_arch = "aarch64"))]
 mod hvf;

@@ -7,7 +7,8 @@ mod wrong;
 
 pub use options::{
     Action, AmendOptions, BitmapOptions, CheckOptions, CompareOptions, CreateOptions,
-    FormatOptions, InfoOptions, MapOptions, MeasureOptions, ResizeOptions, SnapshotOptions,
+    FormatOptions, ImageOptions, InfoOptions, MapOptions, MeasureOptions, ResizeOptions,
+    SnapshotOptions,
 };
 pub use values::{
     SIZE_LINES, allowed_folders, cache_mode, default_memory, output_format, past_cache,
@@ -167,6 +168,16 @@ Examples:
   instar rebase -c -b '' overlay.qcow2
   instar rebase -u -b moved/base.qcow2 -F qcow2 overlay.qcow2";
 
+const BOOTSCAN_HELP: &str = "\
+Reads partition tables, ext2 to ext4, FAT, XFS and btrfs, and the configurations of
+GRUB, systemd-boot (boot loader specification), extlinux and syslinux. Exit codes:
+0 something can be booted, 1 nothing can, or it did not work.
+
+Examples:
+  instar bootscan disk.qcow2
+  instar bootscan --output json disk.img
+  instar bootscan --entry '1>2' --extract-kernel vmlinuz --extract-initrd initrd disk.qcow2";
+
 const BITMAP_HELP: &str = "\
 All actions are on the bitmap BITMAP. Exit codes: 0 done, 1 it did not work.
 
@@ -248,6 +259,9 @@ pub enum Command {
     #[cfg(target_arch = "x86_64")]
     #[command(after_help = crate::run::HELP, args_override_self = true, override_usage = "instar run [OPTIONS] --kernel FILE")]
     Run(Box<crate::run::RunOptions>),
+    /// Show what a disk boots, as its boot loader would choose
+    #[command(after_help = BOOTSCAN_HELP, args_override_self = true, override_usage = "instar bootscan [OPTIONS] FILE")]
+    Bootscan(Box<crate::bootscan::BootscanOptions>),
     /// Print the completions of a shell
     #[command(hide = true)]
     Completions(crate::papers::CompletionsOptions),
@@ -257,7 +271,7 @@ pub enum Command {
 }
 
 /// Names of the commands that `qemu-img` does not have.
-pub const OWN_COMMANDS: [&str; 3] = ["run", "completions", "manual"];
+pub const OWN_COMMANDS: [&str; 4] = ["run", "bootscan", "completions", "manual"];
 
 /// Limits and permissions of the virtual machine.
 #[derive(Args, Debug)]

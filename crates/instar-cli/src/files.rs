@@ -1,7 +1,7 @@
 //! The other crates' types that the output code and the launcher work with.
 
 pub use instar_op_images::{
-    AMEND, BENCH, BENCH_WRITER, BITMAP, CHECK, COMMIT, COMPARE, CONVERT, CONVERT_INTO,
+    AMEND, BENCH, BENCH_WRITER, BITMAP, BOOTSCAN, CHECK, COMMIT, COMPARE, CONVERT, CONVERT_INTO,
     CONVERT_INTO_BITMAPS, CREATE, INFO, MAP, MEASURE, REBASE, REPAIR, RESIZE, SNAPSHOT, keyed,
 };
 pub use instar_sandbox::{

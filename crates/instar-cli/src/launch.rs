@@ -51,6 +51,7 @@ pub fn run(cli: &Cli) -> Result<u8, UsageError> {
         Command::Measure(options) => measure::run(options, &cli.limits),
         #[cfg(target_arch = "x86_64")]
         Command::Run(options) => crate::run::run(options, &cli.limits),
+        Command::Bootscan(options) => crate::bootscan::run(options, &cli.limits),
         Command::Completions(options) => papers::completions(options),
         Command::Manual(options) => papers::manual(options),
     }

@@ -7,6 +7,7 @@
 mod amend;
 mod bench;
 mod bitmap;
+mod bootscan;
 mod check;
 mod cli;
 mod commit;

@@ -54,6 +54,8 @@ pub const REBASE: &[u8] = embedded!("op-rebase.elf");
 pub const CREATE: &[u8] = embedded!("op-create.elf");
 /// The ELF file of the `measure` operation; 8-byte aligned.
 pub const MEASURE: &[u8] = embedded!("op-measure.elf");
+/// The ELF file of the `bootscan` operation; 8-byte aligned.
+pub const BOOTSCAN: &[u8] = embedded!("op-bootscan.elf");
 /// The ELF file of the `amend` operation with keys of encrypted images; 8-byte aligned.
 pub const AMEND_KEYED: &[u8] = embedded!("op-amend-keyed.elf");
 /// The ELF file of the `create` operation with keys of encrypted images; 8-byte aligned.
@@ -121,6 +123,7 @@ mod tests {
             ("rebase", REBASE),
             ("create", CREATE),
             ("measure", MEASURE),
+            ("bootscan", BOOTSCAN),
             ("amend-keyed", AMEND_KEYED),
             ("create-keyed", CREATE_KEYED),
             ("commit-keyed", COMMIT_KEYED),

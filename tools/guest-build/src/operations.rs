@@ -18,6 +18,7 @@ pub const PACKAGES: &[&str] = &[
     "op-rebase",
     "op-create",
     "op-measure",
+    "op-bootscan",
 ];
 
 /// Operations with the ciphers of encrypted images.

@@ -19,7 +19,9 @@ fn page_of(command: &Command, name: ProgramName) -> String {
 fn commands(name: ProgramName) -> Vec<Command> {
     let mut whole = Cli::command();
     whole.build();
-    let own = |sub: &Command| sub.get_name() == "run" && name == ProgramName::QemuImg;
+    let own = |sub: &Command| {
+        ["run", "bootscan"].contains(&sub.get_name()) && name == ProgramName::QemuImg
+    };
     let shown = whole
         .get_subcommands()
         .filter(|sub| !sub.is_hide_set() && !own(sub));
@@ -51,7 +53,11 @@ fn part<'a>(text: &'a str, from: &str, to: &str) -> &'a str {
 #[test]
 fn there_are_as_many_commands_as_qemu_img_has() {
     assert_eq!(commands(ProgramName::QemuImg).len(), 15, "info, check, …");
-    assert_eq!(commands(ProgramName::Instar).len(), 16, "and run");
+    assert_eq!(
+        commands(ProgramName::Instar).len(),
+        17,
+        "and run and bootscan"
+    );
 }
 
 #[test]
