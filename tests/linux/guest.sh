@@ -97,8 +97,7 @@ do_crash() {
 	number=0
 	while :; do
 		number=$((number + 1))
-		seq "$number" "$((number + 400))" >"/mnt/file-$number"
-		fsync "/mnt/file-$number" /mnt
+		seq "$number" "$((number + 400))" | dd of="/mnt/file-$number" conv=fsync 2>/dev/null || say fsync failed
 		say durable "$number"
 	done
 }

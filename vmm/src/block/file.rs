@@ -383,7 +383,7 @@ impl FileBackend {
 
     fn len(&self) -> Result<u64, Errno> {
         let _turn = self.file.turn();
-        self.file.len().map_err(raw_errno)
+        self.file.len_bytes().map_err(raw_errno)
     }
 }
 

@@ -75,7 +75,7 @@ impl HostFile {
     ///
     /// # Errors
     /// The host's.
-    pub fn len(&self) -> Result<u64, Raw> {
+    pub fn len_bytes(&self) -> Result<u64, Raw> {
         calls::len(&self.file).map(|len| self.offset_of(len))
     }
 

@@ -58,6 +58,9 @@ pub fn run(options: &RunOptions, limits: &LimitOptions) -> Result<u8, UsageError
         return Ok(crate::print(&config.text().map_err(UsageError::plain)?));
     }
     let mut output = output::RunOutput::new(options.json, config.serial() == Stream::Stdio);
+    if let Some(remark) = instar_vmm::machine::host_remark() {
+        output.say(&format!("warning: {remark}"));
+    }
     let job = job(config, options, limits);
     Ok(machine::run_machine(&job, &mut output))
 }

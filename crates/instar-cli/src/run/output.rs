@@ -26,14 +26,18 @@ impl RunOutput {
             guest_has_stdout,
         }
     }
+
+    /// Tells the user something, in a line of its own.
+    pub fn say(&mut self, what: &str) {
+        self.stderr.put(format!("instar: {what}").as_bytes());
+        self.stderr.end_line();
+        self.stderr.flush();
+    }
 }
 
 impl MachineOutput for RunOutput {
     fn terminal_made(&mut self, what: &'static str, path: &str) {
-        let line = format!("instar: the {what} is at {path}");
-        self.stderr.put(line.as_bytes());
-        self.stderr.end_line();
-        self.stderr.flush();
+        self.say(&format!("the {what} is at {path}"));
     }
 
     fn ended(&mut self, report: &Report, outcome: &Outcome) {
