@@ -83,7 +83,6 @@ pub fn rules(kind: ThreadKind, own_pid: u32) -> Vec<(i64, Alternatives)> {
             requests.push(&DISCARD_REQUESTS);
             requests.push(&RUN_REQUESTS);
             requests.push(&BLOCKING_REQUEST);
-            // The size of the console.
         }
         ThreadKind::Io => {
             free.extend(READING);
