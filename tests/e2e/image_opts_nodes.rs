@@ -6,10 +6,10 @@ use instar_tests::image;
 use instar_tests::run::Run;
 use instar_tests::scratch::Scratch;
 use instar_tests::tools;
-use std::process::{Command, Stdio};
 
 use crate::Outcome;
 use crate::as_qemu_img::same_calls;
+use crate::files::Holder;
 
 const SECRET: &str = "secret,id=s,data=password";
 
@@ -373,20 +373,8 @@ fn rebase_reads_the_backing_file_that_options_name() -> Outcome {
 fn files_without_locks_are_opened_beside_a_writer() -> Outcome {
     let scratch = Scratch::new()?;
     images(&scratch)?;
-    let writer = Command::new(tools::qemu_io()?)
-        .arg("disk")
-        .current_dir(scratch.path())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()?;
-    let mut writer = Writer(writer);
-    // The lock is there as soon as the oracle is refused.
-    let refused = || oracle(&scratch, &["check", "disk"]).map(|done| done.code != Some(0));
-    let started = std::time::Instant::now();
-    while !refused()? {
-        ensure!(started.elapsed().as_secs() < 60, "qemu-io takes no lock");
-    }
-    let done = same_calls_in_place(
+    let _writer = Holder::open(&scratch, &["-f", "qcow2"], "disk")?;
+    same_calls_in_place(
         &scratch,
         &[
             "driver=qcow2,file.filename=disk",
@@ -396,9 +384,7 @@ fn files_without_locks_are_opened_beside_a_writer() -> Outcome {
             "driver=qcow2,file.filename=top,file.locking=off",
             "driver=qcow2,file.filename=top,backing.file.locking=off",
         ],
-    );
-    writer.end()?;
-    done
+    )
 }
 
 /// `check` with each list, by both programs in one folder.
@@ -418,22 +404,4 @@ fn same_calls_in_place(scratch: &Scratch, lists: &[&str]) -> Outcome {
         );
     }
     Ok(())
-}
-
-/// A program that holds an image until its standard input ends.
-struct Writer(std::process::Child);
-
-impl Writer {
-    fn end(&mut self) -> Outcome {
-        drop(self.0.stdin.take());
-        ensure!(self.0.wait()?.success(), "the writer failed");
-        Ok(())
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
