@@ -75,18 +75,32 @@ impl<P: Platform> Context<P> {
     }
 
     /// The secret that the user gives for an image: the one named for `slot`, or the one that is `depth` steps
-    /// down its backing chain. `None` if there is none. The first call takes all secrets out of their region.
+    /// down its backing chain. `None` if there is none, and from the second call on: nothing keeps it. The first call
+    /// takes all secrets out of their region.
     ///
     /// # Panics
     /// If the secrets are damaged.
     #[must_use]
     pub fn secret(&mut self, slot: u16, depth: u32, role: SecretRole) -> Option<Secret> {
+        self.secrets()?.take_one(slot.into(), depth, role)
+    }
+
+    /// Whether [`Self::secret`] has one.
+    ///
+    /// # Panics
+    /// As there.
+    #[must_use]
+    pub fn has_secret(&mut self, slot: u16, depth: u32, role: SecretRole) -> bool {
+        let secrets = self.secrets();
+        secrets.is_some_and(|secrets| secrets.has(slot.into(), depth, role))
+    }
+
+    fn secrets(&mut self) -> Option<&mut Secrets> {
         if self.boot.secrets.get() == 0 {
             return None;
         }
         let platform = &self.platform;
-        let secrets = self.secrets.get_or_insert_with(|| Secrets::take(platform));
-        secrets.find(slot.into(), depth, role)
+        Some(self.secrets.get_or_insert_with(|| Secrets::take(platform)))
     }
 
     /// The disk in `slot`; slot 0 is the image that the user named. Costs no exit.

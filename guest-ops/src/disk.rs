@@ -117,10 +117,16 @@ impl<P: Platform> Disk<P> {
         self.entry.encryption.get()
     }
 
+    /// What the user says of the files below the image, as [`crate::Context::said_below`] has it.
+    #[must_use]
+    pub const fn said_below(&self) -> u16 {
+        self.entry.below.get()
+    }
+
     /// Whether the user says what lies below the image.
     #[must_use]
     pub const fn is_below_said(&self) -> bool {
-        self.entry.below.get() & (BELOW_NONE | BELOW_TYPED) != 0
+        self.said_below() & (BELOW_NONE | BELOW_TYPED) != 0
     }
 
     /// Whether it cannot be changed.

@@ -7,8 +7,9 @@ use core::fmt;
 use core::ops::Deref;
 use core::sync::atomic::{Ordering, compiler_fence};
 use instar_shared::layout::SECRETS;
-use instar_shared::secret::{SecretRole, decode};
-use zeroize::Zeroizing;
+use instar_shared::secret::{SecretEntry, SecretHeader, SecretRole, SecretUse, decode};
+use instar_shared::zerocopy::FromBytes;
+use zeroize::{Zeroize, Zeroizing};
 
 /// A password; overwritten when it is dropped, and never printed.
 #[derive(Clone)]
@@ -63,11 +64,32 @@ impl Secrets {
         Self(copy)
     }
 
-    /// The secret of this use.
-    pub(crate) fn find(&self, slot: u32, depth: u32, role: SecretRole) -> Option<Secret> {
-        let mut uses = decode(&self.0)?;
+    /// The secret of this use, which is no longer here then.
+    pub(crate) fn take_one(&mut self, slot: u32, depth: u32, role: SecretRole) -> Option<Secret> {
+        let (index, secret) = self.find(slot, depth, role)?;
+        let (header, entry) = (size_of::<SecretHeader>(), size_of::<SecretEntry>());
+        let at = index.checked_mul(entry)?.checked_add(header)?;
+        let entry = self.0.get_mut(at..)?;
+        let (entry, _) = SecretEntry::mut_from_prefix(entry).ok()?;
+        let start = usize::try_from(entry.offset.get()).ok()?;
+        // No image has this slot.
+        entry.slot.set(u32::MAX);
+        let bytes = self.0.get_mut(start..)?.get_mut(..secret.len())?;
+        bytes.zeroize();
+        Some(secret)
+    }
+
+    /// Whether the secret of this use is here.
+    pub(crate) fn has(&self, slot: u32, depth: u32, role: SecretRole) -> bool {
+        self.find(slot, depth, role).is_some()
+    }
+
+    /// The number and the secret of this use.
+    fn find(&self, slot: u32, depth: u32, role: SecretRole) -> Option<(usize, Secret)> {
+        let mut uses = decode(&self.0)?.enumerate();
         let wanted = (slot, depth, role);
-        let found = uses.find(|used| (used.slot, used.depth, used.role) == wanted)?;
-        Some(Secret(Zeroizing::new(found.bytes.to_vec())))
+        let is_wanted = |used: &SecretUse<'_>| (used.slot, used.depth, used.role) == wanted;
+        let (index, found) = uses.find(|(_, used)| is_wanted(used))?;
+        Some((index, Secret(Zeroizing::new(found.bytes.to_vec()))))
     }
 }

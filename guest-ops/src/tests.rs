@@ -551,11 +551,15 @@ fn secrets_are_taken_out_of_their_region_by_the_first_call() {
     let at = GuestAddress(SECRETS.start);
     machine.0.mem.read_slice(&mut region, at).unwrap();
     assert!(region.iter().all(|byte| *byte == 0));
+    assert!(ctx.has_secret(1, 0, SecretRole::Open) && !ctx.has_secret(1, 1, SecretRole::Open));
     let mut secret = |slot, depth, role| ctx.secret(slot, depth, role).map(|s| s.to_vec());
     assert_eq!(secret(1, 0, SecretRole::Open), Some(b"first".to_vec()));
+    // Each can be had once.
+    assert_eq!(secret(1, 0, SecretRole::Open), None);
     assert_eq!(secret(1, 2, SecretRole::New), Some(Vec::new()));
     assert_eq!(secret(1, 0, SecretRole::New), None);
     assert_eq!(secret(0, 0, SecretRole::Open), None);
+    let mut ctx = Context::new(machine_with_secrets());
     let text = format!("{ctx:?} {:?}", ctx.secret(1, 0, SecretRole::Open));
     assert!(
         !text.contains("first") && !text.contains("102, 105"),

@@ -58,6 +58,7 @@ mod rebase;
 mod rebase_chains;
 mod rebase_faults;
 mod round_trips;
+mod secrets_at_rest;
 mod signals;
 mod streams;
 mod terminal;

@@ -212,7 +212,7 @@ pub fn open_qcow2(
     let name = header.extensions.data_file_name.as_deref();
     let name = name.filter(|_| header.incompatible.external_data_file());
     // The host says that there is none.
-    let told = ctx.said_below(slot) & DATA_FILE_TOLD != 0;
+    let told = disk.said_below() & DATA_FILE_TOLD != 0;
     let data = match name.or(told.then_some(&[])) {
         Some(name) => Some(open_named(ctx, slot, name, FileRole::Data, access)?),
         None => None,

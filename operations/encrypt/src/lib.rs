@@ -47,7 +47,7 @@ impl Encrypt for Keyed {
         if encryption == Encryption::None {
             return Ok(());
         }
-        if ctx.secret(slot, 0, SecretRole::New).is_none() {
+        if !ctx.has_secret(slot, 0, SecretRole::New) {
             return Err(no_secret());
         }
         match encryption {
