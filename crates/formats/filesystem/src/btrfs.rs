@@ -105,12 +105,8 @@ impl FileSystem for BtrfsFs {
         let mut fs = self.fs.borrow_mut();
         let inode = fs.resolve(Self::path(path)?).map_err(error)?;
         let metadata = fs.metadata(&inode).map_err(error)?;
-        let kind = match () {
-            () if metadata.is_file() => NodeKind::File,
-            () if metadata.is_dir() => NodeKind::Folder,
-            () if metadata.is_symlink() => NodeKind::Link,
-            () => NodeKind::Other,
-        };
+        let (file, folder) = (metadata.is_file(), metadata.is_dir());
+        let kind = NodeKind::of(file, folder, metadata.is_symlink());
         let len = metadata.size;
         Ok(Node { kind, len })
     }

@@ -55,6 +55,18 @@ pub enum NodeKind {
     Other,
 }
 
+impl NodeKind {
+    /// The kind of which a file system says these.
+    pub(crate) const fn of(file: bool, folder: bool, link: bool) -> Self {
+        match (file, folder, link) {
+            (true, _, _) => Self::File,
+            (_, true, _) => Self::Folder,
+            (_, _, true) => Self::Link,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// What there is at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Node {

@@ -153,10 +153,7 @@ impl Snapshot {
 pub struct SnapshotTable<'s, S> {
     window: Option<Window<'s, S>>,
     storage: &'s S,
-    start: u64,
-    offset: u64,
-    index: u32,
-    count: u32,
+    cursor: Cursor,
 }
 
 impl<'s, S: Storage> SnapshotTable<'s, S> {
@@ -170,45 +167,83 @@ impl<'s, S: Storage> SnapshotTable<'s, S> {
     /// A table of `count` entries at `offset`.
     pub fn at(storage: &'s S, offset: HostOffset, count: u32) -> Self {
         let start = offset.get();
-        let count = count.min(MAX_SNAPSHOTS);
-        Self {
-            window: None,
-            storage,
+        let cursor = Cursor {
             start,
             offset: start,
             index: 0,
-            count,
+            count: count.min(MAX_SNAPSHOTS),
+        };
+        Self {
+            window: None,
+            storage,
+            cursor,
         }
     }
 
     /// Bytes from the table's start to the end of the last entry given, padding
     /// not counted after it.
     pub const fn bytes_read(&self) -> u64 {
+        self.cursor.bytes_read()
+    }
+}
+
+impl<S: Storage> Iterator for SnapshotTable<'_, S> {
+    type Item = Result<Snapshot, SnapshotError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let Self {
+            window,
+            storage,
+            cursor,
+        } = self;
+        cursor.next(&mut |offset, out| {
+            let window = match window {
+                Some(window) => window,
+                None => window.insert(Window::new(*storage)?),
+            };
+            window.read(offset, out).map_err(SnapshotError::Storage)
+        })
+    }
+}
+
+/// Fills a buffer from a byte offset of the image.
+type Read<'a> = &'a mut dyn FnMut(u64, &mut [u8]) -> Result<(), SnapshotError>;
+
+/// A place in a snapshot table. Of what it does there is one copy, for all stores.
+struct Cursor {
+    start: u64,
+    offset: u64,
+    index: u32,
+    count: u32,
+}
+
+impl Cursor {
+    const fn bytes_read(&self) -> u64 {
         self.offset.saturating_sub(self.start)
     }
 
-    fn read(&mut self, offset: u64, out: &mut [u8]) -> Result<(), SnapshotError> {
-        if offset.saturating_add(out.len() as u64) > MAX_FILE_BYTES {
-            return Err(SnapshotError::Storage(StorageError { errno: 5, offset }));
+    fn next(&mut self, read: Read<'_>) -> Option<Result<Snapshot, SnapshotError>> {
+        if self.index >= self.count {
+            return None;
         }
-        let window = match &mut self.window {
-            Some(window) => window,
-            None => self.window.insert(Window::new(self.storage)?),
+        let entry = self.read_entry(&mut |offset, out| {
+            if offset.saturating_add(out.len() as u64) > MAX_FILE_BYTES {
+                return Err(SnapshotError::Storage(StorageError { errno: 5, offset }));
+            }
+            read(offset, out)
+        });
+        self.index = if entry.is_ok() {
+            self.index.saturating_add(1)
+        } else {
+            self.count
         };
-        window.read(offset, out).map_err(SnapshotError::Storage)
+        Some(entry)
     }
 
-    fn read_string(&mut self, offset: u64, len: u16) -> Result<Vec<u8>, SnapshotError> {
-        let mut text = crate::window::zeroed(usize::from(len)).ok_or(SnapshotError::OutOfMemory)?;
-        self.read(offset, &mut text)?;
-        cut_at_nul(&mut text);
-        Ok(text)
-    }
-
-    fn read_entry(&mut self) -> Result<Snapshot, SnapshotError> {
+    fn read_entry(&mut self, read: Read<'_>) -> Result<Snapshot, SnapshotError> {
         let entry = self.offset.checked_next_multiple_of(8).unwrap_or(u64::MAX);
         let mut raw = RawSnapshot::new_zeroed();
-        self.read(entry, raw.as_mut_bytes())?;
+        read(entry, raw.as_mut_bytes())?;
         let extra_data_size = raw.extra_data_size.get();
         if extra_data_size > MAX_EXTRA_DATA_BYTES {
             return Err(SnapshotError::TooMuchExtraData { index: self.index });
@@ -217,11 +252,11 @@ impl<'s, S: Storage> SnapshotTable<'s, S> {
         let known = usize::try_from(extra_data_size).unwrap_or(0).min(24);
         let extra_offset = entry.saturating_add(40);
         let known_bytes = extra.as_mut_bytes().get_mut(..known).unwrap_or_default();
-        self.read(extra_offset, known_bytes)?;
+        read(extra_offset, known_bytes)?;
         let id_offset = extra_offset.saturating_add(u64::from(extra_data_size));
-        let id = self.read_string(id_offset, raw.id_size.get())?;
+        let id = read_string(read, id_offset, raw.id_size.get())?;
         let name_offset = id_offset.saturating_add(u64::from(raw.id_size.get()));
-        let name = self.read_string(name_offset, raw.name_size.get())?;
+        let name = read_string(read, name_offset, raw.name_size.get())?;
         self.offset = name_offset.saturating_add(u64::from(raw.name_size.get()));
         if self.bytes_read() > MAX_SNAPSHOT_TABLE_BYTES {
             let overhanging = self.count.saturating_sub(self.index);
@@ -254,21 +289,11 @@ impl<'s, S: Storage> SnapshotTable<'s, S> {
     }
 }
 
-impl<S: Storage> Iterator for SnapshotTable<'_, S> {
-    type Item = Result<Snapshot, SnapshotError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.index >= self.count {
-            return None;
-        }
-        let entry = self.read_entry();
-        self.index = if entry.is_ok() {
-            self.index.saturating_add(1)
-        } else {
-            self.count
-        };
-        Some(entry)
-    }
+fn read_string(read: Read<'_>, offset: u64, len: u16) -> Result<Vec<u8>, SnapshotError> {
+    let mut text = crate::window::zeroed(usize::from(len)).ok_or(SnapshotError::OutOfMemory)?;
+    read(offset, &mut text)?;
+    cut_at_nul(&mut text);
+    Ok(text)
 }
 
 #[cfg(test)]

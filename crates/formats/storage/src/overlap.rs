@@ -169,6 +169,11 @@ pub trait Crew<J> {
 
     /// Jobs that were submitted and not given back.
     fn in_flight(&self) -> usize;
+
+    /// Jobs are done, and nothing that waits will be told so, since they were collected with others.
+    fn any_done(&self) -> bool {
+        false
+    }
 }
 
 /// A crew of none: the caller runs each job when it submits it.

@@ -64,12 +64,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         storage,
         data: None,
         header: None,
+        cipher: None,
     };
     let below: Vec<_> = backing.iter().map(layer).collect();
     let image = Image {
         storage: &storage,
         data: data.as_ref(),
         header: &header,
+        cipher: None,
     };
     amend(image, &below, &request(options)?, &mut Free)?;
     println!("{:.3} ms", start.elapsed().as_secs_f64() * 1e3);

@@ -6,7 +6,7 @@ use instar_layers::{Chain, FileOf};
 use instar_plan_resize::{Layer, NewSize, Preallocation, Request, resize_qcow2_to, resize_raw};
 use instar_plan_txn::Monitor;
 use instar_qcow2::Header;
-use instar_storage::StorageMut;
+use instar_storage::{Cipher, StorageMut};
 
 /// Bytes of a sector, the unit of a disk's size.
 const SECTOR_BYTES: u64 = 512;
@@ -37,12 +37,13 @@ impl<S: StorageMut> Image<S> {
 }
 
 /// Makes the base as long as the overlay, which has `size` bytes, if it is shorter; what is new reads as zeros whatever
-/// lies below. The new header, if it is qcow2, is to be read from the disk.
+/// lies below. The new header, if it is qcow2, is to be read from the disk. `cipher` is that of the base's data.
 ///
 /// # Errors
 /// The base is as it was.
 pub fn grow<S: StorageMut>(
     base: &Image<S>,
+    cipher: Option<&'static dyn Cipher>,
     below: &Chain<S>,
     size: u64,
     monitor: &mut dyn Monitor,
@@ -66,12 +67,14 @@ pub fn grow<S: StorageMut>(
             storage: layer.store(FileOf::Image),
             data: (layer.data_file_of() == FileOf::DataFile).then(|| layer.store(FileOf::DataFile)),
             header: layer.header(),
+            cipher: layer.cipher().map(|cipher| cipher as _),
         })
         .collect();
     let image = instar_plan_resize::Image {
         storage: &base.disk,
         data: base.data.as_ref(),
         header,
+        cipher: cipher.map(|cipher| cipher as _),
     };
     resize_qcow2_to(image, &layers, size, Preallocation::Off, monitor)?;
     Ok(())

@@ -222,7 +222,11 @@ where
         if squeezing == 0 && unpacking == 0 {
             return self.io.wait();
         }
-        self.io.idle();
+        let squeezed = self.squeezer.as_ref().is_some_and(Squeezer::any_done);
+        let unpacked = self.unpacker.as_ref().is_some_and(Unpacker::any_done);
+        if !squeezed && !unpacked {
+            self.io.idle();
+        }
         self.io.poll()
     }
 

@@ -25,7 +25,7 @@
 //!
 //! Modules: `source` (what is read), `chains` (backing chains as one), `target` (where it goes),
 //! `image` (a new qcow2 image as that), `into` (one that is there), `blocks` (zeros in a window), `window`, `squeeze`
-//! (compression), `unpack` (decompression), `engine` (the pipeline) with
+//! (compression), `unpack` (decompression), `both` (a crew for the two), `engine` (the pipeline) with
 //! `reading`, `writing` and `packing`, `bitmaps`, `error`.
 #![no_std]
 #![cfg_attr(
@@ -37,6 +37,7 @@ extern crate alloc;
 
 mod bitmaps;
 mod blocks;
+mod both;
 mod chains;
 mod engine;
 mod error;
@@ -52,6 +53,7 @@ mod window;
 mod writing;
 
 pub use bitmaps::{bitmaps_of, copy_bitmap};
+pub use both::{Both, Work};
 pub use chains::{Chains, Onto};
 pub use engine::{Cancelled, Engine, Monitor, Settings};
 pub use error::{ConvertError, ReadError, Salvaged, TargetError};

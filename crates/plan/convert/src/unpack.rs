@@ -120,6 +120,11 @@ impl<'a> Unpacker<'a> {
         self.crew.in_flight()
     }
 
+    /// Jobs that are done wait to be taken.
+    pub(crate) fn any_done(&self) -> bool {
+        self.crew.any_done()
+    }
+
     /// Waits for the crew.
     pub(crate) fn stop(&mut self) {
         while self.crew.wait().is_some() {}

@@ -46,6 +46,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             storage: &storage,
             data: None,
             header: &header,
+            cipher: None,
         };
         resize_qcow2(image, &[], &request, &mut Grants)
     };

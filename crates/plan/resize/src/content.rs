@@ -11,7 +11,7 @@ use instar_layers::Decompress;
 use instar_qcow2::Header;
 use instar_qcow2::entries::{L1Entry, L2Entry, SUBCLUSTERS, SubclusterBitmap};
 use instar_qcow2::header::CryptMethod;
-use instar_storage::{Storage, StorageError};
+use instar_storage::{Cipher, DataPlace, Storage, StorageError};
 
 /// EIO.
 const EIO: u32 = 5;
@@ -25,6 +25,8 @@ pub struct Layer<'a, S> {
     pub data: Option<&'a S>,
     /// Its header; `None`: it is raw.
     pub header: Option<&'a Header>,
+    /// The cipher of its data, if that is encrypted and its key is known.
+    pub cipher: Option<&'a dyn Cipher>,
 }
 
 impl<S> Clone for Layer<'_, S> {
@@ -69,7 +71,11 @@ const DAMAGED: ResizeError = ResizeError::Failed {
     errno: EIO,
 };
 
-fn zeroed(len: u64) -> Result<Vec<u8>, ResizeError> {
+/// So many zeros.
+///
+/// # Errors
+/// There is no memory.
+pub fn zeroed(len: u64) -> Result<Vec<u8>, ResizeError> {
     let len = usize::try_from(len).map_err(|_| ResizeError::OutOfMemory)?;
     let mut bytes = Vec::new();
     bytes
@@ -146,7 +152,7 @@ impl<S: Storage> Layer<'_, S> {
 /// What no layer holds is zeros.
 ///
 /// # Errors
-/// The store's; damaged tables or compressed data; encrypted data.
+/// The store's; damaged tables or compressed data; encrypted data without its key.
 pub fn read_guest<S: Storage>(
     layers: &[Layer<'_, S>],
     offset: u64,
@@ -206,11 +212,21 @@ fn read_unit<S: Storage>(
             buf.fill(0);
             Ok(())
         }
-        _ if header.crypt_method != CryptMethod::None => Err(ResizeError::KeyRequired),
+        _ if header.crypt_method != CryptMethod::None && layer.cipher.is_none() => {
+            Err(ResizeError::KeyRequired)
+        }
         Place::Data(start) => {
             let data = layer.data.unwrap_or(layer.storage);
-            data.read_at(start.saturating_add(in_cluster), buf)
-                .map_err(failed)
+            let host = start.saturating_add(in_cluster);
+            let at = DataPlace {
+                host,
+                guest: offset,
+            };
+            data.read_at(host, buf).map_err(failed)?;
+            let Some(cipher) = layer.cipher else {
+                return Ok(());
+            };
+            cipher.decipher(at, buf).map_err(failed)
         }
         Place::Compressed => {
             let cluster = layer.inflate(header, mapping.entry)?;

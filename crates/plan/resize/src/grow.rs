@@ -63,6 +63,7 @@ impl<'a, S: StorageMut> Grow<'a, S> {
             storage: image.storage,
             data: image.data,
             header: Some(header),
+            cipher: image.cipher,
         });
         layers.extend_from_slice(below);
         let hide = below.first().is_some_and(|b| b.size_bytes() > old_size);

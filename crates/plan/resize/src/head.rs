@@ -5,7 +5,7 @@
 //! Writing in place past the old end is safe: no state of the image shows those bytes before the switch. A cluster
 //! that a snapshot shares is copied.
 
-use crate::content::{Layer, Mapping, read_guest, unit_bytes};
+use crate::content::{Layer, Mapping, read_guest, unit_bytes, zeroed};
 use crate::error::Stage;
 use crate::layout::{self, ALL_ALLOCATED, Entry};
 use crate::{Preallocation, ResizeError};
@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 use instar_qcow2::Header;
 use instar_qcow2::entries::{ALL_ZEROS, COPIED};
 use instar_qcow2::header::CryptMethod;
-use instar_storage::{StorageError, StorageMut};
+use instar_storage::{DataPlace, StorageError, StorageMut};
 
 /// EOPNOTSUPP.
 const EOPNOTSUPP: u32 = 95;
@@ -239,7 +239,7 @@ fn copy(cut: &Cut, growth: &Growth, old: Mapping, has_place: bool, reserved: boo
 /// `layers` is the old image and its backing chain.
 ///
 /// # Errors
-/// The store's; the guest data cannot be read, or would have to be encrypted.
+/// The store's; the guest data cannot be read, or would have to be encrypted without its key.
 pub fn write<S: StorageMut>(
     head: &Head,
     layers: &[Layer<'_, S>],
@@ -250,21 +250,35 @@ pub fn write<S: StorageMut>(
 ) -> Result<Entry, ResizeError> {
     let cut = cut(header, growth);
     let start = growth.old_size.saturating_sub(cut.from);
-    if header.crypt_method != CryptMethod::None && (head.fill != 0 || head.wipe) {
+    let cipher = layers.first().and_then(|layer| layer.cipher);
+    let encrypted = header.crypt_method != CryptMethod::None;
+    if encrypted && cipher.is_none() && (head.fill != 0 || head.wipe) {
         return Err(ResizeError::KeyRequired);
     }
+    let data = |at: u64, mut bytes: Vec<u8>| {
+        let host = place.saturating_add(at);
+        let guest = start.saturating_add(at);
+        if let Some(cipher) = cipher {
+            let sealed = cipher.encipher(DataPlace { host, guest }, &mut bytes);
+            sealed.map_err(failed)?;
+        }
+        file.write_at(host, &bytes).map_err(failed)
+    };
     for unit in (0..64).filter(|unit| head.fill & (1 << unit) != 0) {
         let at = cut.unit.saturating_mul(unit);
         let bytes = unit_content(layers, start.saturating_add(at), &cut, at)?;
-        file.write_at(place.saturating_add(at), &bytes)
-            .map_err(failed)?;
+        data(at, bytes)?;
     }
     if head.wipe {
         let end = cut.unit.saturating_mul(cut.head_units);
         let end = end.min(growth.new_size.saturating_sub(start));
         let len = end.saturating_sub(cut.from);
-        let at = place.saturating_add(cut.from);
-        file.write_zeroes(at, len).map_err(failed)?;
+        if cipher.is_some() {
+            data(cut.from, zeroed(len)?)?;
+        } else {
+            let at = place.saturating_add(cut.from);
+            file.write_zeroes(at, len).map_err(failed)?;
+        }
     }
     let offset = if head.fresh { place | COPIED } else { 0 };
     Ok(Entry(head.entry.0 | offset, head.entry.1))
@@ -277,12 +291,7 @@ fn unit_content<S: StorageMut>(
     cut: &Cut,
     at: u64,
 ) -> Result<Vec<u8>, ResizeError> {
-    let len = usize::try_from(cut.unit).map_err(|_| ResizeError::OutOfMemory)?;
-    let mut bytes = Vec::new();
-    bytes
-        .try_reserve_exact(len)
-        .map_err(|_| ResizeError::OutOfMemory)?;
-    bytes.resize(len, 0);
+    let mut bytes = zeroed(cut.unit)?;
     let keep = cut.from.saturating_sub(at).min(cut.unit);
     let keep = usize::try_from(keep).map_err(|_| ResizeError::OutOfMemory)?;
     read_guest(layers, guest, bytes.get_mut(..keep).unwrap_or_default())?;

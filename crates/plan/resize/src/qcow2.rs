@@ -11,7 +11,7 @@ use crate::reserve::Work;
 use crate::{Preallocation, Request, ResizeError, Resized};
 use instar_plan_txn::{Footprint, Monitor, Transaction, write_header};
 use instar_qcow2::Header;
-use instar_storage::{StorageError, StorageMut};
+use instar_storage::{Cipher, StorageError, StorageMut};
 
 /// The image that is resized.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub struct Image<'a, S> {
     pub data: Option<&'a S>,
     /// Its header, read from `storage`.
     pub header: &'a Header,
+    /// The cipher of its data, if that is encrypted and its key is known.
+    pub cipher: Option<&'a dyn Cipher>,
 }
 
 impl<S> Clone for Image<'_, S> {

@@ -57,12 +57,16 @@ pub struct Counts {
     hint: u64,
     /// Runs are looked for from here on.
     next_run: u64,
+    /// What lies from this cluster on was never written: it is past the end that the file had, and was not given yet.
+    fresh: u64,
     /// First cluster that there can be no more.
     limit: u64,
     /// The file's length is given.
     fixed: bool,
     /// Blocks of clusters that become free go back to the host.
     pub punch: bool,
+    /// Bytes of blocks in memory, unless that is less than four of them.
+    pub cache: u64,
     /// Runs that are to lose a reference when nothing refers to them: first and count.
     drops: Vec<(u64, u64)>,
 }
@@ -106,9 +110,15 @@ impl Counts {
             blocks: Sorted::default(),
             hint: 1,
             next_run: 1,
+            fresh: if fixed {
+                u64::MAX
+            } else {
+                bits.clusters_for(image.len_bytes())
+            },
             limit,
             fixed,
             punch: false,
+            cache: CACHE_BYTES,
             drops: Vec::new(),
         })
     }
@@ -139,7 +149,7 @@ impl Counts {
             return Ok(None);
         }
         if self.blocks.get(index).is_none() {
-            let room = CACHE_BYTES >> self.bits.get();
+            let room = self.cache >> self.bits.get();
             if self.blocks.len() as u64 >= room.max(4) {
                 self.blocks.retain(|block| block.dirty || block.fresh);
             }
@@ -162,7 +172,8 @@ impl Counts {
             .values()
             .filter(|block| block.dirty || block.fresh);
         let bytes = (changed.count() as u64) << self.bits.get();
-        bytes > CACHE_BYTES || self.drops.len() > 1 << 16
+        let most = self.cache.max(self.bits.size_bytes().saturating_mul(4));
+        bytes > most || self.drops.len() > 1 << 16
     }
 
     /// Something is to be written.
@@ -186,6 +197,7 @@ impl Counts {
             if count == 1 || first == self.hint {
                 self.hint = end;
             }
+            self.fresh = self.fresh.max(end);
             return Ok(first << self.bits.get());
         }
     }
@@ -216,6 +228,7 @@ impl Counts {
                 self.hint = end;
             }
             self.next_run = end;
+            self.fresh = self.fresh.max(end);
             return Ok((first << self.bits.get(), count));
         }
     }
@@ -232,6 +245,14 @@ impl Counts {
             next = next.saturating_add(self.per_block());
         }
         end
+    }
+
+    /// A free cluster; its refcount becomes 1. Gives its offset, and whether it reads as zeros because nobody has ever
+    /// written there.
+    pub fn allocate_one<S: StorageMut>(&mut self, image: &S) -> Result<(u64, bool), WriteError> {
+        let fresh = self.fresh;
+        let host = self.allocate(image, 1)?;
+        Ok((host, host >> self.bits.get() >= fresh))
     }
 
     /// Whether a cluster can be allocated.
@@ -253,6 +274,7 @@ impl Counts {
             return Ok(false);
         }
         self.set(image, cluster, 1)?;
+        self.fresh = self.fresh.max(cluster.saturating_add(1));
         Ok(true)
     }
 
@@ -321,6 +343,7 @@ impl Counts {
                 && *entry == 0
             {
                 *entry = cluster << self.bits.get();
+                self.fresh = self.fresh.max(cluster.saturating_add(1));
                 let mut bytes = zeroed(self.bits.size_bytes())?;
                 self.width.set(&mut bytes, at, 1);
                 let block = Block {

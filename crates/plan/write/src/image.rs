@@ -51,6 +51,16 @@ impl<S: Storage, D: Decompress> Below for (Chain<S>, D) {
     }
 }
 
+/// Where a cluster goes.
+struct Target {
+    /// Its place.
+    host: u64,
+    /// The place reads as zeros.
+    fresh: bool,
+    /// Units that move along from a cluster that is left.
+    carried: u32,
+}
+
 /// An image that takes writes.
 pub struct WriteImage<'a, S> {
     pub(crate) image: &'a S,
@@ -340,6 +350,22 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
         len: u64,
         bytes: Option<&[u8]>,
     ) -> Result<u64, WriteError> {
+        let (host, _, found) = self.part_place(cluster, start, len, bytes)?;
+        if !found {
+            self.name_part(cluster, host, self.units(start, len))?;
+        }
+        Ok(host)
+    }
+
+    /// Finds a place for the `len` bytes at byte `start` of a guest cluster, and writes there what surrounds them, and them
+    /// if they are there. Says where the cluster lies, whether that was allocated, and whether the tables say so already.
+    pub(crate) fn part_place(
+        &mut self,
+        cluster: u64,
+        start: u64,
+        len: u64,
+        bytes: Option<&[u8]>,
+    ) -> Result<(u64, bool, bool), WriteError> {
         let old = self.mapping(cluster)?;
         let touched = self.units(start, len);
         let stays = old.placed && old.owned;
@@ -349,32 +375,53 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
                 if let Some(bytes) = bytes {
                     self.write_data(self.data_place(cluster, old.host).advanced(start), bytes)?;
                 }
-                return Ok(old.host);
+                return Ok((old.host, false, true));
             }
         }
         self.tables.own(self.image, &mut self.counts, cluster)?;
-        let host = if stays {
-            old.host
-        } else if self.data.is_some() {
-            cluster << self.header.cluster_bits.get()
+        let allocated = !stays && self.data.is_none();
+        let (host, fresh) = if stays {
+            (old.host, false)
+        } else if allocated {
+            self.counts.allocate_one(self.image)?
         } else {
-            self.counts.allocate(self.image, 1)?
+            (cluster << self.header.cluster_bits.get(), false)
         };
-        // What moves along from a cluster that is left.
-        let carried = match (stays, old.compressed) {
-            (true, _) => 0,
-            (false, Some(_)) => self.division.all(),
-            (false, None) => old.data,
+        let to = Target {
+            host,
+            fresh: fresh && self.cipher.is_none(),
+            carried: if stays { 0 } else { self.carried(&old) },
         };
         let end = start.saturating_add(len);
-        let written = self.fill(cluster, &old, host, (start, end), bytes, carried);
+        let written = self.fill(cluster, &old, &to, (start, end), bytes);
         if let Err(error) = written {
-            if !stays && self.data.is_none() {
+            if allocated {
                 self.counts.give_back(self.image, host)?;
             }
             return Err(error);
         }
-        let kept = if stays { old.data } else { carried };
+        Ok((host, allocated, false))
+    }
+
+    /// Units that move along when a cluster gets another place.
+    const fn carried(&self, old: &Mapping) -> u32 {
+        match old.compressed {
+            Some(_) => self.division.all(),
+            None => old.data,
+        }
+    }
+
+    /// A guest cluster lies at `host`: what it had, and the units `touched`.
+    pub(crate) fn name_part(
+        &mut self,
+        cluster: u64,
+        host: u64,
+        touched: u32,
+    ) -> Result<(), WriteError> {
+        let old = self.mapping(cluster)?;
+        self.tables.own(self.image, &mut self.counts, cluster)?;
+        let stays = old.placed && old.owned;
+        let kept = if stays { old.data } else { self.carried(&old) };
         let data = kept | touched;
         let new = Mapping {
             host,
@@ -388,20 +435,20 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
         if !stays {
             self.leave(&old);
         }
-        Ok(host)
+        Ok(())
     }
 
-    /// Writes what the units that hold `range` and the `carried` ones held, around the range, and the range if `bytes`
+    /// Writes what the units that hold `range` and those that move along held, around the range, and the range if `bytes`
     /// are there.
     fn fill(
         &mut self,
         cluster: u64,
         old: &Mapping,
-        host: u64,
+        to: &Target,
         (start, end): (u64, u64),
         bytes: Option<&[u8]>,
-        carried: u32,
     ) -> Result<(), WriteError> {
+        let carried = to.carried;
         let unit = self.division.unit();
         let (mut low, mut high) = (start & !unit.saturating_sub(1), end.next_multiple_of(unit));
         if carried != 0 {
@@ -409,7 +456,7 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
             let last = u64::from(32_u32.saturating_sub(carried.leading_zeros()));
             (low, high) = (low.min(first), high.max(last.saturating_mul(unit)));
         }
-        let place = self.data_place(cluster, host);
+        let place = self.data_place(cluster, to.host);
         if (low, high) == (start, end) {
             return self.write_around(place, low, &[], (start, end), bytes);
         }
@@ -428,6 +475,9 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
                 }
                 offset = next;
             }
+        }
+        if to.fresh && bytes.is_none() && buf.iter().all(|byte| *byte == 0) {
+            return Ok(());
         }
         self.write_around(place, low, &buf, (start, end), bytes)
     }

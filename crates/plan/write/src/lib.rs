@@ -16,15 +16,18 @@
 //!
 //! A cluster that is freed is not given again before step 3 is durable.
 //!
-//! Data comes in three ways: [`WriteImage::write_at`] writes it; [`WriteImage::place`] says where the caller writes it
-//! itself, overlapped with other requests and before the next commit; [`WriteImage::zeros`] has the tables say it.
+//! Data comes in four ways: [`WriteImage::write_at`] writes it; [`WriteImage::place`] says where the caller writes it
+//! itself, overlapped with other requests and before the next commit; [`WriteImage::reserve`] does that too, and the tables
+//! name the place when [`WriteImage::link`] says that the data is there, whatever is committed meanwhile;
+//! [`WriteImage::zeros`] has the tables say it.
 //!
 //! Bitmaps that record writes are marked as in use before the first write. [`WriteImage::finish`] records what was
 //! written and takes the mark off. Other programs call what is marked inconsistent.
 //!
 //! Data of an encrypted image is enciphered by the [`instar_storage::Cipher`] that the image was opened with.
 //!
-//! Modules: `image` (writes), `place` (places, zeros), `mapping` (L2 entries), `tables` (L1 and L2 tables), `counts`
+//! Modules: `image` (writes), `place` (places, zeros), `pending` (places of data on its way), `runs` (where the disk's
+//! bytes are), `mapping` (L2 entries), `tables` (L1 and L2 tables), `counts`
 //! (refcounts), `header` (its fields), `record` (bitmaps), `sorted` (maps).
 //!
 //! Memory: the L1 table and the refcount table, [`CACHE_BYTES`] of L2 tables and refcount blocks each or four of
@@ -41,13 +44,17 @@ mod counts;
 mod header;
 mod image;
 mod mapping;
+mod pending;
 mod place;
 mod record;
+mod runs;
 mod sorted;
 mod tables;
 
 pub use image::{Below, NothingBelow, WriteImage};
+pub use pending::Pending;
 pub use place::Placed;
+pub use runs::{TopKind, TopRun};
 
 use instar_layers::DataError;
 use instar_plan_txn::TxnError;

@@ -71,9 +71,35 @@ impl<S: StorageMut> WriteImage<'_, S> {
         Ok(self.data.is_some().then_some(cluster << bits))
     }
 
-    /// Places for at most `count` whole clusters, all of whose bytes are about to be written: the first one, and how
-    /// many lie there in a row.
+    /// As [`Self::whole_place`], and the tables name them: the first one, and how many lie there in a row.
     fn place_whole(&mut self, cluster: u64, count: u64) -> Result<(u64, u64), WriteError> {
+        let (host, same, _) = self.whole_place(cluster, count)?;
+        self.name_whole(cluster, host, same)?;
+        Ok((host, same))
+    }
+
+    /// `count` guest clusters in a row are at `host`, all of them data.
+    pub(crate) fn name_whole(
+        &mut self,
+        cluster: u64,
+        host: u64,
+        count: u64,
+    ) -> Result<(), WriteError> {
+        let bits = self.header.cluster_bits;
+        for index in 0..count {
+            let place = host.saturating_add(index << bits.get());
+            self.set_whole(cluster.saturating_add(index), place)?;
+        }
+        Ok(())
+    }
+
+    /// Places for at most `count` whole clusters, all of whose bytes are about to be written: the first one, how many lie
+    /// there in a row, and whether they are new.
+    pub(crate) fn whole_place(
+        &mut self,
+        cluster: u64,
+        count: u64,
+    ) -> Result<(u64, u64, bool), WriteError> {
         let bits = self.header.cluster_bits;
         // Those of one table, so that one step makes it the active state's own.
         let table = self.header.l2_entries().max(1);
@@ -91,19 +117,12 @@ impl<S: StorageMut> WriteImage<'_, S> {
             }
             same = same.saturating_add(1);
         }
-        let host = if let Some(host) = first {
-            host
-        } else {
-            self.tables.own(self.image, &mut self.counts, cluster)?;
-            let (host, given) = self.counts.allocate_run(self.image, same)?;
-            same = given;
-            host
-        };
-        for index in 0..same {
-            let place = host.saturating_add(index << bits.get());
-            self.set_whole(cluster.saturating_add(index), place)?;
+        if let Some(host) = first {
+            return Ok((host, same, false));
         }
-        Ok((host, same))
+        self.tables.own(self.image, &mut self.counts, cluster)?;
+        let (host, given) = self.counts.allocate_run(self.image, same)?;
+        Ok((host, given, true))
     }
 
     /// A cluster's data is at `host`, all of it.
@@ -206,6 +225,18 @@ impl<S: StorageMut> WriteImage<'_, S> {
     /// # Errors
     /// A part may have been made zeros.
     pub fn zeros(&mut self, guest: u64, len: u64) -> Result<(), WriteError> {
+        self.make_zeros(guest, len, false)
+    }
+
+    /// As [`Self::zeros`], but clusters keep their places where the tables can say that.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn zeros_in_place(&mut self, guest: u64, len: u64) -> Result<(), WriteError> {
+        self.make_zeros(guest, len, true)
+    }
+
+    fn make_zeros(&mut self, guest: u64, len: u64, keep: bool) -> Result<(), WriteError> {
         self.check_range(guest, len)?;
         let bits = self.header.cluster_bits;
         let (mut at, end) = (guest, guest.saturating_add(len));
@@ -218,7 +249,7 @@ impl<S: StorageMut> WriteImage<'_, S> {
             let whole = start == 0 && (now == left || end == self.len_bytes());
             let cluster = at >> bits.get();
             if whole {
-                self.zero_cluster(cluster)?;
+                self.zero_cluster(cluster, keep)?;
             } else {
                 self.zero_part(cluster, start, now)?;
             }
@@ -229,7 +260,7 @@ impl<S: StorageMut> WriteImage<'_, S> {
     }
 
     /// Raw data files are read by themselves: zeros are zeros there, too, and lie where the guest sees them.
-    fn zero_raw_file(&self, guest: u64, len: u64) -> Result<(), WriteError> {
+    pub(crate) fn zero_raw_file(&self, guest: u64, len: u64) -> Result<(), WriteError> {
         let Some(data) = self.data.filter(|_| self.header.autoclear.data_file_raw()) else {
             return Ok(());
         };
@@ -240,16 +271,43 @@ impl<S: StorageMut> WriteImage<'_, S> {
         Ok(())
     }
 
-    fn zero_cluster(&mut self, cluster: u64) -> Result<(), WriteError> {
+    /// Gives the whole clusters among the `len` bytes at `guest` back where the tables can say that they are zeros then;
+    /// the rest stays as it is.
+    ///
+    /// # Errors
+    /// A part may have been given back.
+    pub fn forget(&mut self, guest: u64, len: u64) -> Result<(), WriteError> {
+        self.check_range(guest, len)?;
+        if !self.division.version_3 && self.header.backing_file.is_some() {
+            return Ok(());
+        }
+        let bits = self.header.cluster_bits;
+        let end = guest.saturating_add(len);
+        let start = guest.next_multiple_of(bits.size_bytes());
+        // What lies past the disk's end does not count.
+        let end = if end == self.len_bytes() {
+            end
+        } else {
+            end & !bits.mask()
+        };
+        if start >= end {
+            return Ok(());
+        }
+        self.zeros(start, end.saturating_sub(start))
+    }
+
+    /// `keep`: it keeps its place if it has one of its own.
+    fn zero_cluster(&mut self, cluster: u64, keep: bool) -> Result<(), WriteError> {
         let old = self.mapping(cluster)?;
         let backed = self.header.backing_file.is_some();
         if !self.division.version_3 && backed {
             return self.write_zeros(cluster, 0, self.header.cluster_bits.size_bytes());
         }
+        let keep = keep && self.division.version_3 && old.placed && old.owned;
         let new = Mapping {
-            host: 0,
-            placed: false,
-            owned: false,
+            host: if keep { old.host } else { 0 },
+            placed: keep,
+            owned: keep,
             data: 0,
             zeros: if self.division.version_3 {
                 self.division.all()
@@ -263,7 +321,9 @@ impl<S: StorageMut> WriteImage<'_, S> {
         }
         self.tables.own(self.image, &mut self.counts, cluster)?;
         self.tables.set(cluster, new.encode(self.division));
-        self.leave(&old);
+        if !keep {
+            self.leave(&old);
+        }
         Ok(())
     }
 
@@ -305,7 +365,7 @@ impl<S: StorageMut> WriteImage<'_, S> {
         let backed = self.header.backing_file.is_some();
         let blank = !backed && old.data & units == 0 && old.compressed.is_none();
         if blank && !old.placed && !self.division.extended {
-            return self.zero_cluster(cluster);
+            return self.zero_cluster(cluster, false);
         }
         if blank || old.zeros & units == units {
             return Ok(());
@@ -337,6 +397,19 @@ impl<S: StorageMut> WriteImage<'_, S> {
     #[must_use]
     pub const fn cluster_bytes(&self) -> u64 {
         self.header.cluster_bits.size_bytes()
+    }
+
+    /// Takes `bytes` of memory for tables, and as much for refcounts, in place of [`crate::CACHE_BYTES`].
+    pub const fn set_cache(&mut self, bytes: u64) {
+        self.tables.cache = bytes;
+        self.counts.cache = bytes;
+    }
+
+    /// Something was linked, placed or made zeros that no table in the file says yet. Places that wait for their data do
+    /// not count.
+    #[must_use]
+    pub fn is_changed(&self) -> bool {
+        self.tables.is_dirty()
     }
 
     /// Gives the blocks of clusters that become free back to the host.

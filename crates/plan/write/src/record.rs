@@ -126,6 +126,26 @@ impl Recorder {
         self.ranges.insert(start, end);
     }
 
+    /// There are bitmaps that record.
+    pub const fn records(&self) -> bool {
+        !self.bitmaps.is_empty()
+    }
+
+    /// Whether writes at `guest` are noted, and for how many of the `len` bytes, which are not 0, that is the answer.
+    pub fn knows(&self, guest: u64, len: u64) -> (bool, u64) {
+        if self.bitmaps.is_empty() {
+            return (true, len);
+        }
+        if let Some((_, end)) = self.ranges.last_to(guest)
+            && *end > guest
+        {
+            return (true, end.saturating_sub(guest).min(len));
+        }
+        let next = self.ranges.iter().find(|(start, _)| *start > guest);
+        let until = next.map_or(u64::MAX, |(start, _)| *start);
+        (false, until.saturating_sub(guest).min(len))
+    }
+
     /// There are as many ranges as there should be.
     pub fn is_full(&self) -> bool {
         self.ranges.len() >= MOST_RANGES

@@ -39,6 +39,8 @@ pub struct Tables {
     per_table: u64,
     cluster: u64,
     tables: Sorted<usize, Table>,
+    /// Bytes of tables in memory, unless that is less than four of them.
+    pub cache: u64,
 }
 
 impl Tables {
@@ -52,6 +54,7 @@ impl Tables {
             per_table: header.l2_entries().max(1),
             cluster: header.cluster_bits.size_bytes(),
             tables: Sorted::default(),
+            cache: CACHE_BYTES,
         })
     }
 
@@ -113,7 +116,7 @@ impl Tables {
     }
 
     fn budget(&self) -> u64 {
-        CACHE_BYTES.max(self.cluster.saturating_mul(4))
+        self.cache.max(self.cluster.saturating_mul(4))
     }
 
     /// Changed tables take more memory than they should.
@@ -129,6 +132,14 @@ impl Tables {
     /// Something is to be written.
     pub fn is_dirty(&self) -> bool {
         self.tables.values().any(Table::is_dirty)
+    }
+
+    /// Whether there is a table for a guest cluster.
+    pub fn is_there(&self, cluster: u64) -> Result<bool, WriteError> {
+        let (index, _) = self.find(cluster);
+        let entry = self.l1.get(index).copied();
+        let entry = L1Entry(entry.ok_or(WriteError::PastEnd)?);
+        Ok(!entry.is_unallocated())
     }
 
     /// The entry of a guest cluster: 64 bits, and 64 more if entries are extended.

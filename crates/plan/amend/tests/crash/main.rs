@@ -204,12 +204,14 @@ fn run<S: StorageMut>(
         storage: backing,
         data: None,
         header: None,
+        cipher: None,
     };
     let below = header.backing_file.is_some().then_some(below);
     let image = Image {
         storage,
         data: None,
         header: &header,
+        cipher: None,
     };
     amend(image, below.as_slice(), request, &mut Free)
 }
@@ -264,11 +266,13 @@ fn disk(storage: &MemStorage, backing: &MemStorage, header: &Header) -> Vec<u8> 
         storage,
         data: None,
         header: Some(header),
+        cipher: None,
     };
     let below = Layer {
         storage: backing,
         data: None,
         header: None,
+        cipher: None,
     };
     let layers = [top, below];
     let layers = if header.backing_file.is_some() {

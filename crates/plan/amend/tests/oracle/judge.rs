@@ -62,12 +62,14 @@ pub fn ours(path: &Path, options: &str) -> Result<(), AmendError> {
             storage,
             data: None,
             header: None,
+            cipher: None,
         })
         .collect();
     let image = Image {
         storage: &storage,
         data: data.as_ref(),
         header: &header,
+        cipher: None,
     };
     let request = request(options);
     let after = amend(image, &below, &request, &mut Free)?;

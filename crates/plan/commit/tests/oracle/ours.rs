@@ -70,7 +70,7 @@ pub fn commit<S: Numbered>(
         data: None,
         header: read(),
     };
-    grow(&image, &below, above.len_bytes(), &mut Quiet)?;
+    grow(&image, None, &below, above.len_bytes(), &mut Quiet)?;
     image.header = read();
     let io = MemOverlap::new(files.iter().map(|(f, _)| (f.number(), f)), 5, seed);
     let has_below = !below.layers().is_empty();

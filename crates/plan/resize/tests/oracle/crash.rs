@@ -57,6 +57,7 @@ fn look(dir: &Path, image: &MemStorage, data: Option<&MemStorage>) -> Seen {
             storage: &opened.store,
             data: opened.data.as_ref(),
             header: opened.header.as_ref(),
+            cipher: None,
         })
         .collect();
     seen(image, data, &below)

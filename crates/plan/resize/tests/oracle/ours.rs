@@ -116,6 +116,7 @@ pub fn resize<S: StorageMut>(
         storage: &top.store,
         data: top.data.as_ref(),
         header,
+        cipher: None,
     };
     let below: Vec<Layer<'_, S>> = below
         .iter()
@@ -123,6 +124,7 @@ pub fn resize<S: StorageMut>(
             storage: &opened.store,
             data: opened.data.as_ref(),
             header: opened.header.as_ref(),
+            cipher: None,
         })
         .collect();
     resize_qcow2(image, &below, request, monitor)

@@ -85,6 +85,7 @@ pub fn seen<S: Storage>(store: &S, data: Option<&S>, below: &[Layer<'_, S>]) -> 
             storage: store,
             data,
             header: Some(header),
+            cipher: None,
         }];
         layers.extend_from_slice(below);
         let mut bytes = vec![0; header.virtual_size as usize];
