@@ -333,13 +333,7 @@ impl VirtioDevice for VirtioConsole {
         let DeviceState::Console(state) = state else {
             return Err(RestoreError::Kind);
         };
-        if state.version != STATE_VERSION {
-            return Err(RestoreError::Version {
-                device: DEVICE,
-                found: state.version,
-                known: STATE_VERSION,
-            });
-        }
+        RestoreError::unless_version(DEVICE, state.version, STATE_VERSION)?;
         let active = match (&state.queues, activation) {
             (Some(saved), Some(activation)) => Some(restored(saved, activation, state)?),
             _ => None,

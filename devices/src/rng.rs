@@ -200,13 +200,7 @@ impl VirtioDevice for VirtioRng {
         let (Some(state), Some(mut activation)) = (state, activation) else {
             return Ok(());
         };
-        if state.version != STATE_VERSION {
-            return Err(RestoreError::Version {
-                device: DEVICE,
-                found: state.version,
-                known: STATE_VERSION,
-            });
-        }
+        RestoreError::unless_version(DEVICE, state.version, STATE_VERSION)?;
         let queue = activation.queues.pop().flatten();
         let queue = queue.ok_or(RestoreError::Impossible {
             device: DEVICE,

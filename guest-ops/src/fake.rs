@@ -17,7 +17,8 @@ use instar_shared::device::{
     entry_address, queue_region,
 };
 use instar_shared::doorbell::{Control, Kick};
-use instar_shared::layout::{BOOT, CONTROL, DMA_START, HEAP_START, RECORDS};
+use instar_shared::layout::{BOOT, CONTROL, DMA_START, HEAP_START, LIVE, RECORDS};
+use instar_shared::live::{ANSWERS_AT, ANSWERS_END, LivePage, LiveQuery, WINDOW_BYTES};
 use instar_shared::record::{RECORD_ALIGN, RecordHeader, RecordKind};
 use instar_shared::zerocopy::little_endian::{U16, U32, U64};
 use instar_shared::zerocopy::{FromBytes, IntoBytes};
@@ -59,6 +60,10 @@ pub(crate) struct Host {
     pub next_file: RefCell<Option<(FileStatus, u32, Vec<u8>)>>,
     /// The last open request: slot, role, parent, name.
     pub last_file: RefCell<Option<OpenRequest>>,
+    /// Pieces of answers of a resident operation, with their flags.
+    pub answers: RefCell<Vec<(Vec<u8>, u32)>>,
+    /// Batches that it will be asked, the last one first.
+    pub queries: RefCell<Vec<Vec<LiveQuery>>>,
     pub memory_cap: Cell<u64>,
     pub clock: Cell<u64>,
     next_free: Cell<u64>,
@@ -100,6 +105,8 @@ impl FakeMachine {
             records: RefCell::default(),
             next_file: RefCell::default(),
             last_file: RefCell::default(),
+            answers: RefCell::default(),
+            queries: RefCell::default(),
             memory_cap: Cell::new(u64::MAX),
             clock: Cell::new(0),
             next_free: Cell::new(HEAP_START),
@@ -194,7 +201,27 @@ impl FakeMachine {
                 self.0.mem.write_slice(grant.as_bytes(), at).unwrap();
             }
             Control::AnnounceSize => self.announce_size(),
+            Control::Serve => self.serve(),
             Control::Exit | Control::Panic => {}
+        }
+    }
+
+    /// Takes a piece of answers, and asks what is next if it was the last of a batch.
+    fn serve(&self) {
+        let mem = &self.0.mem;
+        let [filled, flags]: [u32; 2] = mem.read_obj(GuestAddress(LIVE.start)).unwrap();
+        assert!(filled <= WINDOW_BYTES);
+        let mut window = vec![0; filled as usize];
+        let at = GuestAddress(LIVE.start + ANSWERS_AT);
+        mem.read_slice(&mut window, at).unwrap();
+        self.0.answers.borrow_mut().push((window, flags));
+        if flags & ANSWERS_END != 0 {
+            let queries = self.0.queries.borrow_mut().pop().expect("more queries");
+            let mut page = LivePage::zeroed();
+            page.count = U32::new(u32::try_from(queries.len()).unwrap());
+            page.queries[..queries.len()].copy_from_slice(&queries);
+            mem.write_slice(page.as_bytes(), GuestAddress(LIVE.start))
+                .unwrap();
         }
     }
 

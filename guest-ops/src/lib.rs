@@ -36,6 +36,7 @@ mod mem;
 mod memory;
 mod page;
 mod platform;
+mod queries;
 mod queue;
 mod records;
 #[cfg(any(instar_guest, target_os = "none"))]
@@ -53,6 +54,7 @@ pub use disk::{Disk, DiskError, DiskSet, MAX_PIECE_BYTES};
 pub use files::{AnnounceError, OpenError};
 pub use machine::Machine;
 pub use platform::Platform;
+pub use queries::Queries;
 pub use queue::{Queue, QueueError, Segment};
 pub use records::{PROGRESS_INTERVAL_MS, RecordTooLong, Records};
 pub use secrets::Secret;

@@ -18,6 +18,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 mod change;
 mod overlap;
+mod queries;
 
 const ORDERS: [CompletionOrder; 3] = [
     CompletionOrder::AtOnce,

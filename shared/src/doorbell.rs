@@ -6,7 +6,8 @@
 //! [`WAIT_OFFSET`].
 //!
 //! *Kick* returns at once. Its value names what to look at: a device slot and
-//! queue, or one of the [`Control`] targets, which are done when it returns.
+//! queue, or one of the [`Control`] targets, which are done when it returns. Only
+//! [`Control::Serve`] may block.
 //! *Wait* blocks until a completion is published; its value says nothing. To
 //! wait with no request in flight is an error, since nothing could end it.
 //!
@@ -48,6 +49,9 @@ wire_enum! {
         Panic = 0xffff_0004,
         /// Let the output that the control page names be filled.
         AnnounceSize = 0xffff_0005,
+        /// Of a resident operation: take what it has answered, and ask it again; see [`crate::live`]. The one kick that
+        /// may block: until there is something to ask.
+        Serve = 0xffff_0006,
     }
 }
 
@@ -125,7 +129,7 @@ mod tests {
             1024 << 8,
             0x00ff_ffff,
             0xfffe_ffff,
-            0xffff_0006,
+            0xffff_0007,
             0xffff_0104,
             u32::MAX,
         ] {

@@ -16,6 +16,7 @@
 //! | control | 17 MiB + 64 KiB | 16 KiB | read, write |
 //! | records | 17 MiB + 128 KiB | 256 KiB | read, write |
 //! | secrets | 17 MiB + 448 KiB | 16 KiB | read, write; mapped only if there are any |
+//! | live | 17 MiB + 512 KiB | 272 KiB | read, write; mapped only for a resident operation |
 //! | stack | 20 MiB | 256 KiB | read, write; devices too |
 //! | further stacks | 20 MiB + 512 KiB | 256 KiB for each further vCPU | read, write; devices too |
 //! | queues | 22 MiB | 8 MiB | read, write; devices too |
@@ -93,6 +94,11 @@ pub const RECORDS: Region = Region {
 pub const SECRETS: Region = Region {
     start: 0x117_0000,
     size: 0x4000,
+};
+/// What a resident operation is asked, and its answers: see [`crate::live`].
+pub const LIVE: Region = Region {
+    start: 0x118_0000,
+    size: 0x4_4000,
 };
 /// The stack; grows down from its end.
 pub const STACK: Region = Region {
@@ -173,6 +179,7 @@ pub const REGIONS: &[(&str, Region)] = &[
     ("control page", CONTROL),
     ("records", RECORDS),
     ("secrets", SECRETS),
+    ("live", LIVE),
     ("stack", STACK),
     ("further stacks", FURTHER_STACKS),
     ("queues", QUEUES),

@@ -33,6 +33,7 @@ pub mod edit;
 pub mod encrypt;
 pub mod info;
 pub mod layout;
+pub mod live;
 pub mod map;
 pub mod net;
 pub mod op;

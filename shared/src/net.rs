@@ -32,9 +32,13 @@ wire_struct! {
         pub mac: [u8; 6],
         /// [`STATUS_LINK_UP`].
         pub status: U16,
+        /// For several pairs of queues, which there are not.
+        pub max_virtqueue_pairs: U16,
+        /// Longest packet in bytes, where `VIRTIO_NET_F_MTU` is offered.
+        pub mtu: U16,
     }
 }
-wire_layout!(Config, size = 8, { mac @ 0, status @ 6 });
+wire_layout!(Config, size = 12, { mac @ 0, status @ 6, max_virtqueue_pairs @ 8, mtu @ 10 });
 
 /// `status`: the link is up (`VIRTIO_NET_S_LINK_UP`).
 pub const STATUS_LINK_UP: u16 = 1;

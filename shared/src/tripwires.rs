@@ -56,8 +56,8 @@ fn each_vcpu_has_a_stack_and_room_for_its_last_words() {
 }
 
 #[test]
-fn numbers_of_version_8() {
-    assert_eq!(crate::abi::ABI_VERSION, 8);
+fn numbers_of_version_9() {
+    assert_eq!(crate::abi::ABI_VERSION, 9);
     assert_eq!(
         (
             doorbell::KICK_PORT,
@@ -72,6 +72,16 @@ fn numbers_of_version_8() {
     assert_eq!(crate::boot::BOOT_MAGIC, 0x5241_5453);
     assert_eq!(layout::SECRETS.start, 0x117_0000);
     assert!(layout::SECRETS.end() <= layout::DMA_START);
+    assert_eq!(layout::LIVE.start, 0x118_0000);
+    assert!(layout::LIVE.end() <= layout::DMA_START);
+    let answers = crate::live::ANSWERS_AT + u64::from(crate::live::WINDOW_BYTES);
+    assert_eq!(answers, layout::LIVE.size);
+    assert!(size_of::<crate::live::LivePage>() as u64 <= crate::live::ANSWERS_AT);
+    let kinds: Vec<u32> = crate::live::QueryKind::ALL
+        .iter()
+        .map(|kind| kind.raw())
+        .collect();
+    assert_eq!(kinds, (1..=10).collect::<Vec<_>>());
     assert_eq!(crate::secret::SECRET_MAGIC, 0x5443_4553);
     let roles: Vec<u32> = crate::secret::SecretRole::ALL
         .iter()
@@ -81,7 +91,7 @@ fn numbers_of_version_8() {
 }
 
 #[test]
-fn requests_of_version_8() {
+fn requests_of_version_9() {
     use crate::blk::RequestType;
     let numbers: Vec<u32> = RequestType::ALL.iter().map(|kind| kind.raw()).collect();
     let (virtio, vendor) = numbers.split_at(6);

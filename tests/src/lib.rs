@@ -15,6 +15,7 @@ pub mod crafted;
 pub mod faults;
 pub mod hidden;
 pub mod image;
+pub mod kernel;
 pub mod lab;
 pub mod layouts;
 pub mod live;

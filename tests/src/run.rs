@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 /// The longest time a run may take before it counts as hanging.
-pub const TIME_LIMIT: Duration = Duration::from_secs(30);
+pub const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 /// The most output of one stream that is kept, in bytes. The rest is read and
 /// dropped, so that a program never blocks on its output.

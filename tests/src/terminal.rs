@@ -1,16 +1,20 @@
 //! Runs the program under test on a terminal.
 
 use std::fs::File;
-use std::io::Read;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::ptr::{null, null_mut};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Columns of the terminal.
 pub const COLUMNS: u16 = 60;
+/// How long to wait for anything that takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Which streams of a run the terminal gets; the others are pipes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +62,98 @@ fn open() -> Result<(File, OwnedFd)> {
     rustix::io::fcntl_setfd(&screen, rustix::io::FdFlags::CLOEXEC)?;
     rustix::io::fcntl_setfd(&program, rustix::io::FdFlags::CLOEXEC)?;
     Ok((screen, program))
+}
+
+/// A program that has a terminal for all its streams, and someone who types.
+#[derive(Debug)]
+pub struct Session {
+    screen: File,
+    terminal: OwnedFd,
+    child: Child,
+    shown: String,
+}
+
+impl Session {
+    /// Starts a program.
+    pub fn start(program: &Path, args: &[&str], cwd: &Path) -> Result<Self> {
+        let (screen, terminal) = open()?;
+        rustix::io::ioctl_fionbio(&screen, true)?;
+        let mut command = Command::new(program);
+        command.args(args).current_dir(cwd).env("LC_ALL", "C");
+        command.stdin(terminal.try_clone()?);
+        command.stdout(terminal.try_clone()?);
+        command.stderr(terminal.try_clone()?);
+        let child = command.spawn().context("starting a program")?;
+        Ok(Self {
+            screen,
+            terminal,
+            child,
+            shown: String::new(),
+        })
+    }
+
+    /// The terminal's settings: input, output, control and local modes, and the keys with a meaning.
+    pub fn settings(&self) -> Result<String> {
+        // SAFETY: termios is plain integers, for which all zeros is a value.
+        let mut modes: libc::termios = unsafe { std::mem::zeroed() };
+        // SAFETY: the descriptor is open, the settings are writable.
+        let got = unsafe { libc::tcgetattr(self.terminal.as_raw_fd(), &raw mut modes) };
+        ensure!(got == 0, "tcgetattr: {}", std::io::Error::last_os_error());
+        Ok(format!("{modes:?}"))
+    }
+
+    /// Types.
+    pub fn type_keys(&mut self, keys: &[u8]) -> Result<()> {
+        Ok(self.screen.write_all(keys)?)
+    }
+
+    /// Sends the program a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        Ok(kill_process(pid.context("a process id")?, signal)?)
+    }
+
+    /// Waits until the screen shows `text` after what was waited for before.
+    pub fn wait_for(&mut self, text: &str) -> Result<()> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            self.look();
+            if let Some(at) = self.shown.find(text) {
+                self.shown.drain(..at + text.len());
+                return Ok(());
+            }
+            ensure!(Instant::now() < until, "no {text:?} in {:?}", self.shown);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits until the program has ended: its exit code, and what the screen has shown since it was waited for.
+    pub fn end(&mut self) -> Result<(Option<i32>, String)> {
+        let until = Instant::now() + PATIENCE;
+        while Instant::now() < until {
+            let status = self.child.try_wait()?;
+            self.look();
+            if let Some(status) = status {
+                return Ok((status.code(), std::mem::take(&mut self.shown)));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        bail!("it does not end: {:?}", self.shown)
+    }
+
+    fn look(&mut self) {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = self.screen.read(&mut buffer) {
+            self.shown += &String::from_utf8_lossy(&buffer[..count]);
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// Runs a program to its end.

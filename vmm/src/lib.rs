@@ -7,6 +7,7 @@
 //! - `bell`, `threads`: what runs beside the first vCPU, and how it is told.
 //! - [`operation`]: a microVM that runs one operation binary to its end.
 //! - [`boot_plan`]: how the kernel of a disk is loaded, as an operation says.
+//! - `live`: disks of a machine whose format a microVM knows.
 //! - `machine`: a machine that runs a full Linux guest.
 //!
 //! Nothing here reads a byte of an image for its meaning: files are moved, not
@@ -23,6 +24,8 @@ mod hvf;
 pub mod hypervisor;
 #[cfg(target_os = "linux")]
 mod kvm;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod live;
 mod loader;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod machine;

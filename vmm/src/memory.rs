@@ -86,6 +86,23 @@ impl GuestSlot {
         Self::reserve(size, place)
     }
 
+    /// Memory that another process shares: all of it is its guest's, and devices reach it. Nothing is reserved.
+    #[cfg_attr(
+        not(all(target_os = "linux", target_arch = "x86_64")),
+        allow(dead_code)
+    )]
+    #[must_use]
+    pub fn shared(memory: GuestMemoryMmap) -> Arc<Self> {
+        Arc::new(Self {
+            map_start: std::ptr::null_mut(),
+            map_len: 0,
+            size: 0,
+            all: memory.clone(),
+            dma: memory,
+            regions: Vec::new(),
+        })
+    }
+
     /// Reserves the slot; `place` says, for its first byte in the host, what lies where for host and devices.
     fn reserve(
         size: u64,
@@ -255,6 +272,9 @@ impl GuestSlot {
 
 impl Drop for GuestSlot {
     fn drop(&mut self) {
+        if self.map_len == 0 {
+            return;
+        }
         // SAFETY: the mapping of `new`; the views hold raw pointers into it but go with self.
         let _ = unsafe { rustix::mm::munmap(self.map_start, self.map_len) };
     }

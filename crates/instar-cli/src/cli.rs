@@ -257,8 +257,12 @@ pub enum Command {
     Measure(Box<MeasureOptions>),
     /// Start a Linux guest in a virtual machine
     #[cfg(target_arch = "x86_64")]
-    #[command(after_help = crate::run::HELP, args_override_self = true, override_usage = "instar run [OPTIONS] --kernel FILE")]
+    #[command(after_help = crate::run::HELP, args_override_self = true, override_usage = "instar run [OPTIONS] IMAGE | --kernel FILE")]
     Run(Box<crate::run::RunOptions>),
+    /// Serve a disk to the guest of another program (vhost-user-blk)
+    #[cfg(target_arch = "x86_64")]
+    #[command(after_help = crate::serve::HELP, args_override_self = true, override_usage = "instar serve [OPTIONS] --socket PATH FILE")]
+    Serve(Box<crate::serve::ServeOptions>),
     /// Show what a disk boots, as its boot loader would choose
     #[command(after_help = BOOTSCAN_HELP, args_override_self = true, override_usage = "instar bootscan [OPTIONS] FILE")]
     Bootscan(Box<crate::bootscan::BootscanOptions>),
@@ -271,7 +275,7 @@ pub enum Command {
 }
 
 /// Names of the commands that `qemu-img` does not have.
-pub const OWN_COMMANDS: [&str; 4] = ["run", "bootscan", "completions", "manual"];
+pub const OWN_COMMANDS: [&str; 5] = ["run", "serve", "bootscan", "completions", "manual"];
 
 /// Limits and permissions of the virtual machine.
 #[derive(Args, Debug)]

@@ -82,6 +82,13 @@ impl Console {
         }
     }
 
+    /// Percentages have been shown by another process before.
+    pub fn continue_percent(&mut self) {
+        if let Some(percent) = &mut self.percent {
+            percent.go_on();
+        }
+    }
+
     /// Says that all is done, if percentages are shown.
     pub fn end_percent(&mut self) {
         if let Some(mut percent) = self.percent.take() {

@@ -295,6 +295,17 @@ fn could_not_open(name: &OsStr, reason: &str) -> UsageError {
     UsageError::plain(format!("Could not open '{}': {reason}", name.display()))
 }
 
+/// What is wrong with the image `name`, without the words that say that it is that image.
+#[must_use]
+pub fn reason(name: &OsStr, error: &UsageError) -> String {
+    let opening = could_not_open(name, "").sentence;
+    let sentence = &error.sentence;
+    sentence
+        .strip_prefix(&opening)
+        .unwrap_or(sentence)
+        .to_owned()
+}
+
 /// The format that `-f` names.
 fn format(name: &OsStr, option: Option<&OsString>) -> Result<ImageFormat, UsageError> {
     let Some(option) = option else {

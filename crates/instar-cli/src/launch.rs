@@ -51,6 +51,8 @@ pub fn run(cli: &Cli) -> Result<u8, UsageError> {
         Command::Measure(options) => measure::run(options, &cli.limits),
         #[cfg(target_arch = "x86_64")]
         Command::Run(options) => crate::run::run(options, &cli.limits),
+        #[cfg(target_arch = "x86_64")]
+        Command::Serve(options) => crate::serve::run(options, &cli.limits),
         Command::Bootscan(options) => crate::bootscan::run(options, &cli.limits),
         Command::Completions(options) => papers::completions(options),
         Command::Manual(options) => papers::manual(options),
@@ -133,6 +135,19 @@ pub struct NewFile {
     pub durable: bool,
     /// How it is to lie in its file system.
     pub layout: Layout,
+}
+
+impl NewFile {
+    /// The external data file of this image.
+    #[must_use]
+    pub const fn data(&self, path: PathBuf) -> Self {
+        Self {
+            path,
+            raw: true,
+            durable: self.durable,
+            layout: self.layout,
+        }
+    }
 }
 
 /// A file that is made. The guest announces its size before it writes (`Context::announce_size`), and may
@@ -235,6 +250,8 @@ pub struct How {
     pub base: Option<Base>,
     /// Passwords for the images, by slot of the inputs.
     pub secrets: Vec<Secret>,
+    /// What runs after the operation, to end what it began.
+    pub sequel: Option<&'static [u8]>,
 }
 
 /// As [`start`], in another way.
@@ -287,6 +304,7 @@ pub fn start_as(
             base: how.base,
         },
         repair,
+        sequel: how.sequel,
     };
     Ok(files::run_job(job, Box::new(output)))
 }

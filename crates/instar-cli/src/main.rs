@@ -40,6 +40,8 @@ mod resize;
 #[cfg(target_arch = "x86_64")]
 mod run;
 mod secret;
+#[cfg(target_arch = "x86_64")]
+mod serve;
 mod sink;
 mod size;
 mod snapshot;

@@ -73,6 +73,11 @@ pub struct Percent {
 }
 
 impl Percent {
+    /// What is shown next is not the first.
+    pub fn go_on(&mut self) {
+        self.shown.get_or_insert(0.0);
+    }
+
     /// Shows how far the run is, unless less than a hundredth has been added.
     pub fn update(&mut self, done: u64, total: u64, out: &mut Sink) {
         #[allow(clippy::cast_precision_loss)]

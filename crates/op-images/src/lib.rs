@@ -46,7 +46,7 @@ pub const BENCH_WRITER: &[u8] = embedded!("op-bench-write.elf");
 pub const CONVERT: &[u8] = embedded!("op-convert.elf");
 /// The ELF file of the `convert` operation into an image that is there; 8-byte aligned.
 pub const CONVERT_INTO: &[u8] = embedded!("op-convert-into.elf");
-/// The ELF file of the `convert` operation into an image that is there, with bitmaps; 8-byte aligned.
+/// The ELF file of what copies bitmaps after the `convert` operation into an image that is there; 8-byte aligned.
 pub const CONVERT_INTO_BITMAPS: &[u8] = embedded!("op-convert-into-bitmaps.elf");
 /// The ELF file of the `rebase` operation; 8-byte aligned.
 pub const REBASE: &[u8] = embedded!("op-rebase.elf");
@@ -56,6 +56,8 @@ pub const CREATE: &[u8] = embedded!("op-create.elf");
 pub const MEASURE: &[u8] = embedded!("op-measure.elf");
 /// The ELF file of the `bootscan` operation; 8-byte aligned.
 pub const BOOTSCAN: &[u8] = embedded!("op-bootscan.elf");
+/// The ELF file of the resident `blockd` operation; 8-byte aligned.
+pub const BLOCKD: &[u8] = embedded!("op-blockd.elf");
 /// The ELF file of the `amend` operation with keys of encrypted images; 8-byte aligned.
 pub const AMEND_KEYED: &[u8] = embedded!("op-amend-keyed.elf");
 /// The ELF file of the `create` operation with keys of encrypted images; 8-byte aligned.
@@ -83,7 +85,6 @@ const WITH_KEYS: &[(&[u8], &[u8])] = &[
     (COMPARE, COMPARE_KEYED),
     (CONVERT, CONVERT_KEYED),
     (CONVERT_INTO, CONVERT_INTO_KEYED),
-    (CONVERT_INTO_BITMAPS, CONVERT_INTO_KEYED),
     (MAP, MAP_KEYED),
     (MEASURE, MEASURE_KEYED),
     (REBASE, REBASE_KEYED),
@@ -124,6 +125,7 @@ mod tests {
             ("create", CREATE),
             ("measure", MEASURE),
             ("bootscan", BOOTSCAN),
+            ("blockd", BLOCKD),
             ("amend-keyed", AMEND_KEYED),
             ("create-keyed", CREATE_KEYED),
             ("commit-keyed", COMMIT_KEYED),

@@ -2,7 +2,7 @@
 //!
 //! `fake_job SCENARIO IMAGE [ARGUMENT...]`; lines go to standard output, the
 //! error to standard error. `ACCESS` (`change`, `raw`), `SHARE`, `UNLIMITED` and
-//! `SECOND` (another image, which is read) in the environment shape the job.
+//! `SECOND` (another image, which is read) and `SEQUEL` in the environment shape the job.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, missing_docs)]
 
 use instar_sandbox::{
@@ -28,6 +28,9 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
+
+/// The program of a sequel.
+const SEQUEL: &[u8] = b"sequel";
 
 struct Lines {
     started: Instant,
@@ -91,6 +94,7 @@ struct Fake {
     scenario: String,
     arguments: Vec<Vec<u8>>,
     config: Vec<u8>,
+    is_sequel: bool,
     cancel: &'static AtomicBool,
     socket: RawFd,
     files: Vec<OperationFile>,
@@ -388,11 +392,27 @@ impl Fake {
     }
 }
 
+/// What follows an operation.
+impl Fake {
+    fn follow(self, host: &mut dyn OperationHost) -> Completed {
+        if self.arguments.iter().any(|word| word == b"stubborn-sequel") {
+            say("running");
+            pause(60_000);
+        }
+        let text = format!("follows on {}", describe(&self.files[0]));
+        host.record(RecordKind::Line, text.as_bytes()).unwrap();
+        ended(Outcome::Done, 7)
+    }
+}
+
 impl Machine for Fake {
     fn run(self, host: &mut dyn OperationHost) -> Result<Completed, RunError> {
         let argument = self.arguments.first().cloned().unwrap_or_default();
         if self.config == b"repair" {
             return Ok(self.repair(host));
+        }
+        if self.is_sequel {
+            return Ok(self.follow(host));
         }
         if std::env::var_os("HOLD").is_none() {
             say("running");
@@ -511,6 +531,7 @@ fn main() {
         },
         policy: Policy::new(Vec::new(), std::env::var_os(Policy::VARIABLE).as_deref()),
         repair: Some(repairing()),
+        sequel: variable("SEQUEL").map(|_| SEQUEL),
     };
     // Descriptors that a worker must not have.
     // SAFETY: a fresh duplicate is owned by nobody else.
@@ -519,6 +540,7 @@ fn main() {
         Ok(Fake {
             scenario,
             arguments,
+            is_sequel: spec.elf == SEQUEL,
             config: spec.config,
             cancel: spec.cancel,
             socket: find_socket(),

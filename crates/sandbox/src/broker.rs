@@ -24,10 +24,7 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::signal::SigSet;
 use nix::sys::time::TimeSpec;
 use nix::unistd::{ForkResult, fork};
-use rustix::net::{
-    AddressFamily, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    SocketFlags, SocketType,
-};
+use rustix::net::{RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
 use std::cell::Cell;
 use std::io::{IoSlice, IoSliceMut};
@@ -57,7 +54,7 @@ pub fn run<M: Machine>(
         Ok(outputs) => outputs,
         Err(e) => return output.failed(&failed("dup")(e), &table),
     };
-    let (own_end, worker_end) = match socket_pair() {
+    let (own_end, worker_end) = match wire::pair() {
         Ok(pair) => pair,
         Err(e) => return output.failed(&failed("socketpair")(e.into()), &table),
     };
@@ -127,15 +124,6 @@ fn end(
         }
         Err(error) => output.failed(&error, table),
     }
-}
-
-fn socket_pair() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
-    rustix::net::socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
 }
 
 /// A process that was forked, seen from outside: a worker, or one that sees through the rounds that follow.
@@ -214,6 +202,8 @@ struct Broker {
     tried: Vec<(FileId, Vec<u8>)>,
     /// The worker repairs an image.
     repairs: bool,
+    /// Another operation follows the worker's.
+    has_sequel: bool,
     /// Who sees through the next round, if there is one.
     spare: Option<Child>,
     /// What that is.
@@ -231,6 +221,7 @@ impl Broker {
             requests: 0,
             tried: rounds.tried(),
             repairs: matches!(rounds.turn, Turn::Repair { .. }),
+            has_sequel: rounds.has_sequel(),
             spare: None,
             next: None,
         }
@@ -332,7 +323,11 @@ impl Broker {
     }
 
     fn follow(&mut self, next: Next) -> Reply {
-        if self.spare.is_none() || self.next.is_some() {
+        let waits = self
+            .spare
+            .as_ref()
+            .is_some_and(|spare| spare.line.is_some());
+        if !waits || self.next.is_some() {
             return Reply::Invalid;
         }
         self.next = Some(next);
@@ -344,7 +339,7 @@ impl Broker {
         let line = spare.line.as_ref().ok_or(rustix::io::Errno::PIPE)?;
         let image = match next {
             Next::Repair { dirty, .. } => self.files.written(dirty.slot),
-            Next::Again(_) => None,
+            Next::Again(_) | Next::Sequel => None,
         };
         let image = image.and_then(|image| image.file);
         let named = self.files.written_named().map(AsFd::as_fd);
@@ -384,12 +379,20 @@ impl Broker {
         }
         let (reply, file) = match message {
             Message::Open(request) => self.files.open(&request),
-            Message::Begin(slot) => (self.outputs.begin(slot), None),
+            Message::Begin(slot) => {
+                if self.next.is_none() && !self.has_sequel {
+                    // All that is changed has been found sound, so no round follows. Who waits need not keep passwords any
+                    // longer.
+                    self.dismiss();
+                }
+                (self.outputs.begin(slot), None)
+            }
             Message::Repair(dirty) => (self.repair(dirty), None),
             Message::Repaired(complaint) if self.repairs => {
                 (self.follow(Next::Again(complaint)), None)
             }
-            Message::Repaired(_) => (Reply::Invalid, None),
+            Message::Done if self.has_sequel => (self.follow(Next::Sequel), None),
+            Message::Repaired(_) | Message::Done => (Reply::Invalid, None),
         };
         send(
             socket,

@@ -2,8 +2,8 @@
 
 use crate::jail::JailError;
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetError,
-    RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr,
+    RulesetError, RulesetStatus, Scope,
 };
 use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, Signal};
 use rustix::thread::{CapabilitySet, CapabilitySets};
@@ -11,6 +11,10 @@ use std::io;
 
 /// Descriptors that the worker may have: one per device and a few of its own.
 const MAX_DESCRIPTORS: u64 = instar_shared::device::MAX_DEVICES as u64 + 64;
+
+/// Descriptors that a user network may have: its flows of each kind, and a few of its own.
+#[cfg(target_arch = "x86_64")]
+const MAX_NETWORK_DESCRIPTORS: u64 = 6144;
 
 /// How far the kernel's Landlock holds the worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +39,19 @@ pub struct Confinement {
 /// # Errors
 /// [`JailError`].
 pub fn bind_to(parent: Pid) -> Result<(), JailError> {
+    bind_with(parent, MAX_DESCRIPTORS)
+}
+
+/// As [`bind_to`], for the process of a user network.
+///
+/// # Errors
+/// [`JailError`].
+#[cfg(target_arch = "x86_64")]
+pub fn bind_network_to(parent: Pid) -> Result<(), JailError> {
+    bind_with(parent, MAX_NETWORK_DESCRIPTORS)
+}
+
+fn bind_with(parent: Pid, descriptors: u64) -> Result<(), JailError> {
     let failed = |step| {
         move |errno: rustix::io::Errno| JailError::System {
             step,
@@ -49,7 +66,7 @@ pub fn bind_to(parent: Pid) -> Result<(), JailError> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(failed("prctl DUMPABLE"))?;
     limit(Resource::Core, 0).map_err(failed("setrlimit CORE"))?;
-    limit(Resource::Nofile, MAX_DESCRIPTORS).map_err(failed("setrlimit NOFILE"))
+    limit(Resource::Nofile, descriptors).map_err(failed("setrlimit NOFILE"))
 }
 
 /// No process that this one becomes or starts leaves its memory in a core file: it holds passwords.
@@ -124,6 +141,19 @@ fn empty_input() -> Result<(), JailError> {
 /// # Errors
 /// [`JailError`]: the kernel has Landlock and refused.
 pub fn give_up_files() -> Result<Confinement, JailError> {
+    give_up(AccessNet::from_all(ABI::V6))
+}
+
+/// As [`give_up_files`], but TCP is kept: for a user network.
+///
+/// # Errors
+/// [`JailError`]: the kernel has Landlock and refused.
+#[cfg(target_arch = "x86_64")]
+pub fn give_up_all_but_sockets() -> Result<Confinement, JailError> {
+    give_up(BitFlags::EMPTY)
+}
+
+fn give_up(ports: BitFlags<AccessNet>) -> Result<Confinement, JailError> {
     rustix::thread::set_no_new_privs(true).map_err(|e| JailError::System {
         step: "prctl NO_NEW_PRIVS",
         source: e.into(),
@@ -137,7 +167,7 @@ pub fn give_up_files() -> Result<Confinement, JailError> {
         step: "capset",
         source: e.into(),
     })?;
-    let status = restrict().map_err(|e| JailError::Landlock(e.to_string()))?;
+    let status = restrict(ports).map_err(|e| JailError::Landlock(e.to_string()))?;
     let landlock = match status {
         RulesetStatus::FullyEnforced => Landlock::Full,
         RulesetStatus::PartiallyEnforced => Landlock::Partial,
@@ -146,12 +176,14 @@ pub fn give_up_files() -> Result<Confinement, JailError> {
     Ok(Confinement { landlock })
 }
 
-fn restrict() -> Result<RulesetStatus, RulesetError> {
+fn restrict(ports: BitFlags<AccessNet>) -> Result<RulesetStatus, RulesetError> {
     let abi = ABI::V6;
-    let ruleset = Ruleset::default()
+    let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(abi))?
-        .handle_access(AccessNet::from_all(abi))?
         .scope(Scope::from_all(abi))?;
+    if !ports.is_empty() {
+        ruleset = ruleset.handle_access(ports)?;
+    }
     Ok(ruleset.create()?.restrict_self()?.ruleset)
 }

@@ -1,13 +1,14 @@
 //! The seccomp filters: for each thread the system calls that are left to it.
 //!
 //! Every filter is an allow-list; anything else kills the whole process. None
-//! opens, connects, executes, clones or makes memory executable; none but that of a
+//! opens, connects (but that of a user network), executes, clones or makes memory executable; none but that of a
 //! job that changes images writes to anything but the standard streams, and none but
 //! that of a broker whose job makes files gives or takes a name. Where a few
 //! comparisons narrow a call down, they are made: `ioctl` to the requests of a
 //! running vCPU, `write` to the standard streams, messages to the broker's socket.
 
 mod machine;
+mod network;
 
 use crate::layout;
 use crate::open::READ_ONLY_REQUEST;
@@ -69,6 +70,8 @@ pub enum Filter {
         /// Its process.
         own_pid: u32,
     },
+    /// The process of a user network.
+    Network,
     /// The broker, once the worker is there.
     Broker {
         /// The job makes files: they are emptied, and get their names.
@@ -93,6 +96,7 @@ impl Filter {
             Self::Io { .. } => "I/O thread",
             Self::FurtherVcpu => "further vCPU's thread",
             Self::Machine { .. } => "machine's thread",
+            Self::Network => "user network",
             Self::Broker { .. } => "broker",
         }
     }
@@ -127,9 +131,14 @@ impl Filter {
     }
 
     fn rules(self) -> Vec<(i64, Alternatives)> {
-        if let Self::Machine { kind, own_pid } = self {
-            return machine::rules(kind, own_pid);
+        match self {
+            Self::Machine { kind, own_pid } => machine::rules(kind, own_pid),
+            Self::Network => network::rules(),
+            _ => self.rules_of_job(),
         }
+    }
+
+    fn rules_of_job(self) -> Vec<(i64, Alternatives)> {
         let mut rules = common();
         let any = |calls: &[i64]| {
             calls
@@ -171,7 +180,7 @@ impl Filter {
                 rules.push((libc::SYS_ioctl, ioctls(&[&RUN_REQUESTS])));
                 rules.extend(standard_streams(&[2]));
             }
-            Self::Machine { .. } => {}
+            Self::Machine { .. } | Self::Network => {}
             Self::Broker { outputs } => {
                 rules.extend(any(&BROKER));
                 if outputs {
@@ -220,10 +229,11 @@ const READING: [i64; 6] = [
 ];
 
 /// Calls of a thread that changes images, none of which makes, names or removes a file.
-const WRITING: [i64; 8] = [
+const WRITING: [i64; 9] = [
     libc::SYS_pread64,
     libc::SYS_pwrite64,
     libc::SYS_copy_file_range,
+    libc::SYS_fstatfs,
     libc::SYS_pwritev2,
     libc::SYS_pwritev,
     libc::SYS_fdatasync,

@@ -26,6 +26,8 @@ mod open;
 mod output;
 mod policy;
 mod rounds;
+#[cfg(target_arch = "x86_64")]
+pub mod serve;
 mod signals;
 mod target;
 mod walk;
@@ -69,6 +71,9 @@ pub struct Job {
     pub policy: Policy,
     /// What repairs images that are marked dirty, where the operation changes one; it then runs again.
     pub repair: Option<Repair>,
+    /// The operation binary of what is done once the operation has ended well, with its config on its files, and that
+    /// ends the job in its place; of a job that makes no file.
+    pub sequel: Option<&'static [u8]>,
 }
 
 /// Runs `job` in a microVM of its own and returns the exit code of the process.

@@ -230,6 +230,13 @@ pub trait Output {
     /// to be written. For outputs of jobs that have a [`crate::Repair`].
     fn pause(&mut self) {}
 
+    /// The operation has ended well, and its sequel goes on, with a copy of this on which [`Output::go_on`] is called.
+    /// Called before [`Output::pause`].
+    fn hand_on(&mut self) {}
+
+    /// This is the output of a sequel.
+    fn go_on(&mut self) {}
+
     /// What the run cost; called when the guest ended well, before [`Output::finish`].
     fn ran(&mut self, _stats: &RunStats) {}
 

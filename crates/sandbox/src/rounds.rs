@@ -1,4 +1,4 @@
-//! A job in rounds: the operation, and the repairs of what it is to change.
+//! A job in rounds: the operation, the repairs of what it is to change, and its sequel.
 //!
 //! An image that is marked dirty must be repaired before anything else changes it. The operation finds that out and ends
 //! before it writes. The image is then repaired by an operation of its own, and the first one runs again from the start:
@@ -11,6 +11,9 @@
 //!                                '--- told nothing, the job has ended: ends                   |
 //!                                                                                             '--- forks --> spare -> round 3
 //! ```
+//!
+//! An operation may have a sequel: another program, for what is done when all else has been, with the same config on the
+//! same files. It is run in a round of its own once the operation has ended well, and ends the job in its place.
 //!
 //! The spare process is forked while nothing is confined yet, and does nothing until its turn: a confined broker cannot
 //! make a worker. It has inherited the files that the user named; those that images named come with its orders. So their
@@ -74,6 +77,8 @@ pub enum Turn {
         /// What is found is not told.
         silent: bool,
     },
+    /// It runs the operation's sequel.
+    Sequel,
 }
 
 /// What is run in a round.
@@ -91,6 +96,8 @@ pub struct Program {
     pub limits: Limits,
     /// Lines that are not shown again; `None`: it is a repair.
     pub shown: Option<u64>,
+    /// Another program ends what it begins.
+    pub has_sequel: bool,
     /// A repair says nothing.
     pub silent: bool,
 }
@@ -114,15 +121,21 @@ impl Rounds {
     /// Whether another round can follow on this one.
     pub fn may_go_on(&self) -> bool {
         match &self.turn {
-            Turn::Operation { .. } => self.job.repair.is_some(),
+            Turn::Operation { .. } => self.job.repair.is_some() || self.has_sequel(),
             Turn::Repair { .. } => true,
+            Turn::Sequel => false,
         }
+    }
+
+    /// Whether this round is the operation's, and that has a sequel.
+    pub fn has_sequel(&self) -> bool {
+        matches!(self.turn, Turn::Operation { .. }) && self.job.sequel.is_some()
     }
 
     /// What the broker of this round may open. What is kept is its from now on.
     pub fn files(&mut self) -> Files {
         match &self.turn {
-            Turn::Operation { .. } => {
+            Turn::Operation { .. } | Turn::Sequel => {
                 Files::new(&self.job, &self.inputs, std::mem::take(&mut self.kept))
             }
             Turn::Repair { .. } => Files::none(),
@@ -132,7 +145,7 @@ impl Rounds {
     /// The files of this round, as its errors name them.
     pub fn table(&self) -> FileTable {
         match &self.turn {
-            Turn::Operation { .. } => {
+            Turn::Operation { .. } | Turn::Sequel => {
                 FileTable::with_inputs(self.inputs.iter().map(|input| input.facts.clone()))
             }
             Turn::Repair { input, .. } => FileTable::with_inputs([input.1.facts.clone()]),
@@ -146,19 +159,27 @@ impl Rounds {
 
     /// What this round's worker runs.
     pub fn into_program(self) -> Program {
+        let has_sequel = self.has_sequel();
         let job = self.job;
         let mut limits = job.limits;
         limits.spent = self.started.elapsed();
+        let operation = |limits, elf, secrets, shown| Program {
+            elf,
+            config: job.config,
+            inputs: job.inputs.into_iter().zip(self.inputs).collect(),
+            secrets,
+            limits,
+            shown: Some(shown),
+            has_sequel,
+            silent: false,
+        };
         match self.turn {
-            Turn::Operation { shown } => Program {
-                elf: job.elf,
-                config: job.config,
-                inputs: job.inputs.into_iter().zip(self.inputs).collect(),
-                secrets: job.secrets,
-                limits,
-                shown: Some(shown),
-                silent: false,
-            },
+            Turn::Operation { shown } => operation(limits, job.elf, job.secrets, shown),
+            Turn::Sequel => {
+                limits.threads = Threads::default();
+                let elf = job.sequel.unwrap_or_default();
+                operation(limits, elf, Vec::new(), 0)
+            }
             Turn::Repair { input, silent } => {
                 limits.threads = Threads::default();
                 let (elf, config) = job
@@ -171,6 +192,7 @@ impl Rounds {
                     secrets: Vec::new(),
                     limits,
                     shown: None,
+                    has_sequel,
                     silent,
                 }
             }
@@ -193,13 +215,20 @@ impl Rounds {
                 if let Some((_, last)) = self.tried.last_mut() {
                     *last = complaint;
                 }
-                for input in &mut self.inputs {
-                    refresh(&mut input.facts, &input.file)?;
-                }
+                self.refresh_all()?;
                 Turn::Operation { shown: self.shown }
+            }
+            Next::Sequel => {
+                self.refresh_all()?;
+                Turn::Sequel
             }
         };
         Ok(self)
+    }
+
+    fn refresh_all(&mut self) -> std::io::Result<()> {
+        let mut inputs = self.inputs.iter_mut();
+        inputs.try_for_each(|input| refresh(&mut input.facts, &input.file))
     }
 
     fn repair(&mut self, dirty: Dirty, root: u16, facts: FileFacts) -> std::io::Result<Turn> {

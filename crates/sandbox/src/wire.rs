@@ -11,7 +11,9 @@ use crate::output::{FailedOpen, FileFacts, OpenFailure};
 use instar_shared::control::{FileAccess, FileRequest, FileRole, MAX_NAME_BYTES};
 use instar_shared::device::MAX_DEVICES;
 use instar_shared::zerocopy::{FromZeros, IntoBytes};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use std::mem::offset_of;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 /// Bytes in front of a request's name.
@@ -21,17 +23,32 @@ pub const MAX_REQUEST: usize = REQUEST_HEAD + MAX_NAME_BYTES;
 /// Largest reply: facts, and a few times a path.
 pub const MAX_REPLY: usize = 64 << 10;
 
+/// The two ends of a line between processes, which keeps packets apart.
+///
+/// # Errors
+/// No more descriptors.
+pub fn pair() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
+    rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+}
+
 /// What the worker asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
     /// A file that an image names.
     Open(Request),
-    /// Giving up what the output in this slot held: it is about to be written.
+    /// The file in this slot is about to be written: giving up what it held if it is an output, and no round follows.
     Begin(u16),
     /// The repair of an image, before the operation runs anew.
     Repair(Dirty),
     /// A repair has ended, with this complaint if it is not empty.
     Repaired(Vec<u8>),
+    /// The operation has ended well; what follows it may begin.
+    Done,
 }
 
 /// An image that must be repaired before it is changed.
@@ -51,6 +68,8 @@ const BEGIN: [u8; 4] = *b"outp";
 const REPAIR: [u8; 4] = *b"fix?";
 /// In front of the complaint of a repair.
 const REPAIRED: [u8; 4] = *b"done";
+/// All of the packet that tells the good end of an operation.
+pub const DONE: [u8; 4] = *b"well";
 /// Bytes of a complaint that travel.
 const MAX_COMPLAINT: usize = 1024;
 
@@ -84,6 +103,7 @@ pub fn decode_message(packet: &[u8]) -> Option<Message> {
             let dirty = rest.dirty()?;
             rest.0.is_empty().then_some(Message::Repair(dirty))
         }
+        (DONE, []) => Some(Message::Done),
         (REPAIRED, complaint) => {
             (complaint.len() <= MAX_COMPLAINT).then(|| Message::Repaired(complaint.to_vec()))
         }
@@ -318,6 +338,8 @@ pub enum Next {
     },
     /// To run the operation anew; the repair's complaint, if it is not empty.
     Again(Vec<u8>),
+    /// To run what follows the operation.
+    Sequel,
 }
 
 /// The bytes of `next`.
@@ -334,6 +356,7 @@ pub fn encode_next(next: &Next) -> Vec<u8> {
             out.number(2);
             out.bytes(complaint);
         }
+        Next::Sequel => out.number(3),
     }
     out.0
 }
@@ -348,6 +371,7 @@ pub fn decode_next(packet: &[u8]) -> Option<Next> {
             facts: decode_facts(&mut rest)?,
         },
         2 => Next::Again(rest.bytes()?.to_vec()),
+        3 => Next::Sequel,
         _ => return None,
     };
     rest.0.is_empty().then_some(next)

@@ -92,6 +92,7 @@ pub fn run<M: Machine>(
         files: program.inputs.into_iter().map(typed_file).collect(),
         secrets: program.secrets,
         limits: program.limits,
+        resident: false,
         cancel: &signals::CANCEL,
     };
     let ended = confined_machine(spec, prepare, start.parent, &start.mask, &mut host)
@@ -159,6 +160,7 @@ fn host<'a>(program: &Program, socket: OwnedFd, output: &'a mut dyn Output) -> H
             silent: program.silent,
         },
         has_progressed: false,
+        has_sequel: program.has_sequel,
         dirty: None,
         complaint: None,
     }
@@ -301,6 +303,8 @@ struct Host<'a> {
     lines: Lines,
     /// The guest has said how far it is.
     has_progressed: bool,
+    /// Another program ends what the guest has begun.
+    has_sequel: bool,
     /// The image that must be repaired first.
     dirty: Option<NeedsRepair>,
     /// Why the repair failed.
@@ -476,10 +480,11 @@ impl OperationHost for Host<'_> {
     fn announce_size(&mut self, slot: u16, bytes: u64) -> Result<u64, (SizeStatus, u32)> {
         let invalid = (SizeStatus::Invalid, 0);
         let window = self.windows.remove(&slot).ok_or(invalid)?;
-        let begun = if window.is_made() {
-            self.ask(&wire::encode_begin(slot)).map(|(reply, _)| reply)
-        } else {
-            Ok(Reply::Begun(Ok(0)))
+        let begun = match self.ask(&wire::encode_begin(slot)) {
+            Ok((reply, _)) if window.is_made() => Ok(reply),
+            // It is told, and has nothing to begin.
+            Ok(_) => Ok(Reply::Begun(Ok(0))),
+            Err(errno) => Err(errno),
         };
         match begun {
             Ok(Reply::Begun(Ok(refused))) => {

@@ -190,3 +190,54 @@ fn broker_that_dies_takes_all_rounds_with_it() {
     let left: Vec<&i32> = all.iter().filter(|pid| is_there(**pid)).collect();
     assert!(left.is_empty(), "{left:?}");
 }
+
+#[test]
+fn sequel_ends_the_job_once_the_operation_has_ended_well() {
+    for dirty in [false, true] {
+        let (_scratch, top) = scratch();
+        fs::write(&top, if dirty { "dirty" } else { "longer than that" }).unwrap();
+        let output = job(&top, "well", None).env("SEQUEL", "1").output().unwrap();
+        let told = lines(&output);
+        assert_eq!(told.len(), if dirty { 5 } else { 4 }, "{told:?}");
+        assert_eq!(told.contains(&REPAIRS.to_string()), dirty);
+        let length = if dirty { 17 } else { 16 };
+        let follows = format!("follows on read-only false device false length {length} most");
+        assert!(told[told.len() - 2].starts_with(&follows), "{told:?}");
+        assert_eq!(told[told.len() - 1], "finished");
+        assert_eq!(output.status.code(), Some(7), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn operation_that_fails_has_no_sequel() {
+    let (_scratch, top) = scratch();
+    fs::write(&top, "dirty").unwrap();
+    let output = job(&top, "badly", None)
+        .env("SEQUEL", "1")
+        .output()
+        .unwrap();
+    assert!(!stdout(&output).contains("follows"), "{}", stdout(&output));
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn signals_reach_a_sequel_and_nothing_is_left() {
+    let (_scratch, top) = scratch();
+    let mut command = command("dirty", &top, &["well", "data", "stubborn-sequel"]);
+    fs::write(top.with_file_name("data"), "clean").unwrap();
+    command
+        .env("ACCESS", "change")
+        .env("HOLD", "1")
+        .env("SEQUEL", "1")
+        .current_dir(top.parent().unwrap());
+    let running = Running::of(command);
+    let all = below(running.broker());
+    running.signal(running.broker(), libc::SIGINT);
+    std::thread::sleep(Duration::from_millis(200));
+    running.signal(running.broker(), libc::SIGTERM);
+    let (ended, text, _) = running.end();
+    assert_eq!(ended, Some(130), "{text}");
+    assert_eq!(text.matches("was killed").count(), 1, "{text}");
+    let left: Vec<&i32> = all.iter().filter(|pid| is_there(**pid)).collect();
+    assert!(left.is_empty(), "{left:?}");
+}

@@ -179,13 +179,7 @@ impl BlkDevice {
         state: &BlkState,
     ) -> Result<Self, RestoreError> {
         const DEVICE: &str = "block device";
-        if state.version != STATE_VERSION {
-            return Err(RestoreError::Version {
-                device: DEVICE,
-                found: state.version,
-                known: STATE_VERSION,
-            });
-        }
+        RestoreError::unless_version(DEVICE, state.version, STATE_VERSION)?;
         let queue = DeviceQueue::restore(DEVICE, queue, config.virtio_features, &state.queue)?;
         let mut device = Self::with(config, queue);
         device.fault = state.needs_reset.then_some(DeviceFault::NeedsReset);

@@ -75,6 +75,27 @@ impl<B: BlockBackend + Debug + Send> VirtioBlk<B> {
         self.serve();
     }
 
+    /// The store.
+    pub const fn backend(&mut self) -> &mut B {
+        &mut self.backend
+    }
+
+    /// As [`Self::complete`], but takes nothing new; how many requests are still on their way.
+    pub fn settle(&mut self, take: impl FnOnce(&mut B)) -> usize {
+        take(&mut self.backend);
+        let Some(active) = &mut self.active else {
+            return 0;
+        };
+        match active.device.complete(&active.memory, &mut self.backend) {
+            Ok(_) => {
+                // Whether or not it has asked to be told: it waits for nothing else.
+                active.interrupt.queue(0);
+                active.device.in_flight()
+            }
+            Err(_) => 0,
+        }
+    }
+
     /// Goes on with the queue: after a wait for the limit, or because the driver has notified it.
     pub fn serve(&mut self) {
         let Some(active) = &mut self.active else {

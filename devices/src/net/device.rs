@@ -19,7 +19,7 @@ use std::sync::Arc;
 use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_VQ,
     VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC,
-    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -44,6 +44,8 @@ const DEVICE: &str = "network";
 #[derive(Debug)]
 pub struct NetDevice<B> {
     mac: [u8; 6],
+    /// Longest packet in bytes, if the driver is told.
+    mtu: Option<u16>,
     backend: B,
     active: Option<Active>,
     /// The backend may have a packet.
@@ -87,12 +89,20 @@ impl<B: NetBackend> NetDevice<B> {
     pub const fn new(mac: [u8; 6], backend: B) -> Self {
         Self {
             mac,
+            mtu: None,
             backend,
             active: None,
             readable: true,
             writable: true,
             more: false,
         }
+    }
+
+    /// Tells the driver how long packets may be, in bytes without the Ethernet header. VirtIO 1.3 §5.1.4.
+    #[must_use]
+    pub const fn with_mtu(mut self, mtu: Option<u16>) -> Self {
+        self.mtu = mtu;
+        self
     }
 
     /// Where packets go to and come from.
@@ -286,7 +296,8 @@ impl<B: NetBackend> VirtioDevice for NetDevice<B> {
     }
 
     fn features(&self) -> u64 {
-        FEATURES | OFFLOAD_BITS
+        let mtu = self.mtu.map_or(0, |_| 1 << VIRTIO_NET_F_MTU);
+        FEATURES | OFFLOAD_BITS | mtu
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -297,6 +308,8 @@ impl<B: NetBackend> VirtioDevice for NetDevice<B> {
         let config = Config {
             mac: self.mac,
             status: U16::new(STATUS_LINK_UP),
+            max_virtqueue_pairs: U16::ZERO,
+            mtu: U16::new(self.mtu.unwrap_or(0)),
         };
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         let bytes = config.as_bytes().get(from..).unwrap_or_default();
@@ -345,13 +358,7 @@ impl<B: NetBackend> VirtioDevice for NetDevice<B> {
         let DeviceState::Net(state) = state else {
             return Err(RestoreError::Kind);
         };
-        if state.version != STATE_VERSION {
-            return Err(RestoreError::Version {
-                device: DEVICE,
-                found: state.version,
-                known: STATE_VERSION,
-            });
-        }
+        RestoreError::unless_version(DEVICE, state.version, STATE_VERSION)?;
         self.reset();
         match activation {
             Some(activation) => self.start(activation, Some(state)),

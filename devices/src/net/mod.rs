@@ -6,6 +6,7 @@
 //!
 //! - Offered: checksums and segmentation (TCP over IPv4 and IPv6, with ECN) left to the other side, both ways; packets
 //!   over several buffers; and that the guest may change what it takes ([`Offloads`]) while it runs.
+//! - Offered where the backend wants it: how long packets may be (`VIRTIO_NET_F_MTU`).
 //! - Left out: UDP fragmentation and segmentation, several queue pairs, filters of addresses and VLANs (a tap device
 //!   passes everything), and setting the address (the guest uses another one without asking).
 

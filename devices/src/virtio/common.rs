@@ -381,13 +381,7 @@ impl Common {
     /// Takes `state` over, as after a reset; `kind` is the transport, for the error.
     pub fn restore(&mut self, state: &CommonState, kind: &'static str) -> Result<(), RestoreError> {
         let impossible = |what| RestoreError::Impossible { device: kind, what };
-        if state.version != STATE_VERSION {
-            return Err(RestoreError::Version {
-                device: kind,
-                found: state.version,
-                known: STATE_VERSION,
-            });
-        }
+        RestoreError::unless_version(kind, state.version, STATE_VERSION)?;
         let possible = |(queue, max): (&QueueRegisters, &u16)| {
             queue.size.is_power_of_two() && queue.size <= *max
         };

@@ -50,3 +50,24 @@ pub enum RestoreError {
         what: &'static str,
     },
 }
+
+impl RestoreError {
+    /// Refuses a state of `device` with another version than the `known` one.
+    ///
+    /// # Errors
+    /// [`Self::Version`].
+    pub(crate) const fn unless_version(
+        device: &'static str,
+        found: u32,
+        known: u32,
+    ) -> Result<(), Self> {
+        if found == known {
+            return Ok(());
+        }
+        Err(Self::Version {
+            device,
+            found,
+            known,
+        })
+    }
+}

@@ -442,13 +442,7 @@ impl<B: Backend> VirtioDevice for VsockDevice<B> {
         let DeviceState::Vsock(state) = state else {
             return Err(RestoreError::Kind);
         };
-        if state.version != STATE_VERSION {
-            return Err(RestoreError::Version {
-                device: DEVICE,
-                found: state.version,
-                known: STATE_VERSION,
-            });
-        }
+        RestoreError::unless_version(DEVICE, state.version, STATE_VERSION)?;
         if state.guest_cid != self.guest_cid {
             return Err(RestoreError::Impossible {
                 device: DEVICE,

@@ -119,6 +119,7 @@ fn amend_image(
         storage: &opened.disk,
         data: opened.data.as_ref(),
         header,
+        cipher: None,
     };
     let layers: Vec<Layer<'_, Disk>> = below
         .iter()
@@ -126,6 +127,7 @@ fn amend_image(
             storage: &below.disk,
             data: below.data.as_ref(),
             header: below.header.as_ref(),
+            cipher: None,
         })
         .collect();
     amend(image, &layers, request, &mut Progress(ctx))

@@ -10,12 +10,16 @@ use instar_guest_ops::{AnnounceError, Context};
 use instar_plan_bootscan::kernel::{self, Format, Kernel};
 use instar_plan_bootscan::{Disk, Entry, Place};
 use instar_shared::bootscan::{
-    BootPlan, BootSegment, BootscanConfig, INITRD_ALIGN, KernelFormat, MAX_INITRD, MAX_KERNEL,
+    BootPlan, BootSegment, BootscanConfig, INITRD_ALIGN, KernelFormat, MAX_INITRD, MAX_INITRDS,
+    MAX_KERNEL,
 };
 use instar_shared::record::RecordKind;
 use instar_shared::zerocopy::IntoBytes;
 use instar_storage::{Errno, StorageMut};
 use op_chain::Reported;
+
+const _: () = assert!(kernel::MAX_KERNEL == MAX_KERNEL);
+const _: () = assert!(instar_plan_bootscan::MAX_INITRDS == MAX_INITRDS as usize);
 
 /// Bytes that are copied at once.
 const CHUNK: usize = 1 << 20;

@@ -99,7 +99,8 @@ impl Parts {
         refuse_dirty(ctx, &self.base, false)?;
         self.announce(ctx)?;
         let size = self.above.len_bytes();
-        let grown = grow(&self.base, &self.below, size, &mut Progress(ctx));
+        let (base, below) = (&self.base, &self.below);
+        let grown = grow(base, self.cipher, below, size, &mut Progress(ctx));
         grown.map_err(|error| say::failed(ctx, &error))?;
         if let Some(header) = &mut self.base.header {
             *header = read_header(ctx, &self.base.disk)?;

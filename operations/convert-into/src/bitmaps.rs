@@ -1,42 +1,60 @@
-//! The source's bitmaps, added to the target's.
+//! The source's bitmaps, added to the target's, which holds the copy.
 
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Display;
 use instar_guest_ops::{Context, Disk};
-use instar_layers::FileOf;
 use instar_plan_bitmap::{Action, Reason, Request, SourceImage, change};
 use instar_plan_convert::bitmaps_of;
 use instar_qcow2::bitmaps::Bitmap;
 use instar_qcow2::{Header, OpenMode};
+use instar_shared::convert::{ConvertConfig, ConvertResult};
+use instar_shared::op::{ImageFormat, Outcome};
 use op_chain::{Reported, fail};
-use op_copy::{Job, Sources, say};
+use op_copy::say;
 use op_edit::Progress;
 
-/// Adds the bitmaps of a copy to the image in `disk`, which holds the copy.
-///
-/// # Errors
-/// The record that says why has been sent. Those behind the one that cannot be added have been.
-pub fn add(ctx: &mut Context, job: &Job<'_, Sources<'_>>, disk: &Disk) -> Result<(), Reported> {
-    let top = job
-        .sources
-        .first()
-        .and_then(|source| source.chain.layers().first());
-    let Some((layer, from)) = top.and_then(|layer| Some((layer, layer.header()?))) else {
-        return Ok(());
+/// Adds the bitmaps of the first source to the target that it has been copied to, both as the host's [`ConvertConfig`]
+/// says, and tells the host how it went. What the images are and that their bitmaps can be copied, the copy has seen.
+pub fn run(ctx: &mut Context) {
+    let config: ConvertConfig = ctx.config();
+    let mut result = ConvertResult::zeroed();
+    let outcome = add(ctx, &config, &mut result);
+    let failed = if ctx.cancelled() {
+        Outcome::Cancelled
+    } else {
+        Outcome::Failed
     };
+    let outcome = outcome.map_or(failed, |()| Outcome::Done);
+    result.outcome.set(outcome.raw());
+    ctx.set_result(&result);
+}
+
+/// Adds the bitmaps. Those behind the one that cannot be added are there after a failure.
+fn add(
+    ctx: &mut Context,
+    config: &ConvertConfig,
+    result: &mut ConvertResult,
+) -> Result<(), Reported> {
+    let source = ctx.disk(0).map_err(|_| Reported)?;
+    let slot = u16::try_from(config.target_slot.get()).map_err(|_| Reported)?;
+    let disk = &ctx.disk(slot).map_err(|_| Reported)?;
+    let from = &read(ctx, &source)?;
+    result.source_format.set(ImageFormat::Qcow2.raw());
+    result.size.set(from.whole_sectors_size());
+    let bitmaps = bitmaps_in(ctx, &source, from)?;
+    let bitmaps: Vec<&Bitmap> = bitmaps.iter().filter(|one| !one.in_use()).collect();
     let header = read(ctx, disk)?;
-    let there = bitmaps_of(disk, &header);
-    let there = there.map_err(|e| fail(ctx, disk.slot(), format_args!("{e}")))?;
+    let there = bitmaps_in(ctx, disk, &header)?;
     let judged = |bitmap: &Bitmap| judge(bitmap, &there, from, &header);
     // QEMU walks from the last one to the first, and ends at one that it cannot add.
-    let wrong = job.bitmaps.iter().enumerate().rev();
+    let wrong = bitmaps.iter().enumerate().rev();
     let wrong = wrong.map(|(index, bitmap)| (index, judged(bitmap)));
     let wrong = wrong.filter_map(|(index, why)| Some((index, why?))).next();
     let first = wrong
         .as_ref()
         .map_or(0, |(index, _)| index.saturating_add(1));
-    for bitmap in job.bitmaps.get(first..).unwrap_or_default() {
+    for bitmap in bitmaps.get(first..).unwrap_or_default() {
         let header = read(ctx, disk)?;
         let granularity = bitmap.granularity_bytes();
         let name = bitmap.name.as_slice();
@@ -50,7 +68,7 @@ pub fn add(ctx: &mut Context, job: &Job<'_, Sources<'_>>, disk: &Disk) -> Result
             actions: &actions,
         };
         let source = SourceImage::Other {
-            storage: layer.store(FileOf::Image),
+            storage: &source,
             header: from,
         };
         let added = change(disk, &header, &source, &request, &mut Progress(ctx));
@@ -65,11 +83,16 @@ pub fn add(ctx: &mut Context, job: &Job<'_, Sources<'_>>, disk: &Disk) -> Result
             return Err(say::sentence(ctx, format_args!("{line}")));
         }
     }
-    match wrong.and_then(|(index, why)| Some((job.bitmaps.get(index)?, why))) {
+    match wrong.and_then(|(index, why)| Some((bitmaps.get(index)?, why))) {
         None => Ok(()),
         Some((bitmap, why @ Reason::Exists { .. })) => Err(create_failed(ctx, &bitmap.name, &why)),
         Some((bitmap, why)) => Err(populate_failed(ctx, &bitmap.name, &why)),
     }
+}
+
+fn bitmaps_in(ctx: &mut Context, disk: &Disk, header: &Header) -> Result<Vec<Bitmap>, Reported> {
+    let found = bitmaps_of(disk, header);
+    found.map_err(|e| fail(ctx, disk.slot(), format_args!("{e}")))
 }
 
 fn read(ctx: &mut Context, disk: &Disk) -> Result<Header, Reported> {

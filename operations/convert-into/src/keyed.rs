@@ -8,5 +8,5 @@ use op_keys::SecretKeys;
 instar_guest_ops::entry!(run);
 
 fn run(ctx: &mut Context) {
-    op_convert_into::run(ctx, &SecretKeys, op_convert_into::add_bitmaps);
+    op_convert_into::run(ctx, &SecretKeys);
 }

@@ -5,37 +5,23 @@ extern crate alloc;
 
 mod bitmaps;
 
-pub use bitmaps::add as add_bitmaps;
+pub use bitmaps::run as add_bitmaps;
 
-use instar_guest_ops::{Context, Disk};
+use instar_guest_ops::Context;
 use instar_plan_convert::{IntoImage, Manner, Source};
 use instar_shared::convert::{CONVERT_BITMAPS, CONVERT_COMPRESS, CONVERT_TARGET_IS_ZERO};
 use op_chain::{Keys, Reported, Unlock, fail};
 use op_copy::{Job, Sources, convert, say};
 use op_edit::open_written;
 
-/// The last step of a copy, on the target's file: [`add_bitmaps`], or [`no_bitmaps`].
-pub type Last = fn(&mut Context, &Job<'_, Sources<'_>>, &Disk) -> Result<(), Reported>;
-
-/// Does what the host's config says, and tells the host how it went. `keys` are those of encrypted images.
-pub fn run(ctx: &mut Context, keys: &dyn Keys, last: Last) {
-    convert(ctx, keys, |job, ctx| fill(job, ctx, last));
-}
-
-/// For programs that cannot add bitmaps, a quarter of the code. There are none to add.
-///
-/// # Errors
-/// There are.
-pub fn no_bitmaps(_: &mut Context, job: &Job<'_, Sources<'_>>, _: &Disk) -> Result<(), Reported> {
-    if job.bitmaps.is_empty() {
-        Ok(())
-    } else {
-        Err(Reported)
-    }
+/// Does what the host's config says, but for bitmaps, and tells the host how it went. `keys` are those of encrypted
+/// images.
+pub fn run(ctx: &mut Context, keys: &dyn Keys) {
+    convert(ctx, keys, fill);
 }
 
 /// Copies everything into the image in the target's slot.
-fn fill(job: &Job<'_, Sources<'_>>, ctx: &mut Context, last: Last) -> Result<(), Reported> {
+fn fill(job: &Job<'_, Sources<'_>>, ctx: &mut Context) -> Result<(), Reported> {
     let request = job.request;
     let disk = &job.files.target;
     let (written, below) = open_written(ctx, disk, Unlock::of(request.keys, disk.slot()))?;
@@ -71,6 +57,5 @@ fn fill(job: &Job<'_, Sources<'_>>, ctx: &mut Context, last: Last) -> Result<(),
     finished.map_err(|error| {
         let text = format_args!("error while writing the target's tables: {error}");
         say::sentence(ctx, text)
-    })?;
-    last(ctx, job, disk)
+    })
 }

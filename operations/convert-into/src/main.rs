@@ -1,4 +1,4 @@
-//! The convert operation into a qcow2 image that is there: `convert -n`, without bitmaps.
+//! The convert operation into a qcow2 image that is there: `convert -n`.
 #![no_std]
 #![no_main]
 
@@ -8,5 +8,5 @@ use op_chain::NoKeys;
 instar_guest_ops::entry!(run);
 
 fn run(ctx: &mut Context) {
-    op_convert_into::run(ctx, &NoKeys, op_convert_into::no_bitmaps);
+    op_convert_into::run(ctx, &NoKeys);
 }

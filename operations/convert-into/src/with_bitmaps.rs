@@ -1,12 +1,11 @@
-//! The convert operation into a qcow2 image that is there: `convert -n --bitmaps`.
+//! The end of `convert -n --bitmaps`: the bitmaps, after the copy.
 #![no_std]
 #![no_main]
 
 use instar_guest_ops::Context;
-use op_chain::NoKeys;
 
 instar_guest_ops::entry!(run);
 
 fn run(ctx: &mut Context) {
-    op_convert_into::run(ctx, &NoKeys, op_convert_into::add_bitmaps);
+    op_convert_into::add_bitmaps(ctx);
 }

@@ -9,8 +9,8 @@ use instar_codec::Decoder;
 use instar_guest_ops::{Context, Crew, Disk};
 use instar_layers::CompressionType;
 use instar_plan_convert::{
-    Below, Chains, Engine, NewTarget, Onto, Part, RawTarget, Source, Squeeze, Squeezer, Target,
-    Unpack, Unpacker,
+    Below, Both, Chains, Engine, NewTarget, Onto, Part, RawTarget, Source, Squeezer, Target,
+    Unpacker, Work,
 };
 use instar_plan_create::{NewImage, Options, Spec, create_raw};
 use instar_qcow2::bitmaps::Bitmap;
@@ -248,17 +248,16 @@ impl<S: Source> Job<'_, S> {
     {
         let set = files::set(self.sources, written).ok_or(Reported)?;
         let settings = self.request.settings();
-        // There is one crew: where clusters are compressed too, that is the most work by far.
-        let (squeezers, unpackers);
-        let (mut squeezer, mut unpacker) = (None, None);
-        if self.request.has(CONVERT_COMPRESS) {
+        // There is one crew, for both kinds of work.
+        let crew = Crew::start(ctx, Work::run);
+        let both = Both::new(&crew);
+        let squeezer = if self.request.has(CONVERT_COMPRESS) {
             let cluster = usize::try_from(target.cluster()).map_err(|_| Reported)?;
-            squeezers = Crew::start(ctx, Squeeze::run);
-            squeezer = Some(Squeezer::new(&squeezers, kind, cluster));
+            Some(Squeezer::new(&both, kind, cluster))
         } else {
-            unpackers = Crew::start(ctx, Unpack::run);
-            unpacker = (unpackers.cores() > 0).then(|| Unpacker::new(&unpackers));
-        }
+            None
+        };
+        let unpacker = (crew.cores() > 0).then(|| Unpacker::new(&both));
         let mut watch = Watch::new(ctx, self.request);
         let engine = Engine::new(&set, self.source, target, &mut watch, settings, squeezer);
         let result = engine.unpacking(unpacker).run();

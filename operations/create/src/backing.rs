@@ -22,14 +22,14 @@ pub fn open(ctx: &mut Context, config: &CreateConfig) -> Result<u64, Reported> {
     let told = ImageFormat::try_from(config.backing_format.get()).map_err(|_| Reported)?;
     let disk = ctx.disk(0).map_err(|_| Reported)?;
     if config.flags.get() & CREATE_BACKING_STATED == 0 {
-        return Err(unstated(ctx, disk));
+        return Err(unstated(ctx, disk, told));
     }
     let format = format_of(ctx, &disk, told, NamedBy::User)?;
     open_chain(ctx, disk, format)
 }
 
-/// Says what the format seems to be: nobody has said it.
-fn unstated(ctx: &mut Context, disk: Disk) -> Reported {
+/// Says what the format seems to be, or is by the options in the name: nobody has said it for the new image.
+fn unstated(ctx: &mut Context, disk: Disk, told: ImageFormat) -> Reported {
     let len = usize::try_from(disk.len_bytes())
         .unwrap_or(usize::MAX)
         .min(instar_raw::PROBE_BYTES);
@@ -37,7 +37,11 @@ fn unstated(ctx: &mut Context, disk: Disk) -> Reported {
     if let Err(e) = disk.read_at(0, &mut head) {
         return fail(ctx, 0, format_args!("Could not read its first bytes: {e}"));
     }
-    let format = instar_raw::probe(&head, disk.len_bytes());
+    let format = match told {
+        ImageFormat::Raw => Probed::Raw,
+        ImageFormat::Qcow2 => Probed::Qcow2,
+        _ => instar_raw::probe(&head, disk.len_bytes()),
+    };
     if format == Probed::Qcow2 {
         // What does not open has no format worth telling.
         if let Err(reported) = open_chain(ctx, disk, ImageFormat::Qcow2) {

@@ -7,7 +7,7 @@ mod below;
 mod writing;
 
 pub use below::{Below, open_below};
-pub use writing::{Written, open_written};
+pub use writing::{Written, open_image, open_written};
 
 use core::fmt::Display;
 use instar_guest_ops::{Context, Disk};

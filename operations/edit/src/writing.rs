@@ -33,7 +33,23 @@ pub fn open_written<'d>(
     disk: &'d Disk,
     mut unlock: Unlock<'_>,
 ) -> Result<(Written<'d>, Box<dyn Below>), Reported> {
-    let slot = disk.slot();
+    let written = open_image(ctx, disk, &mut unlock)?;
+    unlock.descend();
+    let below = below(ctx, disk.slot(), &written.header, unlock)?;
+    written.refuse_dirty(ctx)?;
+    Ok((written, below))
+}
+
+/// The image of [`open_written`], without what lies below it. It may yet be marked dirty: see
+/// [`Written::refuse_dirty`].
+///
+/// # Errors
+/// The record that says why has been sent.
+pub fn open_image<'d>(
+    ctx: &mut Context,
+    disk: &'d Disk,
+    unlock: &mut Unlock<'_>,
+) -> Result<Written<'d>, Reported> {
     let (header, data) = open_qcow2(ctx, disk, OpenMode::Change, FileAccess::ReadWrite)?;
     let cipher = unlock.cipher(
         ctx,
@@ -44,18 +60,14 @@ pub fn open_written<'d>(
     )?;
     if header.incompatible.corrupt() {
         let refusal = "qcow2: Image is corrupt; cannot be opened read/write";
-        return Err(fail(ctx, slot, format_args!("{refusal}")));
+        return Err(fail(ctx, disk.slot(), format_args!("{refusal}")));
     }
-    unlock.descend();
-    let below = below(ctx, slot, &header, unlock)?;
-    refuse_dirty(ctx, slot, &header, true)?;
-    let written = Written {
+    Ok(Written {
         disk,
         header,
         data,
         cipher,
-    };
-    Ok((written, below))
+    })
 }
 
 /// Opens what lies below the image in `slot`.
@@ -91,8 +103,27 @@ impl Written<'_> {
         let tables = self.header.table_bytes();
         // What is not granted is missed where it is needed.
         let _ = ctx.grant(tables.saturating_add(CACHE_BYTES.saturating_mul(4)));
+        self.open_over(below)
+    }
+
+    /// Begins to write, over `below`.
+    ///
+    /// # Errors
+    /// The image's tables cannot be used.
+    pub fn open_over<'a>(
+        &'a self,
+        below: Box<dyn Below + 'a>,
+    ) -> Result<WriteImage<'a, Disk>, WriteError> {
         let codec = Box::new(Decoder::new());
         let (data, cipher) = (self.data.as_ref(), self.cipher);
         WriteImage::open_with(self.disk, data, &self.header, below, codec, cipher)
+    }
+
+    /// Ends the operation if the image is marked dirty: the host has it repaired.
+    ///
+    /// # Errors
+    /// It is, and the host knows.
+    pub fn refuse_dirty(&self, ctx: &mut Context) -> Result<(), Reported> {
+        refuse_dirty(ctx, self.disk.slot(), &self.header, true)
     }
 }

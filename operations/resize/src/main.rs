@@ -96,6 +96,7 @@ fn resize_image(
         storage: &opened.disk,
         data: opened.data.as_ref(),
         header,
+        cipher: None,
     };
     let layers: Vec<Layer<'_, Disk>> = below
         .iter()
@@ -103,6 +104,7 @@ fn resize_image(
             storage: &below.disk,
             data: below.data.as_ref(),
             header: below.header.as_ref(),
+            cipher: None,
         })
         .collect();
     resize_qcow2(image, &layers, request, &mut Progress(ctx))

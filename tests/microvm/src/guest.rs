@@ -261,6 +261,7 @@ impl Guest {
             files: self.files,
             secrets: self.secrets,
             limits: self.limits,
+            resident: false,
             cancel: self.cancel,
         };
         let operation = Operation::prepare(spec).context("preparing the microVM")?;

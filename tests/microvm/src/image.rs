@@ -84,6 +84,7 @@ fn run(elf: &'static [u8], config: &[u8], image: &File) -> Result<(Outcome, usiz
         files: vec![operation_file(image.try_clone()?)?],
         secrets: Vec::new(),
         limits: limits(10_000, 60_000),
+        resident: false,
         cancel: &NEVER,
     };
     let mut host = Strict::default();

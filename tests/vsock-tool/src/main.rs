@@ -1,14 +1,24 @@
-//! Echoes over vsock in a guest, and over Unix sockets on its host.
+//! What guests of the lab and the lab itself need beside a busybox: echoes over vsock in a guest, and over Unix sockets on
+//! its host; bulk data over TCP; a mark in a boot.
 //!
 //! * `serve-vsock PORT COUNT`, `serve-unix PATH COUNT`: send back what comes, on so many connections.
 //! * `ask-vsock CID PORT BYTES`, `ask-unix PATH PORT BYTES`: send bytes, and check that they come back; on the Unix
 //!   socket after `CONNECT PORT`.
+//! * `send-tcp ADDRESS MIB`, `receive-tcp ADDRESS`: send zeros, and take them until they end. Both say how many MiB/s it was.
+//! * `mark VALUE`: writes a byte to port 0x3f0, for which `instar run --json` and tracepoints of KVM have the time.
 
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Instant;
+
+/// Where a mark is written.
+const MARK_PORT: u16 = 0x3f0;
+/// Bytes of a write and of a read over TCP.
+const CHUNK: usize = 256 << 10;
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -41,8 +51,54 @@ fn main() -> Result<()> {
             ensure!(answer.starts_with(b"OK "), "the answer is {answer:?}");
             ask(File::from(OwnedFd::from(stream)), bytes.parse()?)
         }
-        _ => bail!("serve-vsock, serve-unix, ask-vsock or ask-unix"),
+        ["send-tcp", address, mib] => send(TcpStream::connect(address)?, mib.parse()?),
+        ["receive-tcp", address] => receive(TcpListener::bind(address)?.accept()?.0),
+        ["mark", value] => mark(value.parse()?),
+        _ => bail!("serve-vsock, serve-unix, ask-vsock, ask-unix, send-tcp, receive-tcp or mark"),
     }
+}
+
+fn mark(value: u8) -> Result<()> {
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::ioperm(MARK_PORT.into(), 1, 1) }).context("ioperm")?;
+    // SAFETY: no device of these guests has the port, so nothing comes of the write.
+    unsafe {
+        std::arch::asm!("out dx, al", in("dx") MARK_PORT, in("al") value, options(nomem, nostack));
+    }
+    Ok(())
+}
+
+fn send(mut to: TcpStream, mib: usize) -> Result<()> {
+    let chunk = vec![0; CHUNK];
+    let began = Instant::now();
+    for _ in 0..mib.saturating_mul(1 << 20) / CHUNK {
+        to.write_all(&chunk)?;
+    }
+    to.shutdown(Shutdown::Write)?;
+    // The other end closes when it has everything.
+    to.read_to_end(&mut Vec::new())?;
+    tell(mib.saturating_mul(1 << 20), began);
+    Ok(())
+}
+
+fn receive(mut from: TcpStream) -> Result<()> {
+    let mut chunk = vec![0; CHUNK];
+    let mut bytes = 0_usize;
+    let began = Instant::now();
+    loop {
+        match from.read(&mut chunk)? {
+            0 => break,
+            count => bytes = bytes.saturating_add(count),
+        }
+    }
+    tell(bytes, began);
+    Ok(())
+}
+
+/// Says how fast it was.
+fn tell(bytes: usize, began: Instant) {
+    let mib = bytes as f64 / f64::from(1 << 20);
+    println!("{:.1}", mib / began.elapsed().as_secs_f64());
 }
 
 /// The byte at a place of what is sent.

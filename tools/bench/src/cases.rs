@@ -17,6 +17,11 @@ pub struct Case {
     pub rival: Rival,
     /// The file that both make: no run finds it.
     pub output: Option<&'static str>,
+    /// The files that every run gets as they were made, if that is not the one that [`Case::changes`] finds.
+    pub fresh: &'static [&'static str],
+    /// `qemu-img compare` with these shows that what was made or changed is right; what both make is compared anyway,
+    /// unless this says how.
+    pub proof: &'static [&'static str],
     /// What `SPECIFICATION.md` promises.
     pub promise: Promise,
     /// A run takes `qemu-img` many seconds: there are [`SLOW_RUNS`] of them, whatever the command line says.
@@ -36,19 +41,19 @@ pub enum Rival {
 pub const SLOW_RUNS: usize = 3;
 
 impl Case {
-    /// The file that the command changes: every run gets it as it was made.
-    pub fn changes(&self) -> Option<&'static str> {
-        if self.output.is_some() {
-            return None;
+    /// The files that the command changes: every run gets them as they were made.
+    pub fn changes(&self) -> Vec<&'static str> {
+        if self.output.is_some() || !self.fresh.is_empty() {
+            return self.fresh.to_vec();
         }
         let repairs = self.args.contains(&"-r");
         match self.args.first() {
-            Some(&("info" | "check" | "map" | "compare" | "measure")) if !repairs => None,
-            _ => self
-                .args
-                .iter()
-                .find(|arg| arg.contains('.') && !arg.contains('='))
-                .copied(),
+            Some(&("info" | "check" | "map" | "compare" | "measure")) if !repairs => Vec::new(),
+            _ => {
+                let mut files = self.args.iter().copied();
+                let file = files.find(|arg| arg.contains('.') && !arg.contains('='));
+                file.into_iter().collect()
+            }
         }
     }
 }
@@ -101,6 +106,8 @@ pub fn case(
         args,
         rival: Rival::QemuImg,
         output: None,
+        fresh: &[],
+        proof: &[],
         promise,
         slow: false,
     }
@@ -115,6 +122,8 @@ pub fn all() -> Vec<Case> {
     cases.extend(quick());
     cases.extend(crate::cases_content::all());
     cases.extend(crate::cases_copy::all());
+    cases.extend(crate::cases_backing::all());
+    cases.extend(crate::cases_encrypted::all());
     cases
 }
 

@@ -46,6 +46,12 @@ pub enum Image {
     NoiseScattered(u64),
     /// The same, over which every other 64 KiB have been written again.
     NoiseLayers(u64),
+    /// [`Image::Noise`] over `empty.qcow2`, which says nothing.
+    NoiseOver(u64),
+    /// [`Image::Noise`] twice, as `two.qcow2` and `same.qcow2`, `over.qcow2` over the former, and `empty.qcow2`.
+    NoiseUnder(u64),
+    /// [`Image::NoiseRaw`], and the same in an encrypted `luks.qcow2`.
+    NoiseLuks(u64),
     /// Text, programs and free space, raw.
     Corpus,
     /// None.
@@ -106,6 +112,9 @@ pub fn make(image: Image, qemu_img: &Program) -> Result<()> {
         Image::Noise(gib) => noise::qcow2(qemu_img, gib),
         Image::NoiseScattered(gib) => noise::scattered(qemu_img, gib),
         Image::NoiseLayers(gib) => noise::layers(qemu_img, gib),
+        Image::NoiseOver(gib) => noise::over(qemu_img, gib),
+        Image::NoiseUnder(gib) => noise::under(qemu_img, gib),
+        Image::NoiseLuks(gib) => noise::luks(qemu_img, gib),
         Image::Corpus => noise::corpus(qemu_img),
         Image::Nothing => Ok(()),
         Image::Fragmented => {

@@ -12,8 +12,10 @@
 //! exit code 1 if a promise is missed. `INSTAR_BIN` names another program.
 
 mod cases;
+mod cases_backing;
 mod cases_content;
 mod cases_copy;
+mod cases_encrypted;
 mod host;
 mod images;
 mod measure;
@@ -136,7 +138,7 @@ fn measure_case(
         Rival::Cp(args) => (Program::new("cp".into(), ground.folder()), args),
     };
     for program in [&instar, &rival] {
-        program.keep(case.changes())?;
+        program.keep(&case.changes())?;
         program.remove_first(case.output);
     }
     let output = compare(case, &instar, (&rival, theirs), &qemu_img)?;
@@ -154,6 +156,9 @@ fn compare(
 ) -> Result<Option<(u64, u64)>> {
     const OURS: &str = "first";
     let said = instar.answer(case.args)?;
+    if case.output.is_none() && !case.proof.is_empty() {
+        qemu_img.must(case.proof)?;
+    }
     let made = case.output.map(|name| instar.folder().join(name));
     let ours = match &made {
         Some(path) => {
@@ -173,7 +178,10 @@ fn compare(
         return Ok(None);
     };
     let theirs = std::fs::metadata(path)?.len();
-    qemu_img.must(&["compare", OURS, name])?;
+    match case.proof {
+        [] => qemu_img.must(&["compare", OURS, name])?,
+        proof => qemu_img.must(proof)?,
+    }
     std::fs::remove_file(instar.folder().join(OURS))?;
     Ok(Some((ours, theirs)))
 }

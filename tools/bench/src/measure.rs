@@ -12,8 +12,8 @@ use anyhow::{Context, Result, bail, ensure};
 pub struct Program {
     path: PathBuf,
     folder: PathBuf,
-    /// A file that every run gets as it was when this was set.
-    fresh: RefCell<Option<PathBuf>>,
+    /// Files that every run gets as they were when this was set.
+    fresh: RefCell<Vec<PathBuf>>,
     /// A file that no run finds.
     output: RefCell<Option<PathBuf>>,
 }
@@ -45,7 +45,7 @@ impl Program {
         Self {
             path,
             folder: folder.to_owned(),
-            fresh: RefCell::new(None),
+            fresh: RefCell::new(Vec::new()),
             output: RefCell::new(None),
         }
     }
@@ -61,13 +61,13 @@ impl Program {
         *self.output.borrow_mut() = file.map(|name| self.folder.join(name));
     }
 
-    /// Keeps a copy of `file`, which every run from now on gets back first; `None` ends that.
-    pub fn keep(&self, file: Option<&str>) -> Result<()> {
-        let file = file.map(|name| self.folder.join(name));
-        if let Some(path) = &file {
+    /// Keeps copies of `files`, which every run from now on gets back first.
+    pub fn keep(&self, files: &[&str]) -> Result<()> {
+        let files: Vec<_> = files.iter().map(|name| self.folder.join(name)).collect();
+        for path in &files {
             copy(path, &pristine(path))?;
         }
-        *self.fresh.borrow_mut() = file;
+        *self.fresh.borrow_mut() = files;
         Ok(())
     }
 
@@ -78,10 +78,10 @@ impl Program {
                 _ => {}
             }
         }
-        match &*self.fresh.borrow() {
-            Some(path) => copy(&pristine(path), path),
-            None => Ok(()),
-        }
+        let fresh = self.fresh.borrow();
+        fresh
+            .iter()
+            .try_for_each(|path| copy(&pristine(path), path))
     }
 
     /// The folder.
@@ -174,7 +174,7 @@ impl Program {
 
 /// Where the copy of a file is kept.
 fn pristine(path: &Path) -> PathBuf {
-    path.with_extension("pristine")
+    path.with_added_extension("pristine")
 }
 
 /// Copies a file with its holes, to the disk: no run has to write back what the copy left in memory.

@@ -19,6 +19,11 @@ const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 /// Bytes of a cluster, and of an L2 table.
 const CLUSTER: usize = 64 << 10;
 
+/// The secret of encrypted images.
+pub const SECRET: &str = "secret,id=key,data=for-the-benchmark";
+/// Encrypted by LUKS, with a password that is tested in the shortest time that can be chosen: the rest is the data's.
+pub const LUKS: &str = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10";
+
 /// `gib` GiB of bytes without a pattern, as `one.raw`.
 pub fn raw(qemu_img: &Program, gib: u64) -> Result<()> {
     let file = File::create(qemu_img.folder().join("one.raw"))?;
@@ -63,6 +68,34 @@ pub fn layers(qemu_img: &Program, gib: u64) -> Result<()> {
         writeln!(commands, "write -q -P {pattern} {}k 64k", index * 128)?;
     }
     qemu_io(qemu_img, "over.qcow2", &commands)
+}
+
+/// [`qcow2`] over an empty image, `empty.qcow2`.
+pub fn over(qemu_img: &Program, gib: u64) -> Result<()> {
+    qcow2(qemu_img, gib)?;
+    let size = format!("{gib}G");
+    qemu_img.must(&["create", "-q", "-f", "qcow2", "empty.qcow2", &size])?;
+    let rebase = ["rebase", "-u", "-F", "qcow2", "-b"];
+    qemu_img.must(&[&rebase[..], &["empty.qcow2", "two.qcow2"]].concat())
+}
+
+/// [`qcow2`] and a copy of it, `same.qcow2`; `empty.qcow2` of that size; `over.qcow2`, empty, over the first.
+pub fn under(qemu_img: &Program, gib: u64) -> Result<()> {
+    qcow2(qemu_img, gib)?;
+    let file = |name: &str| qemu_img.folder().join(name);
+    std::fs::copy(file("two.qcow2"), file("same.qcow2"))?;
+    let size = format!("{gib}G");
+    qemu_img.must(&["create", "-q", "-f", "qcow2", "empty.qcow2", &size])?;
+    let create = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"];
+    qemu_img.must(&[&create[..], &["two.qcow2", "over.qcow2"]].concat())
+}
+
+/// [`raw`], and the same encrypted as `luks.qcow2`.
+pub fn luks(qemu_img: &Program, gib: u64) -> Result<()> {
+    raw(qemu_img, gib)?;
+    let convert = ["convert", "--object", SECRET, "-f", "raw", "-O", "qcow2"];
+    let rest = ["-o", LUKS, "one.raw", "luks.qcow2"];
+    qemu_img.must(&[&convert[..], &rest].concat())
 }
 
 /// The corpus around `qemu-img`'s own program, as `corpus.raw`.

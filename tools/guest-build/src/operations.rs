@@ -19,6 +19,7 @@ pub const PACKAGES: &[&str] = &[
     "op-create",
     "op-measure",
     "op-bootscan",
+    "op-blockd",
 ];
 
 /// Operations with the ciphers of encrypted images.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 /// Longest piece of one call: limits and cancellation are looked at between them.
 const CALL_BYTES: u64 = 64 << 20;
-/// Bytes read and written at once where the host cannot copy.
+/// Bytes read and written at once where the host cannot copy, or does it more slowly.
 const BUFFER_BYTES: u64 = 1 << 20;
 /// Pieces of that done before limits are looked at.
 const BUFFERS_PER_STEP: u32 = 16;
@@ -20,8 +20,8 @@ pub struct CopyChange {
     from: u64,
     at: u64,
     end: u64,
-    /// The host does not copy these files itself.
-    by_hand: bool,
+    /// The host does not copy these files itself; `None` until it is known.
+    by_hand: Option<bool>,
     buffer: Vec<u8>,
 }
 
@@ -33,14 +33,17 @@ impl CopyChange {
             from,
             at: offset,
             end,
-            by_hand: false,
+            by_hand: None,
             buffer: Vec::new(),
         }
     }
 
     /// Goes on for a while; [`Step::WouldBlock`] if there is more to do.
     pub fn go_on(&mut self, file: &HostFile) -> Step {
-        let outcome = if self.by_hand {
+        let by_hand = *self
+            .by_hand
+            .get_or_insert_with(|| calls::copies_page_by_page(file));
+        let outcome = if by_hand {
             self.by_hand(file)
         } else {
             self.by_host(file)
@@ -65,7 +68,7 @@ impl CopyChange {
         drop(turn);
         match outcome {
             // The source ended, or its file system says nothing and means it cannot: a read tells.
-            Ok(0) => self.by_hand = true,
+            Ok(0) => self.by_hand = Some(true),
             Ok(copied) => self.advance(copied),
             // Other file systems, a block device, an old kernel.
             Err(
@@ -75,7 +78,7 @@ impl CopyChange {
                 | libc::ENOSYS
                 | libc::EBADF
                 | libc::ETXTBSY,
-            ) => self.by_hand = true,
+            ) => self.by_hand = Some(true),
             Err(raw) => return Err(raw),
         }
         Ok(())

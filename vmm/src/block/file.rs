@@ -77,7 +77,7 @@ pub enum Handover {
 
 impl Handover {
     /// From so many bytes on a request is worth a thread: less is copied faster than handed over.
-    const fn long_bytes(self) -> u64 {
+    pub const fn long_bytes(self) -> u64 {
         match self {
             Self::Operation => 32 << 10,
             Self::Machine => 128 << 10,
@@ -128,6 +128,15 @@ impl FileBackend {
             *to = *from;
         }
         self
+    }
+
+    /// With another guest's memory from now on; no request may be on its way.
+    #[cfg_attr(
+        not(all(target_os = "linux", target_arch = "x86_64")),
+        allow(dead_code)
+    )]
+    pub fn set_memory(&mut self, memory: Arc<GuestSlot>) {
+        self.memory = memory;
     }
 
     /// Requests that a thread goes on with.
@@ -250,7 +259,7 @@ impl FileBackend {
         };
         match change {
             Change::Reserved if block_device => return Err(Errno::EOPNOTSUPP),
-            Change::Reserved | Change::Written => {}
+            Change::Reserved | Change::Rewritten | Change::Written => {}
             Change::Zeros { .. } | Change::Discarded => {
                 let now = self.len()?;
                 if end > now && block_device && change != Change::Discarded {

@@ -32,3 +32,9 @@ pub use file::{ChangeLimits, FileBackend, Handover, Shared};
 pub use files::Files;
 pub use host::HostFile;
 pub use pool::{Finish, Finished, IoPool};
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub use {
+    pool::Job,
+    transfer::{Step, Transfer},
+    work::Work,
+};

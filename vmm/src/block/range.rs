@@ -9,8 +9,8 @@ use instar_devices::blk::Errno;
 const CALL_BYTES: u64 = 1 << 30;
 /// Shortest piece that a call which was interrupted is cut to.
 const MIN_CALL_BYTES: u64 = 1 << 20;
-/// Longest piece of zeros written by one call.
-const ZEROS_BYTES: u64 = 1 << 20;
+/// Longest piece written by one call.
+const PIECE_BYTES: u64 = 1 << 20;
 /// Pieces done before limits are looked at.
 const PIECES_PER_STEP: u32 = 8;
 /// What the offsets and lengths of device calls are multiples of: no sector is larger.
@@ -21,6 +21,8 @@ const DEVICE_ALIGN: u64 = 4096;
 pub enum Change {
     /// Reserved: `fallocate`.
     Reserved,
+    /// Reserved where there is no `fallocate`: what the range holds is written again, as the C library does it.
+    Rewritten,
     /// Zeros, written.
     Written,
     /// Zeros; blocks may be given back if `unmap`.
@@ -41,7 +43,7 @@ pub struct RangeChange {
     block_device: bool,
     /// Longest piece of the next call.
     piece: u64,
-    zeros: Vec<u8>,
+    buffer: Vec<u8>,
 }
 
 impl RangeChange {
@@ -53,7 +55,7 @@ impl RangeChange {
             change,
             block_device,
             piece: CALL_BYTES,
-            zeros: Vec::new(),
+            buffer: Vec::new(),
         }
     }
 
@@ -83,7 +85,7 @@ impl RangeChange {
     /// Does the next piece, with the call that serves it.
     fn piece(&mut self, file: &HostFile) -> Result<(), calls::Raw> {
         let Some(call) = self.call() else {
-            return self.write_zeros(file, self.end);
+            return self.write(file, self.end);
         };
         let mut to = self.end.min(self.at.saturating_add(self.piece));
         if self.block_device {
@@ -109,7 +111,7 @@ impl RangeChange {
     /// The call that makes the change; `None` if zeros are written.
     const fn call(&self) -> Option<RangeCall> {
         match (self.change, self.block_device) {
-            (Change::Written, _) => None,
+            (Change::Written | Change::Rewritten, _) => None,
             (Change::Reserved, _) => Some(RangeCall::Reserve),
             (Change::Zeros { unmap: true }, false) | (Change::Discarded, false) => {
                 Some(RangeCall::Punch)
@@ -126,28 +128,33 @@ impl RangeChange {
             self.at = to;
             return Ok(());
         }
-        self.write_zeros(file, to)
+        self.write(file, to)
     }
 
     /// The host has no such call: zeros are written, a hint is not given.
     const fn do_without(&mut self, raw: calls::Raw) -> Result<(), calls::Raw> {
         match self.change {
+            Change::Reserved if !self.block_device => self.change = Change::Rewritten,
             Change::Zeros { .. } => self.change = Change::Written,
             Change::Discarded => self.at = self.end,
-            Change::Reserved | Change::Written => return Err(raw),
+            Change::Reserved | Change::Rewritten | Change::Written => return Err(raw),
         }
         Ok(())
     }
 
-    /// Writes zeros, up to `to` at most.
-    fn write_zeros(&mut self, file: &HostFile, to: u64) -> Result<(), calls::Raw> {
-        let len = to.saturating_sub(self.at).min(ZEROS_BYTES);
+    /// Writes zeros, or what is there, up to `to` at most.
+    fn write(&mut self, file: &HostFile, to: u64) -> Result<(), calls::Raw> {
+        let len = to.saturating_sub(self.at).min(PIECE_BYTES);
         let len = usize::try_from(len).map_err(|_| libc::EINVAL)?;
-        if self.zeros.len() < len {
-            self.zeros = vec![0; len];
+        if self.buffer.len() < len {
+            self.buffer = vec![0; len];
         }
-        let zeros = self.zeros.get(..len).ok_or(libc::EINVAL)?;
-        let written = file.write_at(zeros, self.at)?;
+        let piece = self.buffer.get_mut(..len).ok_or(libc::EINVAL)?;
+        if self.change == Change::Rewritten {
+            let read = file.read_at(piece, self.at)?;
+            piece.get_mut(read..).unwrap_or_default().fill(0);
+        }
+        let written = file.write_at(piece, self.at)?;
         if written == 0 {
             return Err(libc::EIO);
         }

@@ -182,8 +182,8 @@ impl Transfer {
         self.rest().take(MAX_IOVECS).map(host).collect()
     }
 
-    /// The file ended: what is left reads as zeros.
-    fn zero_rest(&mut self, slot: &GuestSlot) -> Step {
+    /// What is left reads as zeros, e.g. because the file has ended.
+    pub fn zero_rest(&mut self, slot: &GuestSlot) -> Step {
         const ZEROS: [u8; 4096] = [0; 4096];
         let left: Vec<_> = self.rest().collect();
         for (addr, len) in left {

@@ -28,6 +28,13 @@ const AVX2: u32 = 5;
 const SHA: u32 = 29;
 // Leaf 7, ECX.
 const UMIP: u32 = 2;
+const HYPERVISOR_NAME: u32 = 0x4000_0000;
+/// Name of QEMU's interpreter, 12 bytes.
+const INTERPRETER: [u32; 3] = [
+    u32::from_le_bytes(*b"TCGT"),
+    u32::from_le_bytes(*b"CGTC"),
+    u32::from_le_bytes(*b"GTCG"),
+];
 
 /// What this CPU offers that a guest may use.
 pub struct HostCpu {
@@ -41,6 +48,8 @@ pub struct HostCpu {
     pub avx: bool,
     /// Descriptor tables can be hidden from ring 3.
     pub umip: bool,
+    /// It is interpreted by QEMU, its virtualisation, too.
+    pub interpreted: bool,
 }
 
 impl HostCpu {
@@ -62,6 +71,10 @@ impl HostCpu {
             xsave,
             avx: xsave && bit(features.ecx, AVX),
             umip: bit(structured.ecx, UMIP),
+            interpreted: bit(features.ecx, HYPERVISOR) && {
+                let name = __cpuid(HYPERVISOR_NAME);
+                [name.ebx, name.ecx, name.edx] == INTERPRETER
+            },
         }
     }
 

@@ -166,6 +166,9 @@ fn io_out(port: u16, data: &[u8]) -> Exit {
     }
 }
 
+/// Type of a 64-bit TSS that is not busy. Intel SDM volume 3, table 3-2.
+const TSS_AVAILABLE: u8 = 0x9;
+
 fn set_system_registers(sregs: &mut kvm_sregs, host: &HostCpu, index: u8) {
     let umip = if host.umip { CR4_UMIP } else { 0 };
     let xsave = if host.xsave { CR4_OSXSAVE } else { 0 };
@@ -177,6 +180,11 @@ fn set_system_registers(sregs: &mut kvm_sregs, host: &HostCpu, index: u8) {
     let data = segment(x86_64::USER_DATA);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
     sregs.tr = segment(x86_64::task(index));
+    if host.interpreted {
+        // QEMU 10.0's interpreted SVM looks at the permission bitmap only of a TSS that is not marked as busy: seen by
+        // running it. The type of no other host's TSS is changed, as Intel's processors enter no guest with this one.
+        sregs.tr.type_ = TSS_AVAILABLE;
+    }
     sregs.ldt = kvm_segment {
         unusable: 1,
         ..Default::default()

@@ -47,7 +47,11 @@ impl Machine {
                 most: layout::MAX_CPUS,
             });
         }
-        let mut report = Report::default();
+        let scanned = control.scanned.map(|at| ("bootscan", at));
+        let mut report = Report {
+            phases: scanned.into_iter().collect(),
+            ..Report::default()
+        };
         let began = control.began;
         let mut phase = |name| report.phases.push((name, began.elapsed()));
         phase("start");
@@ -69,7 +73,7 @@ impl Machine {
         })?;
         phase("kernel");
         let mut ground = Platforms::new(&vm, &life)?;
-        let serial = ground.serial_line(parts.serial)?;
+        let (serial, rest) = ground.serial_line(parts.serial)?;
         let button = ground.fixed_devices()?;
         let devices = Devices {
             disks: parts.disks,
@@ -101,6 +105,7 @@ impl Machine {
             disks,
             transports,
             button,
+            serial: rest,
             report,
         })
     }
@@ -133,12 +138,12 @@ impl Platforms {
         })
     }
 
-    fn serial_line(&mut self, line: Line) -> Result<Option<Subscriber>, MachineError> {
+    fn serial_line(&mut self, line: Line) -> Result<(Subscriber, serial::Rest), MachineError> {
         let interrupt = self.interrupts.line(layout::SERIAL_IRQ)?;
-        let (port, input) = serial::make(line, interrupt, &self.life)?;
+        let made = serial::make(line, interrupt, &self.life)?;
         self.ports
-            .insert(layout::SERIAL_PORT.into(), 8, shared(port))?;
-        Ok(input)
+            .insert(layout::SERIAL_PORT.into(), 8, shared(made.port))?;
+        Ok((made.subscriber, made.rest))
     }
 
     /// What every machine has; its power button.

@@ -24,6 +24,8 @@ pub struct Control {
     pub recycle: Option<Duration>,
     /// From when on the times of the report count.
     pub began: Instant,
+    /// From then until it was known what to start, if that had to be looked for.
+    pub scanned: Option<Duration>,
 }
 
 /// How a machine ended, and what it cost.

@@ -14,7 +14,6 @@ use crate::memory::GuestSlot;
 use std::sync::Arc;
 
 /// What they are made of.
-#[allow(dead_code)]
 #[derive(Debug)]
 pub struct Devices {
     /// Block devices.
@@ -63,10 +62,10 @@ pub fn wire(
 pub fn groups(
     mut subscribers: Vec<Subscriber>,
     disks: usize,
-    serial: Option<Subscriber>,
+    serial: Subscriber,
 ) -> Vec<Vec<Subscriber>> {
     let mut others = subscribers.split_off(disks.min(subscribers.len()));
-    others.extend(serial);
+    others.push(serial);
     let disks = subscribers.into_iter().map(|disk| vec![disk]);
     disks.chain([others]).collect()
 }

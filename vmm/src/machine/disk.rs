@@ -67,11 +67,17 @@ impl Disks {
         self.pool.begin(self.threads, confine)
     }
 
-    /// Makes `disk` the device with number `index`, counted from 0. Its subscriber is to have a thread of its own.
+    /// Makes `disk` the device with number `index`, counted from 0; and where its requests are when threads have finished
+    /// them.
     ///
     /// # Errors
-    /// [`VmError::Start`]: no more descriptors, or there is no such number.
-    pub fn wire(&self, index: u16, disk: Disk, memory: &Arc<GuestSlot>) -> Result<Wired, VmError> {
+    /// [`VmError::Start`]: there is no such number.
+    pub(super) fn device(
+        &self,
+        index: u16,
+        disk: Disk,
+        memory: &Arc<GuestSlot>,
+    ) -> Result<(VirtioBlk<FileBackend>, Arc<SlotFinished>), VmError> {
         let no_number = || VmError::Start {
             what: "a disk",
             source: std::io::ErrorKind::InvalidInput.into(),
@@ -95,9 +101,18 @@ impl Disks {
             self.shared.clone(),
         );
         let backend = backend.with_id(disk.serial.as_bytes());
-        let mut device = VirtioBlk::new(traits, backend);
+        Ok((VirtioBlk::new(traits, backend), finished))
+    }
+
+    /// Makes `disk` the device with number `index`, counted from 0. Its subscriber is to have a thread of its own.
+    ///
+    /// # Errors
+    /// [`VmError::Start`]: no more descriptors, or there is no such number.
+    pub fn wire(&self, index: u16, disk: Disk, memory: &Arc<GuestSlot>) -> Result<Wired, VmError> {
+        let rate = disk.rate;
+        let (mut device, finished) = self.device(index, disk, memory)?;
         let mut timer = None;
-        if let Some(limiter) = disk.rate.and_then(limiter) {
+        if let Some(limiter) = rate.and_then(limiter) {
             device = device.with_limit(limiter, Box::new(Monotonic(Instant::now())));
             let made = TimerFd::new().map_err(|e| VmError::Start {
                 what: "a disk's limit",
@@ -153,8 +168,9 @@ struct FinishedRequests {
     slots: Vec<Arc<SlotFinished>>,
 }
 
+/// What threads have done for one disk.
 #[derive(Debug)]
-struct SlotFinished {
+pub(super) struct SlotFinished {
     list: Mutex<Vec<Finished>>,
     event: EventFd,
 }
@@ -177,6 +193,16 @@ impl FinishedRequests {
 }
 
 impl SlotFinished {
+    /// Signalled when there is something.
+    pub(super) const fn event(&self) -> &EventFd {
+        &self.event
+    }
+
+    /// Takes what there is, under the device's lock: a reset must find all that it has to forget.
+    pub(super) fn take(&self) -> Vec<Finished> {
+        std::mem::take(&mut *self.lock())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Vec<Finished>> {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -245,9 +271,8 @@ impl MutEventSubscriber for DiskEvents {
         if let Some(index) = self.queues.notified(events) {
             device.kick(index);
         } else if events.data() == BACKEND_EVENT {
-            // Under the device's lock: a reset must find all that it has to forget.
             device.complete(|backend| {
-                for done in std::mem::take(&mut *finished.lock()) {
+                for done in finished.take() {
                     backend.take_finished(done.token, done.completion);
                 }
             });

@@ -12,7 +12,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 
-/// How long vCPUs may take to come out of the guest: one that writes to a full pipe does not come.
+/// How long vCPUs may take to come out of the guest: one whose access is slow comes late.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The state of a machine's vCPUs.

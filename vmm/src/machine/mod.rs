@@ -14,6 +14,7 @@
 //! - `devices`: the virtio devices of a machine, and which thread serves which.
 //! - `transport`: virtio devices on PCI or virtio-mmio.
 //! - `net`, [`tap`], `vsock`: what stands behind these virtio devices.
+//! - [`serve`]: a disk for the guest of another program (vhost-user-blk).
 //! - `irq`: interrupts, from devices to local APICs.
 //! - `disk`, `console`, `rng`: devices, and what of the host stands behind them.
 //! - [`events`]: the threads that serve devices, and what wakes them.
@@ -40,6 +41,7 @@ mod power;
 mod rtc;
 mod run;
 mod serial;
+pub mod serve;
 mod signal;
 mod smbios;
 pub mod tap;

@@ -1,24 +1,72 @@
-//! A network card on a tap device.
+//! A network card on a tap device, or on a socket that takes frames.
 
 use super::events::{self, BACKEND_EVENT, QueueEvents, Wired};
-use super::parts::Net;
+use super::parts::{Net, Wire};
 use super::tap::Tap;
+use super::vectors;
 use crate::VmError;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use instar_devices::net::NetDevice;
+use instar_devices::net::{NetBackend, NetDevice, Offloads};
 use instar_devices::virtio::{SharedDevice, VirtioDevice};
-use std::os::fd::{AsRawFd, RawFd};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
+use vm_memory::VolatileSlice;
 use vmm_sys_util::eventfd::EventFd;
 
-/// Serves the device. The tap device is watched for edges: the device remembers whether there is a packet, and a guest
-/// without buffers costs nothing.
+/// Where packets go to and come from.
+#[derive(Debug)]
+enum Card {
+    Tap(Tap),
+    /// A socket, each of whose messages is a packet.
+    Frames(OwnedFd),
+}
+
+impl AsRawFd for Card {
+    fn as_raw_fd(&self) -> RawFd {
+        match self {
+            Self::Tap(tap) => tap.as_raw_fd(),
+            Self::Frames(socket) => socket.as_raw_fd(),
+        }
+    }
+}
+
+impl NetBackend for Card {
+    fn receive(&mut self, into: &[VolatileSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Tap(tap) => tap.receive(into),
+            Self::Frames(socket) => match vectors::read(socket, into) {
+                // Nobody is at the other end any more.
+                Ok(0) => Err(io::ErrorKind::BrokenPipe.into()),
+                result => result,
+            },
+        }
+    }
+
+    fn send(&mut self, from: &[VolatileSlice<'_>]) -> io::Result<()> {
+        match self {
+            Self::Tap(tap) => tap.send(from),
+            Self::Frames(socket) => vectors::send(socket, from).map(|_| ()),
+        }
+    }
+
+    fn set_offloads(&mut self, offloads: Offloads) {
+        match self {
+            Self::Tap(tap) => tap.set_offloads(offloads),
+            // What comes from there is never unfinished.
+            Self::Frames(_) => {}
+        }
+    }
+}
+
+/// Serves the device. What it is connected to is watched for edges: the device remembers whether there is a packet, and a
+/// guest without buffers costs nothing.
 #[derive(Debug)]
 struct Service {
-    device: Arc<Mutex<NetDevice<Tap>>>,
+    device: Arc<Mutex<NetDevice<Card>>>,
     queues: Arc<QueueEvents>,
-    /// The device's tap device.
-    tap: RawFd,
+    /// What the device's card is connected to.
+    card: RawFd,
     again: EventFd,
 }
 
@@ -27,15 +75,19 @@ struct Service {
 /// # Errors
 /// [`VmError::Start`]: no more descriptors.
 pub fn wire(parts: Net) -> Result<Wired, VmError> {
-    let tap = Tap::from(parts.tap);
-    let fd = tap.as_raw_fd();
-    let device = Arc::new(Mutex::new(NetDevice::new(parts.mac, tap)));
-    let shared: SharedDevice = Arc::<Mutex<NetDevice<Tap>>>::clone(&device);
+    let (card, mtu) = match parts.wire {
+        Wire::Tap(tap) => (Card::Tap(Tap::from(tap)), None),
+        Wire::Frames { socket, mtu } => (Card::Frames(socket), Some(mtu)),
+    };
+    let fd = card.as_raw_fd();
+    let device = NetDevice::new(parts.mac, card).with_mtu(mtu);
+    let device = Arc::new(Mutex::new(device));
+    let shared: SharedDevice = Arc::<Mutex<NetDevice<Card>>>::clone(&device);
     let queues = QueueEvents::of(&shared)?;
     let service = Service {
         device,
         queues: Arc::clone(&queues),
-        tap: fd,
+        card: fd,
         again: events::event("a network device")?,
     };
     Ok(Wired {
@@ -49,7 +101,7 @@ impl MutEventSubscriber for Service {
     fn init(&mut self, ops: &mut EventOps) {
         self.queues.watch(ops);
         let set = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
-        events::watch(ops, Events::with_data_raw(self.tap, BACKEND_EVENT, set));
+        events::watch(ops, Events::with_data_raw(self.card, BACKEND_EVENT, set));
         let again = Events::with_data(&self.again, BACKEND_EVENT.saturating_add(1), EventSet::IN);
         events::watch(ops, again);
     }

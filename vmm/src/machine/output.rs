@@ -3,13 +3,14 @@
 use rustix::fs::{FileType, Mode, OFlags};
 use std::fs::File;
 use std::io::{ErrorKind, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 /// A descriptor for output; clones write to the same.
 #[derive(Clone, Debug)]
 pub struct HostOutput {
     file: Arc<File>,
+    made_terminal: bool,
 }
 
 impl HostOutput {
@@ -19,16 +20,24 @@ impl HostOutput {
     /// such as the shell.
     #[must_use]
     pub fn new(fd: OwnedFd) -> Self {
+        let made_terminal = makes_terminals(&fd);
         let file = match kind(&fd) {
             FileType::RegularFile | FileType::BlockDevice => fd,
-            FileType::Fifo | FileType::CharacterDevice if !makes_terminals(&fd) => {
+            FileType::Fifo | FileType::CharacterDevice if !made_terminal => {
                 reopen(&fd).unwrap_or_else(|| alone(fd))
             }
             _ => alone(fd),
         };
         Self {
             file: Arc::new(file.into()),
+            made_terminal,
         }
+    }
+
+    /// Whether it is a terminal that was made for the line: nobody may ever have it open.
+    #[must_use]
+    pub const fn is_made_terminal(&self) -> bool {
+        self.made_terminal
     }
 
     /// Writes bytes from the front; how many, 0 if there is no room. Bytes that nobody can ever get, because the other
@@ -42,6 +51,12 @@ impl HostOutput {
                 Err(_) => return bytes.len(),
             }
         }
+    }
+}
+
+impl AsFd for HostOutput {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

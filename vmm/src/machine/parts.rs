@@ -2,6 +2,7 @@
 
 use super::control::Connector;
 use crate::block::HostFile;
+use crate::boot_plan::BootPlan;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -54,6 +55,17 @@ pub enum Boot {
         /// Command line.
         cmdline: String,
     },
+    /// A kernel that an operation has found on a disk, and says how to load: nothing of it is looked at.
+    Found {
+        /// Which ranges of the kernel's file go where.
+        plan: Box<BootPlan>,
+        /// The kernel.
+        kernel: File,
+        /// Initial RAM disk, if the plan has one.
+        initrd: File,
+        /// Command line.
+        cmdline: String,
+    },
     /// A PVH firmware, which finds the rest itself.
     Firmware(File),
 }
@@ -100,12 +112,27 @@ pub struct RateLimit {
 /// A network device.
 #[derive(Debug)]
 pub struct Net {
-    /// The tap device's descriptor, with `IFF_VNET_HDR`, not blocking.
-    pub tap: OwnedFd,
+    /// What it is connected to.
+    pub wire: Wire,
     /// For messages.
     pub name: String,
     /// The guest's address.
     pub mac: [u8; 6],
+}
+
+/// What a network device is connected to.
+#[derive(Debug)]
+pub enum Wire {
+    /// A tap device's descriptor, with `IFF_VNET_HDR`, not blocking.
+    Tap(OwnedFd),
+    /// A socket, not blocking, each of whose messages is a frame with virtio-net's header before it; nothing is left to the
+    /// other side unfinished that it does not take.
+    Frames {
+        /// SOCK_SEQPACKET.
+        socket: OwnedFd,
+        /// Longest IP packet in bytes, which the guest is told.
+        mtu: u16,
+    },
 }
 
 /// The vsock device.

@@ -5,6 +5,7 @@ use super::disk::Disks;
 use super::error::MachineError;
 use super::events::{EventThread, Subscriber};
 use super::power::PowerButton;
+use super::serial::Rest;
 use super::transport::Transports;
 use super::vcpu::{self, Shared};
 use crate::VmError;
@@ -24,6 +25,7 @@ pub struct Machine {
     pub(super) disks: Disks,
     pub(super) transports: Transports,
     pub(super) button: Arc<PowerButton>,
+    pub(super) serial: Rest,
     pub(super) report: Report,
 }
 
@@ -61,6 +63,10 @@ impl Machine {
         self.shared.life.resume();
         self.phase("first instruction");
         let outcome = self.wait(&threads);
+        // Whoever ends a machine by keys may do so because nobody reads what it says.
+        if outcome != Outcome::Quit {
+            self.serial.finish();
+        }
         self.report.exits = self.shared.counts.exits();
         self.report.marks = self.shared.counts.marks();
         Ok(Ended {

@@ -1,31 +1,90 @@
 //! The serial line, a 16550A: output to a descriptor byte by byte as the guest writes it, input as far as the guest
 //! takes it.
+//!
+//! A vCPU never waits for whoever reads the output. What is not taken is kept; when that is much, the line status says
+//! that the transmitter is busy, and an interrupt comes when it is not any more.
+
+mod output;
+#[cfg(test)]
+mod tests;
 
 use super::events::{Subscriber, event, watch};
 use super::irq::Line;
 use super::life::Life;
+use super::output::HostOutput;
 use super::parts;
 use super::terminal::Keys;
 use crate::VmError;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use instar_devices::bus::BusDevice;
 use instar_devices::msi::IrqLine;
+use output::Output;
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vm_superio::serial::SerialEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
-/// Event of the input; the other is that there is room.
+/// Events: there is input; the guest has room for more; output begins to wait; whoever reads it has room.
 const INPUT: u32 = 0;
 const ROOM: u32 = 1;
+const WAITS: u32 = 2;
+const TAKEN: u32 = 3;
+
+// Registers, and bits in them (TL16C550C data sheet, table 3).
+const INTERRUPT_ENABLE: u8 = 1;
+const LINE_CONTROL: u8 = 3;
+const DIVISOR_LATCH: u8 = 1 << 7;
+const LINE_STATUS: u8 = 5;
+const TRANSMITTER_EMPTY: u8 = 1 << 5 | 1 << 6;
 
 type Uart = Serial<Interrupt, Room, Output>;
 
 /// The registers.
 pub struct SerialPort(Arc<Mutex<Uart>>);
+
+/// A serial line.
+pub struct Made {
+    /// Its registers.
+    pub port: SerialPort,
+    /// What serves it beside them.
+    pub subscriber: Subscriber,
+    /// What it has not got rid of at the end.
+    pub rest: Rest,
+}
+
+impl fmt::Debug for Made {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Made").finish_non_exhaustive()
+    }
+}
+
+/// Output that waits when a machine ends.
+pub struct Rest {
+    uart: Arc<Mutex<Uart>>,
+    to: Option<HostOutput>,
+}
+
+impl Rest {
+    /// Returns when everything is taken.
+    pub fn finish(&self) {
+        while !lock(&self.uart).writer_mut().hand_over() {
+            if let Some(to) = &self.to {
+                output::wait_for_room(to);
+            }
+        }
+    }
+}
+
+/// What happens beside the registers.
+struct Service {
+    uart: Arc<Mutex<Uart>>,
+    to: Option<HostOutput>,
+    waits: Arc<EventFd>,
+    input: Option<Input>,
+}
 
 /// What has come is on its way to the guest.
 struct Input {
@@ -49,22 +108,6 @@ impl Trigger for Interrupt {
     }
 }
 
-/// Where output goes. A guest must not stop because nobody reads what it says: errors are not told.
-struct Output(Option<File>);
-
-impl Write for Output {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        if let Some(file) = &mut self.0 {
-            let _ = file.write_all(data);
-        }
-        Ok(data.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Signalled when the guest has taken all input.
 struct Room(Arc<EventFd>);
 
@@ -78,32 +121,36 @@ impl SerialEvents for Room {
     }
 }
 
-/// Makes the serial line; the registers, and what serves its input, if it has some.
+/// Makes the serial line.
 ///
 /// # Errors
 /// [`VmError::Start`]: no more descriptors.
-pub fn make(
-    line: parts::Line,
-    interrupt: Line,
-    life: &Arc<Life>,
-) -> Result<(SerialPort, Option<Subscriber>), VmError> {
+pub fn make(line: parts::Line, interrupt: Line, life: &Arc<Life>) -> Result<Made, VmError> {
     let room = Arc::new(event("the serial line")?);
-    let output = Output(line.output.map(File::from));
+    let waits = Arc::new(event("the serial line")?);
+    let to = line.output.map(HostOutput::new);
+    let output = Output::new(to.clone(), Arc::clone(&waits));
     let uart = Serial::with_events(Interrupt(interrupt), Room(Arc::clone(&room)), output);
     let uart = Arc::new(Mutex::new(uart));
-    let port = SerialPort(Arc::clone(&uart));
-    let input = line.input.map(|file| {
-        let input = Input {
-            uart,
-            file: file.into(),
-            keys: Keys::new(line.terminal, life),
-            room,
-            waiting: Vec::new(),
-            watched: false,
-        };
-        Box::new(input) as Subscriber
+    let input = line.input.map(|file| Input {
+        uart: Arc::clone(&uart),
+        file: file.into(),
+        keys: Keys::new(line.terminal, life),
+        room,
+        waiting: Vec::new(),
+        watched: false,
     });
-    Ok((port, input))
+    let service = Service {
+        uart: Arc::clone(&uart),
+        to: to.clone(),
+        waits,
+        input,
+    };
+    Ok(Made {
+        port: SerialPort(Arc::clone(&uart)),
+        subscriber: Box::new(service),
+        rest: Rest { uart, to },
+    })
 }
 
 fn lock(uart: &Mutex<Uart>) -> MutexGuard<'_, Uart> {
@@ -119,7 +166,11 @@ impl fmt::Debug for SerialPort {
 impl BusDevice for SerialPort {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         if let (Ok(offset), [value]) = (u8::try_from(offset), data) {
-            *value = lock(&self.0).read(offset);
+            let mut uart = lock(&self.0);
+            *value = uart.read(offset);
+            if offset == LINE_STATUS && uart.writer().is_busy() {
+                *value &= !TRANSMITTER_EMPTY;
+            }
         }
     }
 
@@ -179,23 +230,68 @@ impl Input {
     }
 }
 
-impl MutEventSubscriber for Input {
+impl Input {
     fn init(&mut self, ops: &mut EventOps) {
         watch(ops, Events::with_data(&*self.room, ROOM, EventSet::IN));
         self.listen(ops);
     }
 
+    fn has_come(&mut self, ops: &mut EventOps) {
+        self.read(ops);
+        if !self.give() {
+            self.stop_listening(ops);
+        }
+    }
+
+    fn guest_has_room(&mut self, ops: &mut EventOps) {
+        let _ = self.room.read();
+        if !self.waiting.is_empty() && self.give() {
+            self.listen(ops);
+        }
+    }
+}
+
+impl Service {
+    /// Output begins to wait: watches for room.
+    fn begin_to_wait(&self, ops: &mut EventOps) {
+        let _ = self.waits.read();
+        let Some(to) = &self.to else { return };
+        // It may be watched already: it began to wait again before this was told.
+        let _ = ops.add(Events::with_data(to, TAKEN, EventSet::OUT));
+    }
+
+    /// There is room for output.
+    fn go_on(&self, ops: &mut EventOps) {
+        let mut uart = lock(&self.uart);
+        let was_busy = uart.writer().is_busy();
+        let is_done = uart.writer_mut().hand_over();
+        if was_busy && !uart.writer().is_busy() && uart.read(LINE_CONTROL) & DIVISOR_LATCH == 0 {
+            // An interrupt, if it is enabled: as on a chip, that comes of enabling it as well.
+            let enabled = uart.read(INTERRUPT_ENABLE);
+            let _ = uart.write(INTERRUPT_ENABLE, enabled);
+        }
+        // While the registers are locked: nothing begins to wait meanwhile.
+        if let (true, Some(to)) = (is_done, &self.to) {
+            let _ = ops.remove(Events::with_data(to, TAKEN, EventSet::OUT));
+        }
+    }
+}
+
+impl MutEventSubscriber for Service {
+    fn init(&mut self, ops: &mut EventOps) {
+        watch(ops, Events::with_data(&*self.waits, WAITS, EventSet::IN));
+        if let Some(input) = &mut self.input {
+            input.init(ops);
+        }
+    }
+
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        if events.data() == INPUT {
-            self.read(ops);
-            if !self.give() {
-                self.stop_listening(ops);
-            }
-        } else {
-            let _ = self.room.read();
-            if !self.waiting.is_empty() && self.give() {
-                self.listen(ops);
-            }
+        match (events.data(), &mut self.input) {
+            (WAITS, _) => self.begin_to_wait(ops),
+            (TAKEN, _) => self.go_on(ops),
+            (INPUT, Some(input)) => input.has_come(ops),
+            (_, Some(input)) => input.guest_has_room(ops),
+            (_, None) => {}
         }
     }
 }

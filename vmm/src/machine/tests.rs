@@ -83,6 +83,7 @@ fn test(code: Code, transport: Transport) -> Test {
             power_button: button.as_fd().try_clone_to_owned().unwrap(),
             recycle: None,
             began: Instant::now(),
+            scanned: None,
         },
         said: said.into(),
         typed: typed.into(),
@@ -185,10 +186,13 @@ fn the_power_button_is_an_event_that_the_guest_reads() {
 #[test]
 fn a_guest_that_never_exits_is_paused_recycled_and_ended_by_keys() {
     for transport in [Transport::Pci, Transport::Mmio] {
-        let mut test = test(Code::default().raw(&[0xeb, 0xfe]), transport);
+        let code = Code::default().out(layout::SERIAL_PORT, b'!');
+        let mut test = test(code.raw(&[0xeb, 0xfe]), transport);
         test.control.recycle = Some(Duration::from_millis(2));
         let mut typed = test.typed.try_clone().unwrap();
+        let mut said = test.said.try_clone().unwrap();
         let user = std::thread::spawn(move || {
+            said.read_exact(&mut [0]).unwrap();
             std::thread::sleep(Duration::from_millis(200));
             typed.write_all(b"\x01x").unwrap();
         });

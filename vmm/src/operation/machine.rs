@@ -5,6 +5,7 @@ use super::devices::Devices;
 use super::limits::Watch;
 use super::records::RecordStream;
 use super::report::describe;
+use super::resident;
 use super::secrets;
 use super::{
     Completed, CrashReport, OperationHost, OperationSpec, RESULT_BYTES, RunError, RunStats, control,
@@ -20,7 +21,7 @@ use instar_shared::abi::ABI_VERSION;
 use instar_shared::boot::{BOOT_MAGIC, BootPage, CANCEL_REQUESTED};
 use instar_shared::doorbell::{Control, Kick};
 use instar_shared::layout::{
-    BOOT, CONFIG, CONTROL, DEVICE_TABLE, HEAP_START, INITIAL_HEAP_SIZE, LARGE_PAGE_SIZE,
+    BOOT, CONFIG, CONTROL, DEVICE_TABLE, HEAP_START, INITIAL_HEAP_SIZE, LARGE_PAGE_SIZE, LIVE,
     MAX_SLOT_SIZE, MIN_HEAP_SIZE, QUEUES, RECORDS, RESULT, Region, SECRETS, STACK, stack_of,
 };
 use instar_shared::record::RecordKind;
@@ -81,6 +82,9 @@ impl Operation {
         let mut mappings = mappings(&image.mappings, heap_bytes, vcpus);
         if !secrets.is_empty() {
             mappings.push(map(SECRETS, Access::ReadWrite));
+        }
+        if spec.resident {
+            mappings.push(map(LIVE, Access::ReadWrite));
         }
         arch::native::install(&memory, &mappings, vcpus)?;
         let pool = beside.as_ref().map(Beside::pool);
@@ -260,6 +264,7 @@ impl Run<'_> {
             Kick::Control(Control::GrantMemory) => {
                 self.grant_memory()?;
             }
+            Kick::Control(Control::Serve) => self.serve()?,
             Kick::Control(Control::Exit) => {
                 self.drain()?;
                 return Ok(true);
@@ -274,6 +279,17 @@ impl Run<'_> {
             }
         }
         Ok(false)
+    }
+
+    /// Takes the guest's answers and gives it the next batch of queries.
+    fn serve(&mut self) -> Result<(), RunError> {
+        let mut served = resident::take_answers(&self.operation.memory, self.host)?;
+        while !served {
+            self.look_at_limits()?;
+            served = resident::put_queries(&self.operation.memory, self.host)?;
+        }
+        self.watch.progressed();
+        Ok(())
     }
 
     /// Maps the memory that the guest may have of what it asks for.

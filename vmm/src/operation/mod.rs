@@ -12,6 +12,7 @@ mod limits;
 mod machine;
 mod records;
 mod report;
+mod resident;
 mod secrets;
 
 /// The parts that read what a guest writes, without a vCPU: for fuzzers.
@@ -28,6 +29,7 @@ pub mod seam {
 pub use crate::threads::{Confine, ThreadKind};
 pub use machine::Operation;
 pub use report::{CrashReport, RunError};
+pub use resident::Resident;
 pub use secrets::Secret;
 pub use zeroize::Zeroizing;
 
@@ -126,6 +128,8 @@ pub struct OperationSpec {
     pub secrets: Vec<Secret>,
     /// What it may use.
     pub limits: Limits,
+    /// It is resident: it has the region for queries, which come from [`OperationHost::resident`].
+    pub resident: bool,
     /// Set (by a signal handler) when the user cancels.
     pub cancel: &'static AtomicBool,
 }
@@ -153,6 +157,11 @@ pub trait OperationHost {
     /// # Errors
     /// Why the record is malformed: the guest is stopped.
     fn record(&mut self, kind: RecordKind, payload: &[u8]) -> Result<(), String>;
+
+    /// Who asks a resident guest.
+    fn resident(&mut self) -> Option<&mut dyn Resident> {
+        None
+    }
 
     /// The run goes on: called a few times a second, whatever the guest does.
     fn tick(&mut self) {}

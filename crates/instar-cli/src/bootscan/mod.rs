@@ -3,7 +3,7 @@
 //! - `model`: records, validated; `text` and `json`: what is printed of them.
 
 mod json;
-mod model;
+pub mod model;
 mod text;
 
 use crate::cli::{self, ImageOptions, LimitOptions, UsageError};
@@ -143,16 +143,7 @@ impl Output for BootscanOutput {
         if self.console.record(kind, payload, files)? {
             return Ok(());
         }
-        match kind {
-            RecordKind::BootVolume => self.found.volume(payload),
-            RecordKind::BootNote => self.found.note(payload),
-            RecordKind::BootSource => self.found.source(payload),
-            RecordKind::BootEntry => self.found.entry(payload),
-            RecordKind::BootPlan => self.found.plan(payload),
-            other => Err(format!(
-                "records of the kind {other:?} do not belong to a search for boot entries"
-            )),
-        }
+        self.found.record(kind, payload)
     }
 
     fn ran(&mut self, stats: &RunStats) {

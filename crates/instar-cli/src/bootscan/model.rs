@@ -5,6 +5,7 @@ use instar_shared::bootscan::{
     MAX_BOOT_RECORDS, MAX_BOOT_TEXT, MAX_INITRDS, NO_INDEX, VOLUME_ACTIVE, VOLUME_EFI,
     VOLUME_FLAGS,
 };
+use instar_shared::record::RecordKind;
 use instar_shared::zerocopy::FromBytes;
 use instar_shared::zerocopy::little_endian::U16;
 use instar_vmm::boot_plan::BootPlan;
@@ -123,6 +124,20 @@ fn room<T>(list: &[T]) -> Result<(), String> {
 }
 
 impl Found {
+    /// Takes over a record of any kind.
+    pub fn record(&mut self, kind: RecordKind, payload: &[u8]) -> Result<(), String> {
+        match kind {
+            RecordKind::BootVolume => self.volume(payload),
+            RecordKind::BootNote => self.note(payload),
+            RecordKind::BootSource => self.source(payload),
+            RecordKind::BootEntry => self.entry(payload),
+            RecordKind::BootPlan => self.plan(payload),
+            other => Err(format!(
+                "records of the kind {other:?} do not belong to a search for boot entries"
+            )),
+        }
+    }
+
     /// Takes over a `BootVolume` record.
     pub fn volume(&mut self, payload: &[u8]) -> Result<(), String> {
         let (raw, rest) = head::<BootVolume>(payload)?;

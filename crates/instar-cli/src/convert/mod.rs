@@ -33,7 +33,7 @@ use target::Target;
 /// Threads for long reads and writes.
 pub const IO_THREADS: u8 = 2;
 /// vCPUs that compress or decompress beside the first, if the host has so many cores.
-const FURTHER_VCPUS: u8 = 3;
+pub const FURTHER_VCPUS: u8 = 3;
 
 /// What a command line asks for.
 #[derive(Debug)]
@@ -104,12 +104,13 @@ pub fn run(options: &ConvertOptions, limits: &LimitOptions) -> Result<u8, UsageE
         },
     };
     let elf = match (options.no_create, target_format) {
-        (true, NewFormat::Qcow2) if options.bitmaps => CONVERT_INTO_BITMAPS,
         (true, NewFormat::Qcow2) => CONVERT_INTO,
         _ => CONVERT,
     };
+    let add_bitmaps = options.bitmaps && std::ptr::eq(elf, CONVERT_INTO);
     let how = How {
         threads,
+        sequel: add_bitmaps.then_some(CONVERT_INTO_BITMAPS),
         secrets: secret.into_iter().collect(),
         ..How::default()
     };

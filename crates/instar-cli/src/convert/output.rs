@@ -156,6 +156,15 @@ impl Output for ConvertOutput {
         self.console.pause();
     }
 
+    fn hand_on(&mut self) {
+        // As at the end of the copy of nothing, which is the first and last that is heard of it.
+        self.console.mark_percent(0, 1);
+    }
+
+    fn go_on(&mut self) {
+        self.console.continue_percent();
+    }
+
     fn ran(&mut self, stats: &RunStats) {
         self.console.ran(stats);
     }

@@ -149,36 +149,24 @@ impl Target {
         if self.durable {
             config.flags.set(config.flags.get() | CONVERT_DURABLE);
         }
-        let layout = self.options.layout();
         let Self { image, durable, .. } = self;
         if !self.create {
             let image = Image { format, ..image };
             inputs.push(launch::to_change(image, Growth::default(), limits));
             return;
         }
-        let path = image.path;
-        inputs.push(launch::to_create(
-            NewFile {
-                path,
-                raw,
-                durable,
-                layout,
-            },
-            limits,
-        ));
-        if let Some(name) = self.options.text("data_file") {
+        let image = NewFile {
+            path: image.path,
+            raw,
+            durable,
+            layout: self.options.layout(),
+        };
+        let data = self.options.text("data_file");
+        let data = data.map(|name| image.data(PathBuf::from(OsStr::from_bytes(name))));
+        inputs.push(launch::to_create(image, limits));
+        if let Some(data) = data {
             config.data_slot.set(next_slot(inputs));
-            let path = PathBuf::from(OsStr::from_bytes(name));
-            let raw = true;
-            inputs.push(launch::to_create(
-                NewFile {
-                    path,
-                    raw,
-                    durable,
-                    layout,
-                },
-                limits,
-            ));
+            inputs.push(launch::to_create(data, limits));
         }
     }
 }

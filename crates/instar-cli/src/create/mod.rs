@@ -265,31 +265,15 @@ impl Request {
         if self.refusal.is_some() {
             return inputs;
         }
-        let durable = true;
-        let layout = self.options.layout();
-        let raw = self.format == NewFormat::Raw;
-        let path = self.path;
-        inputs.push(launch::to_create(
-            NewFile {
-                path,
-                raw,
-                durable,
-                layout,
-            },
-            limits,
-        ));
-        if let Some(path) = self.data {
-            let raw = true;
-            inputs.push(launch::to_create(
-                NewFile {
-                    path,
-                    raw,
-                    durable,
-                    layout,
-                },
-                limits,
-            ));
-        }
+        let image = NewFile {
+            path: self.path,
+            raw: self.format == NewFormat::Raw,
+            durable: true,
+            layout: self.options.layout(),
+        };
+        let data = self.data.map(|path| image.data(path));
+        let files = [Some(image), data].into_iter().flatten();
+        inputs.extend(files.map(|file| launch::to_create(file, limits)));
         inputs
     }
 }
@@ -354,9 +338,15 @@ fn backing(
             return Err(format!("Unknown driver '{name}'{NO_BACKING}"));
         }
     };
-    let path = path_of_backing(file, name);
+    let image = if name.as_bytes().starts_with(b"json:") {
+        let format = stated.map(OsStr::to_owned);
+        let image = Image::with_format(name, format.as_ref());
+        image.map_err(|error| image::reason(name, &error) + NO_BACKING)?
+    } else {
+        Image::file(path_of_backing(file, name), format)
+    };
     Ok(Some(Backing {
-        image: Image::file(path, format),
+        image,
         stated: stated.is_some(),
     }))
 }

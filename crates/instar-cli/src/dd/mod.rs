@@ -1,9 +1,9 @@
 //! `instar dd`: a part of an image, or all of it, becomes another one.
 
 use crate::cli::{FormatOptions, LimitOptions, UsageError};
-use crate::convert::{ConvertOutput, IO_THREADS, Shown};
+use crate::convert::{ConvertOutput, FURTHER_VCPUS, IO_THREADS, Shown};
 use crate::create::options::{NewFormat, NewOptions};
-use crate::files::{CONVERT, Layout, Reads};
+use crate::files::{Access, CONVERT, Layout, Reads};
 use crate::image::{self, Image};
 use crate::info::Format;
 use crate::launch::{self, NewFile};
@@ -102,6 +102,7 @@ pub fn run(options: &DdOptions, limits: &LimitOptions) -> Result<u8, UsageError>
         Reads::Contents,
         options.force_share,
     )];
+    let may_be_packed = inputs.iter().any(|input| input.access != Access::ReadRaw);
     if refusal.is_none() {
         inputs.push(launch::to_create(file, limits));
     } else {
@@ -122,7 +123,7 @@ pub fn run(options: &DdOptions, limits: &LimitOptions) -> Result<u8, UsageError>
     let output = ConvertOutput::new(shown);
     let threads = Threads {
         io: IO_THREADS,
-        vcpus: 0,
+        vcpus: if may_be_packed { FURTHER_VCPUS } else { 0 },
     };
     launch::start_on(threads, CONVERT, config.as_bytes(), inputs, limits, output)
 }

@@ -20,7 +20,7 @@ fn commands(name: ProgramName) -> Vec<Command> {
     let mut whole = Cli::command();
     whole.build();
     let own = |sub: &Command| {
-        ["run", "bootscan"].contains(&sub.get_name()) && name == ProgramName::QemuImg
+        ["run", "serve", "bootscan"].contains(&sub.get_name()) && name == ProgramName::QemuImg
     };
     let shown = whole
         .get_subcommands()
@@ -55,8 +55,8 @@ fn there_are_as_many_commands_as_qemu_img_has() {
     assert_eq!(commands(ProgramName::QemuImg).len(), 15, "info, check, …");
     assert_eq!(
         commands(ProgramName::Instar).len(),
-        17,
-        "and run and bootscan"
+        18,
+        "and run, serve and bootscan"
     );
 }
 

@@ -1,6 +1,10 @@
 //! What does not go together in a description of a machine.
 
-use super::config::{Config, Stream};
+use super::config::{Config, Net, NetKind, Stream};
+use instar_user_net::forward::{Forward, MAX_FORWARDS};
+use instar_user_net::policy::Policy;
+use instar_user_net::servers::MAX_SERVERS;
+use instar_user_net::{MAX_MTU, MIN_MTU};
 use instar_vmm::machine::layout::MAX_CPUS;
 
 /// Memory comes in pieces of so many bytes.
@@ -22,10 +26,10 @@ const MAX_DEVICES: usize = 16;
 /// The first thing that is wrong, in a sentence.
 pub fn check(config: &Config) -> Result<(), String> {
     boots(config)?;
-    if !(1..=MAX_CPUS).contains(&config.cpus) {
+    if !(1..=MAX_CPUS).contains(&config.cpus()) {
         return Err(format!("a machine has 1 to {MAX_CPUS} vCPUs"));
     }
-    let memory = config.memory.0;
+    let memory = config.memory();
     if !(LEAST_MEMORY..=MOST_MEMORY).contains(&memory) || !memory.is_multiple_of(MEMORY_STEP) {
         return Err("a machine's memory is a multiple of 2M, at least 32M and at most 32T".into());
     }
@@ -48,7 +52,8 @@ pub fn check(config: &Config) -> Result<(), String> {
             ));
         }
     }
-    for net in &config.net {
+    nets(&config.net)?;
+    for net in config.net.iter().filter(|net| net.kind.is_none()) {
         // `ifr_name` has 16 bytes with the zero.
         if net.tap.is_empty() || net.tap.len() > 15 || net.tap.contains(['/', '\0', ' ']) {
             return Err(format!("'{}' is not the name of a tap device", net.tap));
@@ -65,12 +70,75 @@ pub fn check(config: &Config) -> Result<(), String> {
     }
 }
 
+/// User networks, and no network.
+fn nets(nets: &[Net]) -> Result<(), String> {
+    let of = |kind| {
+        nets.iter()
+            .filter(move |net| net.kind == Some(kind))
+            .count()
+    };
+    if of(NetKind::User) > 1 {
+        return Err("a machine has at most one user network".into());
+    }
+    if of(NetKind::None) > 0 && nets.len() > 1 {
+        return Err("--net none stands alone".into());
+    }
+    for net in nets {
+        let lists = [&net.dns, &net.forward, &net.allow, &net.deny];
+        let users = net.mtu.is_some() || net.log.is_some() || lists.iter().any(|it| !it.is_empty());
+        match net.kind {
+            Some(NetKind::User) => user_net(net)?,
+            _ if users => {
+                return Err(
+                    "mtu, dns, --forward, --allow, --deny and --net-log belong to --net user"
+                        .into(),
+                );
+            }
+            _ => {}
+        }
+        if net.kind.is_some() && !net.tap.is_empty() {
+            return Err(
+                "a network device is connected to a tap device or to something else".into(),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// A user network's rules and ports are checked before anything is opened.
+fn user_net(net: &Net) -> Result<(), String> {
+    if net
+        .mtu
+        .is_some_and(|mtu| !(MIN_MTU..=MAX_MTU).contains(&mtu))
+    {
+        return Err(format!("a network's mtu is {MIN_MTU} to {MAX_MTU}"));
+    }
+    if net.dns.len() > MAX_SERVERS {
+        return Err(format!("at most {MAX_SERVERS} DNS servers are asked"));
+    }
+    net.servers()?;
+    if net.forward.len() > MAX_FORWARDS {
+        return Err(format!("at most {MAX_FORWARDS} ports are forwarded"));
+    }
+    for text in &net.forward {
+        Forward::parse(text).map_err(|error| error.to_string())?;
+    }
+    Policy::new(&net.allow, &net.deny).map_err(|error| error.to_string())?;
+    Ok(())
+}
+
 /// There is one thing to start.
 fn boots(config: &Config) -> Result<(), String> {
+    if !config.scans() && (config.entry.is_some() || config.append.is_some()) {
+        return Err("--entry and --append belong to what a disk image boots".into());
+    }
     match (&config.kernel, &config.firmware) {
+        (None, None) if config.scans() && config.initrd.is_some() => {
+            Err("--initrd belongs to --kernel".into())
+        }
+        (None, None) if config.scans() => Ok(()),
         (None, None) => Err(
-            "there is nothing to start: give --kernel FILE, or --firmware FILE; starting a disk image without them is not possible yet"
-                .into(),
+            "there is nothing to start: give a disk image, --kernel FILE or --firmware FILE".into(),
         ),
         (Some(_), Some(_)) => Err("--kernel and --firmware exclude each other".into()),
         (None, Some(_)) if config.initrd.is_some() || config.cmdline.is_some() => {

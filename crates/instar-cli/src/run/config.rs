@@ -2,11 +2,16 @@
 //!
 //! `--dry-run` prints what `--config` reads.
 
+use instar_user_net::servers::DNS_PORT;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-/// Memory of a machine that nobody gave a size.
+/// Memory of a machine that nobody gave a size, and of one that boots a disk image.
 const DEFAULT_MEMORY: u64 = 512 << 20;
+const IMAGE_MEMORY: u64 = 1 << 30;
+/// vCPUs of one that boots a disk image, where the host has as many.
+const IMAGE_CPUS: u8 = 2;
 /// How long a guest may take to shut down.
 const DEFAULT_SHUTDOWN_SECONDS: u64 = 30;
 
@@ -14,6 +19,15 @@ const DEFAULT_SHUTDOWN_SECONDS: u64 = 30;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Config {
+    /// Disk image that is booted: the first disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<PathBuf>,
+    /// The boot loader's entry that is booted, if not its default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entry: Option<String>,
+    /// Words behind the entry's command line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub append: Option<String>,
     /// Kernel: ELF or bzImage.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<PathBuf>,
@@ -26,10 +40,12 @@ pub struct Config {
     /// Firmware with a PVH entry, instead of a kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub firmware: Option<PathBuf>,
-    /// vCPUs.
-    pub cpus: u8,
-    /// Memory.
-    pub memory: Size,
+    /// vCPUs; by default one, or two for a disk image where the host has them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<u8>,
+    /// Memory; by default 512 MiB, or 1 GiB for a disk image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Size>,
     /// How virtio devices are found.
     pub transport: Transport,
     /// Where the serial line goes; by default to the terminal unless the console does.
@@ -37,7 +53,7 @@ pub struct Config {
     pub serial: Option<Stream>,
     /// Where the virtio console goes.
     pub console: Stream,
-    /// A source of random bytes.
+    /// A source of random bytes; a disk image always has one.
     pub rng: bool,
     /// Start again when the guest reboots.
     pub reboot: bool,
@@ -52,17 +68,23 @@ pub struct Config {
     /// vsock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vsock: Option<Vsock>,
+    /// What the guest's cloud-init is told.
+    #[serde(skip_serializing_if = "is_default")]
+    pub cloud_init: CloudInit,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
+            image: None,
+            entry: None,
+            append: None,
             kernel: None,
             initrd: None,
             cmdline: None,
             firmware: None,
-            cpus: 1,
-            memory: Size(DEFAULT_MEMORY),
+            cpus: None,
+            memory: None,
             transport: Transport::Pci,
             serial: None,
             console: Stream::None,
@@ -72,8 +94,30 @@ impl Default for Config {
             disk: Vec::new(),
             net: Vec::new(),
             vsock: None,
+            cloud_init: CloudInit::default(),
         }
     }
+}
+
+/// What the guest's cloud-init is told, on a disk of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct CloudInit {
+    /// A file that is `user-data`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_data: Option<PathBuf>,
+    /// A file that is `meta-data`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub meta_data: Option<PathBuf>,
+    /// A file that is `network-config`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_config: Option<PathBuf>,
+    /// Public keys of the image's default user, or files of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ssh_key: Vec<String>,
+    /// Name of the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
 }
 
 /// How virtio devices are found.
@@ -113,11 +157,80 @@ pub struct Disk {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Net {
+    /// What it is connected to, if it is not a tap device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<NetKind>,
     /// Name of the tap device.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub tap: String,
+    /// Longest packet of a user network, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+    /// DNS servers of a user network, as ADDRESS or ADDRESS:PORT; the host's by default.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns: Vec<String>,
+    /// Ports of the host that lead into the guest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forward: Vec<String>,
+    /// What the guest may reach.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
+    /// What it may not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deny: Vec<String>,
+    /// Gets a line for each flow that is denied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<PathBuf>,
     /// The guest's address; by default one that follows from the name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<Mac>,
+}
+
+/// What a network device is connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetKind {
+    /// A user network.
+    User,
+    /// Nothing: there is no device.
+    None,
+}
+
+impl Net {
+    /// A device on a user network, or none.
+    #[must_use]
+    pub fn of_kind(kind: NetKind) -> Self {
+        Self {
+            kind: Some(kind),
+            ..Self::default()
+        }
+    }
+
+    /// The guest's address: as given, or one that is always the same.
+    #[must_use]
+    pub fn mac(&self) -> Mac {
+        let name = if self.kind.is_some() {
+            "user network"
+        } else {
+            &self.tap
+        };
+        self.mac.unwrap_or_else(|| Mac::of_name(name))
+    }
+
+    /// Where the user network's DNS servers are.
+    ///
+    /// # Errors
+    /// One sentence: one of them is no address.
+    pub fn servers(&self) -> Result<Vec<SocketAddr>, String> {
+        let server = |text: &String| {
+            let address = text
+                .parse()
+                .map(|address| SocketAddr::new(address, DNS_PORT));
+            let address = address.or_else(|_| text.parse());
+            address.map_err(|_| format!("'{text}' is not the address of a DNS server"))
+        };
+        self.dns.iter().map(server).collect()
+    }
 }
 
 /// vsock.
@@ -299,6 +412,36 @@ impl Config {
             .map_err(|error| format!("the machine cannot be written as TOML: {error}"))
     }
 
+    /// Whether the kernel is what the image boots.
+    #[must_use]
+    pub const fn scans(&self) -> bool {
+        self.image.is_some() && self.kernel.is_none() && self.firmware.is_none()
+    }
+
+    /// vCPUs.
+    #[must_use]
+    pub fn cpus(&self) -> u8 {
+        let of_host = || {
+            let count = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+            u8::try_from(count).unwrap_or(u8::MAX).min(IMAGE_CPUS)
+        };
+        match (self.cpus, &self.image) {
+            (Some(cpus), _) => cpus,
+            (None, Some(_)) => of_host(),
+            (None, None) => 1,
+        }
+    }
+
+    /// Memory in bytes.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        match (self.memory, &self.image) {
+            (Some(memory), _) => memory.0,
+            (None, Some(_)) => IMAGE_MEMORY,
+            (None, None) => DEFAULT_MEMORY,
+        }
+    }
+
     /// Where the serial line goes.
     #[must_use]
     pub fn serial(&self) -> Stream {
@@ -312,11 +455,20 @@ impl Config {
     /// The kernel's command line: as given, or one that names the console.
     #[must_use]
     pub fn cmdline(&self) -> String {
-        match (&self.cmdline, self.serial(), &self.console) {
-            (Some(given), _, _) => given.clone(),
-            (None, Stream::None, Stream::None) => String::new(),
-            (None, Stream::None, _) => "console=hvc0".to_owned(),
-            (None, _, _) => "console=ttyS0".to_owned(),
+        let console = || match self.console() {
+            Some(console) => format!("console={console}"),
+            None => String::new(),
+        };
+        self.cmdline.clone().unwrap_or_else(console)
+    }
+
+    /// The kernel's name of the console that there is.
+    #[must_use]
+    pub fn console(&self) -> Option<&'static str> {
+        match (self.serial(), &self.console) {
+            (Stream::None, Stream::None) => None,
+            (Stream::None, _) => Some("hvc0"),
+            _ => Some("ttyS0"),
         }
     }
 
@@ -324,11 +476,16 @@ impl Config {
     #[must_use]
     pub fn complete(mut self) -> Self {
         self.serial = Some(self.serial());
+        self.cpus = Some(self.cpus());
+        self.memory = Some(Size(self.memory()));
+        self.rng |= self.image.is_some();
         if self.kernel.is_some() {
             self.cmdline = Some(self.cmdline());
         }
         for net in &mut self.net {
-            net.mac.get_or_insert_with(|| Mac::of_name(&net.tap));
+            if net.kind != Some(NetKind::None) {
+                net.mac = Some(net.mac());
+            }
         }
         self
     }

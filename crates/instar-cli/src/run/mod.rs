@@ -1,27 +1,49 @@
 //! `instar run`: a Linux guest in the foreground.
+//!
+//! - `options`, `config`, `check`: what is typed, the whole machine, what does not go together;
+//! - `scan`: the search for what an image boots; `seed`: the disk for cloud-init; `output`: what is told.
 
 mod check;
 pub mod config;
 mod options;
 mod output;
+mod scan;
+mod seed;
 
 pub use options::RunOptions;
 
 use crate::cli::{LimitOptions, UsageError};
 use crate::failure::system_text;
-use config::{Config, Disk, Mac, Stream, Transport};
-use instar_sandbox::machine::{self, BootFiles, DiskFile, MachineJob, TapName, VsockName};
+use config::{Config, Disk, Net, NetKind, Stream, Transport};
+use instar_sandbox::machine::{
+    self, BootFiles, DiskFile, MachineJob, NetName, NetTo, UserNet, VsockName,
+};
+use instar_user_net::forward::Forward;
 use instar_vmm::machine::parts::{self, RateLimit};
+use scan::ImageScan;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 /// What stands below the options.
 pub const HELP: &str = "\
+IMAGE is a disk whose boot loader's default entry is started, as `instar bootscan`
+shows it; the search is repeated before each boot. It gets two vCPUs, 1 GiB of memory
+and a source of random bytes unless something else is said, and its kernel is told of
+the console that there is. What the options of cloud-init say comes on a further disk.
+
 A disk is the bytes of FILE, whatever is in them: a qcow2 image is not looked into,
 and is an odd raw disk to the guest. SIGTERM and SIGINT press the power button; a
 second one stops the machine. At a terminal, Ctrl-A x ends the machine and
 Ctrl-A Ctrl-A sends Ctrl-A.
+
+--net user gives the guest 10.0.2.15 and lets it reach what this host reaches, but
+neither this host (10.0.2.2 to the guest) nor a LAN. A RULE is
+[tcp:|udp:|icmp:]WHO[:PORT[-PORT]], where WHO is an address, a network such as
+192.168.0.0/16, a name, *.NAME, host or lan. What is denied goes before what is
+allowed; --deny all denies what no --allow names. A name stands for the addresses
+that the guest gets for it from 10.0.2.3, and never for this host's or a LAN's.
 
 Exit codes:
   0    the guest switched the machine off, or it was ended by Ctrl-A x
@@ -29,8 +51,12 @@ Exit codes:
   130  stopped by a second signal, the first being SIGINT (143: SIGTERM)
 
 Examples:
+  instar run debian.raw --ssh-key ~/.ssh/id_ed25519.pub --hostname debian
+  instar run debian.raw --entry '1>0' --append single --dry-run
   instar run --kernel vmlinuz --initrd initrd.img --disk disk.raw
   instar run --kernel vmlinux --cmdline 'console=ttyS0 root=/dev/vda' --disk root.raw --cpus 4 --memory 2G
+  instar run --kernel vmlinuz --disk disk.raw --net user --forward tcp:2222:22
+  instar run --kernel vmlinuz --net user --deny all --allow '*.debian.org:80' --allow host:8080
   instar run --kernel vmlinuz --net tap:tap0 --vsock 3:/run/vm.sock --dry-run
   instar run --config vm.toml";
 
@@ -42,9 +68,9 @@ const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// # Errors
 /// The description is wrong.
 pub fn run(options: &RunOptions, limits: &LimitOptions) -> Result<u8, UsageError> {
-    if limits.max_growth.is_some() || !limits.allow_path.is_empty() {
+    if limits.max_growth.is_some() {
         return Err(UsageError::plain(
-            "--max-growth and --allow-path are for operations on images: a machine's disks do not grow, and name no files",
+            "--max-growth is for operations on images: a machine's disks do not grow",
         ));
     }
     let config = match &options.config {
@@ -61,7 +87,11 @@ pub fn run(options: &RunOptions, limits: &LimitOptions) -> Result<u8, UsageError
     if let Some(remark) = instar_vmm::machine::host_remark() {
         output.say(&format!("warning: {remark}"));
     }
-    let job = job(config, options, limits);
+    let seed = seed::disk(&config.cloud_init).map_err(UsageError::plain)?;
+    let job = MachineJob {
+        seed,
+        ..job(config, options, limits)
+    };
     Ok(machine::run_machine(&job, &mut output))
 }
 
@@ -85,6 +115,7 @@ fn read(path: &Path) -> Result<Config, String> {
 fn job(config: Config, options: &RunOptions, limits: &LimitOptions) -> MachineJob {
     let cmdline = config.cmdline();
     let boot = match (config.firmware.clone(), config.kernel.clone()) {
+        _ if config.scans() => BootFiles::Scan(Rc::new(ImageScan::new(&config, limits))),
         (Some(firmware), _) => BootFiles::Firmware(firmware),
         (None, kernel) => BootFiles::Kernel {
             kernel: kernel.unwrap_or_default(),
@@ -93,8 +124,8 @@ fn job(config: Config, options: &RunOptions, limits: &LimitOptions) -> MachineJo
         },
     };
     MachineJob {
-        cpus: config.cpus,
-        memory_bytes: config.memory.0,
+        cpus: config.cpus(),
+        memory_bytes: config.memory(),
         transport: match config.transport {
             Transport::Pci => parts::Transport::Pci,
             Transport::Mmio => parts::Transport::Mmio,
@@ -107,19 +138,27 @@ fn job(config: Config, options: &RunOptions, limits: &LimitOptions) -> MachineJo
         shutdown: Duration::from_secs(config.shutdown_timeout),
         timeout: limits.timeout,
         recycle: options.recycle(),
-        disks: config.disk.into_iter().map(disk).collect(),
-        nets: config
-            .net
+        disks: config
+            .image
+            .map(image_disk)
             .into_iter()
-            .map(|net| TapName {
-                mac: net.mac.unwrap_or_else(|| Mac::of_name(&net.tap)).0,
-                name: net.tap,
-            })
+            .chain(config.disk)
+            .map(disk)
             .collect(),
+        seed: None,
+        nets: config.net.into_iter().filter_map(net).collect(),
         vsock: config.vsock.map(|vsock| VsockName {
             cid: vsock.cid,
             path: vsock.socket,
         }),
+    }
+}
+
+/// The image that is booted, as a disk.
+fn image_disk(file: PathBuf) -> Disk {
+    Disk {
+        file,
+        ..Disk::default()
     }
 }
 
@@ -135,6 +174,27 @@ fn disk(disk: Disk) -> DiskFile {
         serial: disk.serial,
         rate: (rate != RateLimit::default()).then_some(rate),
     }
+}
+
+/// A network device; what is checked already is not refused here.
+fn net(net: Net) -> Option<NetName> {
+    let mac = net.mac().0;
+    let to = match net.kind {
+        None => NetTo::Tap(net.tap),
+        Some(NetKind::None) => return None,
+        Some(NetKind::User) => {
+            let forwards = net.forward.iter().map(|text| Forward::parse(text));
+            NetTo::User(UserNet {
+                mtu: net.mtu.unwrap_or(instar_user_net::MAX_MTU),
+                dns: net.servers().ok()?,
+                forwards: forwards.collect::<Result<_, _>>().ok()?,
+                allow: net.allow,
+                deny: net.deny,
+                log: net.log,
+            })
+        }
+    };
+    Some(NetName { to, mac })
 }
 
 fn stream(stream: &Stream) -> machine::Stream {

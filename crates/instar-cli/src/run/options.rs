@@ -1,6 +1,6 @@
 //! The options of `run`.
 
-use super::config::{Config, Disk, Mac, Net, Size, Stream, Transport, Vsock};
+use super::config::{Config, Disk, Mac, Net, NetKind, Size, Stream, Transport, Vsock};
 use crate::cli::LimitOptions;
 use crate::opts::keyval;
 use clap::Args;
@@ -12,6 +12,30 @@ use std::time::Duration;
 /// Options of `run`.
 #[derive(Args, Debug)]
 pub struct RunOptions {
+    /// Disk image to boot: the first disk; its boot loader's entry is started
+    #[arg(value_name = "IMAGE")]
+    pub image: Option<PathBuf>,
+    /// Start this entry of the image's boot loader: its index, ID or title (default: the boot loader's default)
+    #[arg(long, value_name = "ENTRY", allow_hyphen_values = true)]
+    pub entry: Option<String>,
+    /// Put these words behind the entry's command line
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub append: Option<String>,
+    /// A file that cloud-init gets as user-data
+    #[arg(long, value_name = "FILE", help_heading = "Cloud-init")]
+    pub user_data: Option<PathBuf>,
+    /// A file that cloud-init gets as meta-data
+    #[arg(long, value_name = "FILE", help_heading = "Cloud-init")]
+    pub meta_data: Option<PathBuf>,
+    /// A file that cloud-init gets as network-config
+    #[arg(long, value_name = "FILE", help_heading = "Cloud-init")]
+    pub network_config: Option<PathBuf>,
+    /// A public key, or a file of them, by which one may log in as the image's default user
+    #[arg(long, value_name = "KEY", help_heading = "Cloud-init")]
+    pub ssh_key: Vec<String>,
+    /// Name of the host
+    #[arg(long, value_name = "NAME", help_heading = "Cloud-init")]
+    pub hostname: Option<String>,
     /// Kernel: an ELF vmlinux, or a bzImage
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
@@ -27,13 +51,25 @@ pub struct RunOptions {
     /// A disk, as FILE[,readonly][,direct][,serial=ID][,bytes-per-second=SIZE][,requests-per-second=N]
     #[arg(long, value_name = "DISK")]
     pub disk: Vec<OsString>,
-    /// A network device, as tap:NAME[,mac=ADDRESS]
+    /// A network device, as user[,mtu=N][,dns=ADDRESS][,mac=ADDRESS] or tap:NAME[,mac=ADDRESS], or none
     #[arg(long, value_name = "NET")]
     pub net: Vec<String>,
+    /// A port of this host that leads into the guest, as tcp:[ADDRESS:]HOSTPORT:GUESTPORT, or udp (default: 127.0.0.1)
+    #[arg(long, value_name = "PORTS")]
+    pub forward: Vec<String>,
+    /// What the guest may reach through --net user, beside the internet
+    #[arg(long, value_name = "RULE")]
+    pub allow: Vec<String>,
+    /// What the guest may not reach through --net user; all: nothing that is not allowed
+    #[arg(long, value_name = "RULE")]
+    pub deny: Vec<String>,
+    /// A file that gets a line for each flow that --net user denies
+    #[arg(long, value_name = "FILE")]
+    pub net_log: Option<PathBuf>,
     /// vsock, as CID:PATH or cid=CID,socket=PATH
     #[arg(long, value_name = "VSOCK")]
     pub vsock: Option<OsString>,
-    /// vCPUs (default: 1)
+    /// vCPUs (default: 1; for an image 2, or as many as the host has)
     #[arg(long, value_name = "N")]
     pub cpus: Option<u8>,
     /// How virtio devices are found (default: pci)
@@ -63,12 +99,12 @@ pub struct RunOptions {
     /// Take the machine from a TOML file; options go before what it says
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Not possible yet
+    #[arg(long, hide = true)]
+    pub snapshot_on_exit: bool,
     /// Save, reset and restore all devices again and again, after so many milliseconds
     #[arg(long, value_name = "MILLISECONDS", hide = true)]
     pub recycle_devices: Option<u64>,
-    /// A disk image
-    #[arg(value_name = "IMAGE", hide = true)]
-    pub image: Vec<OsString>,
 }
 
 impl RunOptions {
@@ -77,12 +113,13 @@ impl RunOptions {
     /// # Errors
     /// An option's value is wrong.
     pub fn over(&self, mut config: Config, limits: &LimitOptions) -> Result<Config, String> {
-        if !self.image.is_empty() {
+        if self.snapshot_on_exit {
             return Err(
-                "starting a disk image by its name is not possible yet: give --kernel FILE, and the image as --disk FILE"
+                "--snapshot-on-exit is not possible yet: when the machine is off, `instar snapshot -c NAME IMAGE` makes one of a qcow2 image"
                     .into(),
             );
         }
+        self.over_image(&mut config);
         let over = |to: &mut Option<PathBuf>, from: &Option<PathBuf>| {
             if from.is_some() {
                 to.clone_from(from);
@@ -102,11 +139,12 @@ impl RunOptions {
             let nets = self.net.iter().map(|text| net(text));
             config.net = nets.collect::<Result<_, _>>()?;
         }
+        self.over_user_net(&mut config)?;
         if let Some(text) = &self.vsock {
             config.vsock = Some(vsock(text)?);
         }
-        config.cpus = self.cpus.unwrap_or(config.cpus);
-        config.memory = limits.memory.map_or(config.memory, Size);
+        config.cpus = self.cpus.or(config.cpus);
+        config.memory = limits.memory.map(Size).or(config.memory);
         config.transport = self.transport.unwrap_or(config.transport);
         if let Some(stream) = &self.serial {
             config.serial = Some(Stream::from(stream.as_path()));
@@ -118,6 +156,53 @@ impl RunOptions {
         config.reboot &= !self.no_reboot;
         config.shutdown_timeout = self.shutdown_timeout.unwrap_or(config.shutdown_timeout);
         Ok(config)
+    }
+
+    /// What the options say of an image that is booted, and of its cloud-init.
+    fn over_image(&self, config: &mut Config) {
+        fn over<T: Clone>(to: &mut Option<T>, from: &Option<T>) {
+            if from.is_some() {
+                to.clone_from(from);
+            }
+        }
+        over(&mut config.image, &self.image);
+        over(&mut config.entry, &self.entry);
+        over(&mut config.append, &self.append);
+        let cloud = &mut config.cloud_init;
+        over(&mut cloud.user_data, &self.user_data);
+        over(&mut cloud.meta_data, &self.meta_data);
+        over(&mut cloud.network_config, &self.network_config);
+        over(&mut cloud.hostname, &self.hostname);
+        if !self.ssh_key.is_empty() {
+            cloud.ssh_key.clone_from(&self.ssh_key);
+        }
+    }
+
+    /// What the options say of the user network, which is there if they do, or if an image is booted, and no other network is.
+    fn over_user_net(&self, config: &mut Config) -> Result<(), String> {
+        let lists = [&self.forward, &self.allow, &self.deny];
+        let said = lists.iter().any(|list| !list.is_empty()) || self.net_log.is_some();
+        if config.net.is_empty() && (said || config.image.is_some()) {
+            config.net.push(Net::of_kind(NetKind::User));
+        }
+        if !said {
+            return Ok(());
+        }
+        let mut nets = config.net.iter_mut();
+        let net = nets.find(|net| net.kind == Some(NetKind::User));
+        let net = net.ok_or("--forward, --allow, --deny and --net-log belong to --net user")?;
+        for (to, from) in [&mut net.forward, &mut net.allow, &mut net.deny]
+            .into_iter()
+            .zip(lists)
+        {
+            if !from.is_empty() {
+                to.clone_from(from);
+            }
+        }
+        if self.net_log.is_some() {
+            net.log.clone_from(&self.net_log);
+        }
+        Ok(())
     }
 
     /// The time after which devices are recycled.
@@ -206,10 +291,22 @@ fn net(text: &str) -> Result<Net, String> {
         let (key, value) = pair(word);
         let text = String::from_utf8_lossy(word);
         match (index, key.as_str(), value) {
+            (0, "user", None) => net.kind = Some(NetKind::User),
+            (0, "none", None) => net.kind = Some(NetKind::None),
             (0, _, _) => match text.strip_prefix("tap:").or(text.strip_prefix("tap=")) {
                 Some(name) => net.tap = name.to_owned(),
-                None => return Err(format!("{OPTION} expects tap:NAME, not '{text}'")),
+                None => {
+                    return Err(format!(
+                        "{OPTION} expects user, tap:NAME or none, not '{text}'"
+                    ));
+                }
             },
+            (_, "mtu", value) => {
+                let number = text_of(OPTION, "mtu", value)?;
+                let mtu = number.parse();
+                net.mtu = Some(mtu.map_err(|_| format!("{OPTION}: '{number}' is not a number"))?);
+            }
+            (_, "dns", value) => net.dns.push(text_of(OPTION, "dns", value)?),
             (_, "mac", value) => net.mac = Some(Mac::parse(&text_of(OPTION, "mac", value)?)?),
             _ => return Err(unknown(OPTION, &key)),
         }

@@ -40,6 +40,10 @@ impl MachineOutput for RunOutput {
         self.say(&format!("the {what} is at {path}"));
     }
 
+    fn network_lost(&mut self) {
+        self.say("the user network's process has ended: the guest has no network any more; please report this");
+    }
+
     fn ended(&mut self, report: &Report, outcome: &Outcome) {
         if !self.json {
             return;

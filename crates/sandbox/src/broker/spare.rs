@@ -1,8 +1,8 @@
 //! The process that waits to see through the next round, and how it is told to begin.
 
-use super::{Child, UNSEEN, run, socket_pair};
+use super::{Child, UNSEEN, run};
 use crate::output::Output;
-use crate::rounds::Rounds;
+use crate::rounds::{Rounds, Turn};
 use crate::wire::{self, MAX_REPLY};
 use crate::worker::Machine;
 use instar_vmm::VmError;
@@ -32,7 +32,7 @@ pub enum Forked {
 /// # Errors
 /// There is no process or descriptor left.
 pub fn fork() -> std::io::Result<Forked> {
-    let (own_end, spare_end) = socket_pair()?;
+    let (own_end, spare_end) = wire::pair()?;
     // SAFETY: `run_job` is documented to be called before any thread exists, so the child may do
     // whatever this process may.
     match unsafe { fork_process() }? {
@@ -52,7 +52,7 @@ pub fn fork() -> std::io::Result<Forked> {
 pub fn run_when_told<M: Machine>(
     line: OwnedFd,
     rounds: Rounds,
-    output: Box<dyn Output>,
+    mut output: Box<dyn Output>,
     prepare: impl FnOnce(OperationSpec) -> Result<M, VmError>,
 ) -> u8 {
     let Ok((packet, files)) = receive(&line) else {
@@ -66,6 +66,9 @@ pub fn run_when_told<M: Machine>(
     match rounds.next(next, files) {
         Ok(mut rounds) => {
             rounds.boss = Some(line);
+            if matches!(rounds.turn, Turn::Sequel) {
+                output.go_on();
+            }
             run(rounds, output, prepare)
         }
         Err(source) => {

@@ -43,15 +43,12 @@ const SOCKETS: [i64; 7] = [
 ];
 
 /// Requests of a vCPU while it runs, and of the devices whose registers it reaches.
-const RUN_REQUESTS: [u64; 8] = [
+const RUN_REQUESTS: [u64; 5] = [
     0xae80,      // KVM_RUN
-    0xaead,      // KVM_KVMCLOCK_CTRL, after a pause
     0x8090_ae81, // KVM_GET_REGS, for a report
     0x8138_ae83, // KVM_GET_SREGS
     0x4040_ae79, // KVM_IOEVENTFD, when the guest moves a base address register
-    0x4020_ae76, // KVM_IRQFD, when the guest turns vectors on and off
     0x4008_ae6a, // KVM_SET_GSI_ROUTING, when it writes them
-    0x4020_aea5, // KVM_SIGNAL_MSI
 ];
 /// Requests to tap devices: what the guest takes.
 const TAP_REQUESTS: [u64; 2] = [
@@ -81,7 +78,6 @@ pub fn rules(kind: ThreadKind, own_pid: u32) -> Vec<(i64, Alternatives)> {
             free.extend(READING);
             free.extend(WRITING);
             requests.push(&DISCARD_REQUESTS);
-            requests.push(&RUN_REQUESTS);
             requests.push(&BLOCKING_REQUEST);
         }
         ThreadKind::Io => {

@@ -19,19 +19,6 @@ use std::path::{Path, PathBuf};
 /// Bytes of a request, and of an answer.
 const PACKET_BYTES: usize = 4;
 
-/// The two ends of the line.
-///
-/// # Errors
-/// No more descriptors.
-pub fn pair() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
-    rustix::net::socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-}
-
 /// The worker's end.
 #[derive(Debug)]
 pub struct Asking {
@@ -162,7 +149,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let base = folder.path().join("vm.sock");
         let listener = UnixListener::bind(beside(&base, 1234)).unwrap();
-        let (own, other) = pair().unwrap();
+        let (own, other) = crate::wire::pair().unwrap();
         let mut asking = Asking::new(other);
         let worker = std::thread::spawn(move || {
             let refused = asking.connect(99).map(|_| ()).map_err(|e| e.kind());
@@ -194,7 +181,7 @@ mod tests {
             (&[0; 5], Some(base)),
             (&[0; 4], None),
         ] {
-            let (own, other) = pair().unwrap();
+            let (own, other) = crate::wire::pair().unwrap();
             rustix::net::send(&other, packet, SendFlags::empty()).unwrap();
             assert!(
                 matches!(answer(own.as_fd(), base), Asked::Wrong(_)),

@@ -1,18 +1,21 @@
 //! Opens what the user named for a machine.
 
+use super::network::UserNetwork;
 use super::terminal::Pty;
-use super::{BootFiles, DiskFile, MachineFailure, MachineJob, MachineOutput, Stream};
+use super::{
+    BootFiles, DiskFile, MachineFailure, MachineJob, MachineOutput, NetName, NetTo, Stream,
+};
 use crate::input::{Access, Growth, InputFile};
 use crate::locks::Reads;
 use crate::machine::connect::Asking;
 use crate::open::{self, Opened};
 use instar_vmm::HostFile;
-use instar_vmm::machine::parts::{Boot, Disk, Line, Net, Parts, Vsock};
+use instar_vmm::machine::parts::{Boot, Disk, Line, Net, Parts, Vsock, Wire};
 use instar_vmm::machine::tap::open_tap;
 use rustix::event::epoll;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -20,14 +23,59 @@ use std::path::{Path, PathBuf};
 /// All open files of a machine. A fork has them, too.
 #[derive(Debug)]
 pub struct MachineFiles {
-    boot: Boot,
+    /// What is started, once that is known.
+    boot: Option<Boot>,
     serial: Line,
     console: Option<Line>,
     disks: Vec<Disk>,
-    nets: Vec<Net>,
+    nets: Vec<OpenNet>,
     vsock: Option<Listening>,
     /// Held so that the lines do not hang up.
     terminals: Vec<OwnedFd>,
+}
+
+/// A network device whose other end is open.
+#[derive(Debug)]
+enum OpenNet {
+    Tap(Net),
+    User { network: UserNetwork, mac: [u8; 6] },
+}
+
+impl OpenNet {
+    fn open(net: &NetName) -> Result<Self, MachineFailure> {
+        let mac = net.mac;
+        Ok(match &net.to {
+            NetTo::Tap(name) => Self::Tap(Net {
+                wire: Wire::Tap(open_tap(name)?),
+                name: name.clone(),
+                mac,
+            }),
+            NetTo::User(user) => Self::User {
+                network: UserNetwork::open(user, mac)?,
+                mac,
+            },
+        })
+    }
+
+    /// The machine's part, in the worker; `cards` are the sockets of user networks.
+    fn into_part(self, cards: &mut impl Iterator<Item = OwnedFd>) -> Option<Net> {
+        match self {
+            Self::Tap(net) => Some(net),
+            Self::User { network, mac } => {
+                let wire = Wire::Frames {
+                    socket: cards.next()?,
+                    mtu: network.mtu(),
+                };
+                // The worker closes what it does not keep: here it is not closed a second time.
+                std::mem::forget(network);
+                Some(Net {
+                    wire,
+                    name: "user".to_owned(),
+                    mac,
+                })
+            }
+        }
+    }
 }
 
 /// The host's vsock socket; it goes when this goes.
@@ -44,7 +92,10 @@ impl MachineFiles {
     /// # Errors
     /// The first that fails.
     pub fn open(job: &MachineJob, output: &mut dyn MachineOutput) -> Result<Self, MachineFailure> {
-        let disks = disks(&job.disks)?;
+        let mut disks = disks(&job.disks)?;
+        if let Some(seed) = &job.seed {
+            disks.push(in_memory("cidata", seed)?);
+        }
         let boot = boot(&job.boot)?;
         let mut terminals = Vec::new();
         let serial = line("serial line", &job.serial, &mut terminals, output)?;
@@ -52,14 +103,7 @@ impl MachineFiles {
             Stream::None => None,
             stream => Some(line("console", stream, &mut terminals, output)?),
         };
-        let nets = job.nets.iter().map(|net| {
-            let tap = open_tap(&net.name)?;
-            Ok(Net {
-                tap,
-                name: net.name.clone(),
-                mac: net.mac,
-            })
-        });
+        let nets = job.nets.iter().map(OpenNet::open);
         let nets = nets.collect::<Result<_, MachineFailure>>()?;
         let vsock = match &job.vsock {
             Some(vsock) => Some(listen(vsock.cid, &vsock.path)?),
@@ -76,9 +120,22 @@ impl MachineFiles {
         })
     }
 
+    /// What this boot starts; none frees what the one before has started with.
+    pub fn set_boot(&mut self, boot: Option<Boot>) {
+        self.boot = boot;
+    }
+
     /// Path of the host's vsock socket.
     pub fn vsock_path(&self) -> Option<&Path> {
         self.vsock.as_ref().map(|vsock| vsock.path.as_path())
+    }
+
+    /// The user networks.
+    pub fn user_networks(&self) -> impl Iterator<Item = &UserNetwork> {
+        self.nets.iter().filter_map(|net| match net {
+            OpenNet::Tap(_) => None,
+            OpenNet::User { network, .. } => Some(network),
+        })
     }
 
     /// Removes what was made for the machine; in the parent, at the end.
@@ -89,9 +146,25 @@ impl MachineFiles {
         }
     }
 
-    /// The parts of the machine, in the worker, which asks on `line` for connections; and all descriptors of them.
-    pub fn into_parts(self, job: &MachineJob, line: OwnedFd) -> (Parts, Vec<RawFd>) {
+    /// The parts of the machine, in the worker, which asks on `line` for connections; and all descriptors of them. `cards`
+    /// are the sockets of the user networks.
+    ///
+    /// # Errors
+    /// It is not known what to start.
+    pub fn into_parts(
+        self,
+        job: &MachineJob,
+        line: OwnedFd,
+        cards: Vec<OwnedFd>,
+    ) -> Result<(Parts, Vec<RawFd>), MachineFailure> {
+        let boot = self
+            .boot
+            .ok_or_else(|| MachineFailure::Scan("there is nothing to start".to_owned()))?;
         let mut kept = vec![line.as_raw_fd()];
+        kept.extend(cards.iter().map(AsRawFd::as_raw_fd));
+        let mut cards = cards.into_iter();
+        let nets = self.nets.into_iter();
+        let nets: Vec<Net> = nets.filter_map(|net| net.into_part(&mut cards)).collect();
         let mut vsock = None;
         if let Some(listening) = self.vsock {
             kept.push(listening.listener.as_raw_fd());
@@ -104,10 +177,13 @@ impl MachineFiles {
             // The parent sees its end close when the worker is gone.
             std::mem::forget(line);
         }
-        match &self.boot {
+        match &boot {
             Boot::Kernel { kernel, initrd, .. } => {
                 kept.push(kernel.as_raw_fd());
                 kept.extend(initrd.iter().map(AsRawFd::as_raw_fd));
+            }
+            Boot::Found { kernel, initrd, .. } => {
+                kept.extend([kernel.as_raw_fd(), initrd.as_raw_fd()]);
             }
             Boot::Firmware(firmware) => kept.push(firmware.as_raw_fd()),
         }
@@ -119,7 +195,12 @@ impl MachineFiles {
             kept.extend(line.input.iter().map(AsRawFd::as_raw_fd));
         }
         kept.extend(self.disks.iter().map(|disk| disk.file.as_raw_fd()));
-        kept.extend(self.nets.iter().map(|net| net.tap.as_raw_fd()));
+        kept.extend(nets.iter().map(|net| match &net.wire {
+            Wire::Tap(descriptor)
+            | Wire::Frames {
+                socket: descriptor, ..
+            } => descriptor.as_raw_fd(),
+        }));
         kept.extend(self.terminals.iter().map(AsRawFd::as_raw_fd));
         // They are open as long as the process is.
         self.terminals.into_iter().for_each(std::mem::forget);
@@ -127,15 +208,15 @@ impl MachineFiles {
             cpus: job.cpus,
             memory_bytes: job.memory_bytes,
             transport: job.transport,
-            boot: self.boot,
+            boot,
             serial: self.serial,
             console: self.console,
             disks: self.disks,
-            nets: self.nets,
+            nets,
             vsock,
             rng: job.rng,
         };
-        (parts, kept)
+        Ok((parts, kept))
     }
 }
 
@@ -156,22 +237,25 @@ fn file(what: &'static str, path: &Path) -> Result<File, MachineFailure> {
     Ok(file)
 }
 
-fn boot(files: &BootFiles) -> Result<Boot, MachineFailure> {
-    match files {
+/// What the user has named; none if it must be looked for.
+fn boot(files: &BootFiles) -> Result<Option<Boot>, MachineFailure> {
+    let boot = match files {
+        BootFiles::Scan(_) => return Ok(None),
         BootFiles::Kernel {
             kernel,
             initrd,
             cmdline,
-        } => Ok(Boot::Kernel {
+        } => Boot::Kernel {
             kernel: file("kernel", kernel)?,
             initrd: initrd
                 .as_deref()
                 .map(|path| file("initial RAM disk", path))
                 .transpose()?,
             cmdline: cmdline.clone(),
-        }),
-        BootFiles::Firmware(path) => Ok(Boot::Firmware(file("firmware", path)?)),
-    }
+        },
+        BootFiles::Firmware(path) => Boot::Firmware(file("firmware", path)?),
+    };
+    Ok(Some(boot))
 }
 
 /// Opens and locks the disks as operations do: one that is written is written by nobody else.
@@ -183,6 +267,16 @@ fn disks(named: &[DiskFile]) -> Result<Vec<Disk>, MachineFailure> {
         .zip(opened)
         .map(|(disk, opened)| as_disk(disk, opened))
         .collect()
+}
+
+/// Opens and locks a disk.
+///
+/// # Errors
+/// As for a machine.
+pub(crate) fn open_disk(disk: &DiskFile) -> Result<Disk, MachineFailure> {
+    let opened = disks(std::slice::from_ref(disk))?;
+    let none = || MachineFailure::NoDisk(disk.path.clone());
+    opened.into_iter().next().ok_or_else(none)
 }
 
 fn input(disk: &DiskFile) -> InputFile {
@@ -213,6 +307,29 @@ fn as_disk(disk: &DiskFile, opened: Opened) -> Result<Disk, MachineFailure> {
         block_device: opened.facts.block_device,
         serial: disk.serial.clone(),
         rate: disk.rate,
+    })
+}
+
+/// A disk of these bytes, which nobody can change.
+fn in_memory(name: &str, bytes: &[u8]) -> Result<Disk, MachineFailure> {
+    let failed = |source| MachineFailure::Start {
+        step: "memfd_create",
+        source,
+    };
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = rustix::fs::memfd_create(name, flags).map_err(|errno| failed(errno.into()))?;
+    let mut file = File::from(file);
+    file.write_all(bytes).map_err(failed)?;
+    let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&file, seals).map_err(|errno| failed(errno.into()))?;
+    Ok(Disk {
+        file: HostFile::new(file, 0),
+        name: name.into(),
+        len_bytes: bytes.len() as u64,
+        read_only: true,
+        block_device: false,
+        serial: name.to_owned(),
+        rate: None,
     })
 }
 

@@ -6,25 +6,38 @@
 //!
 //! ```text
 //!            power button (eventfd), SIGKILL
-//!   parent --------------------------------> worker (KVM, devices)
+//!   parent --------------------------------> worker (KVM, devices) <-- frames --> user network (sockets)
 //!     ^  '--- connect(PATH_PORT), SCM_RIGHTS --->  |
 //!     '------- exit code, port numbers ------------'
 //! ```
+//!
+//! What a disk boots is found before each boot by an operation in a process of its own (`scan`), so that a kernel which
+//! the guest has installed counts from its next boot on.
 
 mod connect;
 mod files;
+mod network;
 mod parent;
+mod scan;
 mod terminal;
 mod worker;
 
+pub(crate) use files::open_disk;
+pub(crate) use parent::Child;
+
 use crate::jail::JailError;
 use crate::output::FailedOpen;
+use instar_user_net::forward::{Forward, ForwardError};
+use instar_user_net::policy::RuleError;
+use instar_vmm::VmError;
 use instar_vmm::machine::MachineError;
 use instar_vmm::machine::control::{Outcome, Report};
 use instar_vmm::machine::parts::{RateLimit, Transport};
 use instar_vmm::machine::tap::TapError;
 use std::io;
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 /// A machine as the user names it; nothing is open yet.
@@ -44,8 +57,10 @@ pub struct MachineJob {
     pub console: Stream,
     /// Disks.
     pub disks: Vec<DiskFile>,
+    /// The bytes of one more disk, which is read only: what the guest's cloud-init is told.
+    pub seed: Option<Vec<u8>>,
     /// Network devices.
-    pub nets: Vec<TapName>,
+    pub nets: Vec<NetName>,
     /// vsock.
     pub vsock: Option<VsockName>,
     /// A source of random bytes.
@@ -60,9 +75,19 @@ pub struct MachineJob {
     pub recycle: Option<Duration>,
 }
 
+/// Finds what a disk boots.
+pub trait Scan: std::fmt::Debug {
+    /// Runs in a process of its own. Copies the kernel and the initial RAM disk into the files of these names, which are
+    /// empty, and writes to standard output how it is loaded, a [`instar_shared::bootscan::BootPlan`], and behind it the
+    /// kernel's command line. Returns the exit code: 0, or another if it has told the user why there is nothing to boot.
+    fn run(&self, kernel: &Path, initrd: &Path) -> u8;
+}
+
 /// What is started.
 #[derive(Clone, Debug)]
 pub enum BootFiles {
+    /// What a disk boots; it is looked for before each boot.
+    Scan(Rc<dyn Scan>),
     /// A kernel.
     Kernel {
         /// Its file.
@@ -104,13 +129,39 @@ pub struct DiskFile {
     pub rate: Option<RateLimit>,
 }
 
-/// A tap device.
+/// A network device.
 #[derive(Clone, Debug)]
-pub struct TapName {
-    /// Its name.
-    pub name: String,
+pub struct NetName {
+    /// What it is connected to.
+    pub to: NetTo,
     /// The guest's address.
     pub mac: [u8; 6],
+}
+
+/// What a network device is connected to.
+#[derive(Clone, Debug)]
+pub enum NetTo {
+    /// The tap device of this name.
+    Tap(String),
+    /// A user network.
+    User(UserNet),
+}
+
+/// A user network.
+#[derive(Clone, Debug)]
+pub struct UserNet {
+    /// Longest packet in bytes.
+    pub mtu: u16,
+    /// DNS servers; those of the host if there are none here.
+    pub dns: Vec<SocketAddr>,
+    /// Ports of the host that lead into the guest.
+    pub forwards: Vec<Forward>,
+    /// What the guest may reach, as [`instar_user_net::policy`] reads it.
+    pub allow: Vec<String>,
+    /// What it may not.
+    pub deny: Vec<String>,
+    /// Gets a line for each flow that is denied.
+    pub log: Option<PathBuf>,
 }
 
 /// vsock.
@@ -173,15 +224,30 @@ pub enum MachineFailure {
     /// The worker could not be confined, so nothing was run.
     #[error("the machine could not be confined: {0}")]
     Jail(#[from] JailError),
+    /// A port cannot be forwarded.
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
+    /// A rule of the network is none.
+    #[error(transparent)]
+    Rule(#[from] RuleError),
     /// A tap device could not be opened.
     #[error(transparent)]
     Tap(#[from] TapError),
     /// The machine could not be made or started.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// A disk's server could not be made or started, or cannot go on.
+    #[error(transparent)]
+    Vm(VmError),
+    /// The time limit of a disk's server is over.
+    #[error("the disk was served for {} s, as --timeout says; what was written is durable", .0.as_secs_f64())]
+    ServedLongEnough(Duration),
     /// The machine ended by itself.
     #[error("{0}")]
     Failed(String),
+    /// What the process that looked for the kernel has said cannot be.
+    #[error("internal error: the search for a kernel reported that {0}; please report this")]
+    Scan(String),
     /// A signal ended the worker.
     #[error("{}", crate::output::death(*.0))]
     Died(i32),
@@ -197,7 +263,7 @@ pub enum MachineFailure {
 }
 
 /// What the system said, in its own words.
-fn said(error: &io::Error) -> String {
+pub(crate) fn said(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(errno) => crate::open::os_text(rustix::io::Errno::from_raw_os_error(errno)),
         None => error.to_string(),
@@ -208,6 +274,8 @@ fn said(error: &io::Error) -> String {
 pub trait MachineOutput {
     /// A terminal was made for `what`.
     fn terminal_made(&mut self, what: &'static str, path: &str);
+    /// The guest has lost its network: the process that serves it has ended.
+    fn network_lost(&mut self);
     /// A boot has ended.
     fn ended(&mut self, report: &Report, outcome: &Outcome);
     /// Something went wrong; called once, in one of the processes.

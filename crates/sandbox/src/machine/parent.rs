@@ -4,7 +4,7 @@
 use super::connect::{self, Asked};
 use super::files::MachineFiles;
 use super::terminal::Raw;
-use super::{MachineFailure, MachineJob, MachineOutput, Stream, worker};
+use super::{BootFiles, MachineFailure, MachineJob, MachineOutput, Stream, network, scan, worker};
 use crate::signals;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::signal::SigSet;
@@ -41,9 +41,21 @@ pub fn run(job: &MachineJob, output: &mut dyn MachineOutput) -> Result<u8, Machi
     };
     let mut began = started;
     let ended = loop {
-        let (child, line);
-        (files, child, line) = start(job, files, &watch, began, output)?;
-        let ended = watch.see_through(&child, &line, files.vsock_path());
+        let mut scanned = None;
+        if let BootFiles::Scan(scan) = &job.boot {
+            match scan::find(&**scan, &watch.mask)? {
+                Ok(boot) => files.set_boot(Some(boot)),
+                Err(code) => break Ok(code),
+            }
+            scanned = Some(began.elapsed());
+        }
+        let (child, line, mut networks);
+        (files, child, line, networks) = start(job, files, &watch, (began, scanned), output)?;
+        if scanned.is_some() {
+            files.set_boot(None);
+        }
+        let ended = watch.see_through(&child, &line, files.vsock_path(), &mut networks, output);
+        networks.iter().for_each(Child::end);
         match ended {
             Ok(worker::EXIT_RESET) if job.reboot && watch.pressed == 0 => began = Instant::now(),
             Ok(worker::EXIT_RESET | worker::EXIT_QUIT) => break Ok(0),
@@ -55,7 +67,7 @@ pub fn run(job: &MachineJob, output: &mut dyn MachineOutput) -> Result<u8, Machi
     ended
 }
 
-fn failed(step: &'static str) -> impl Fn(rustix::io::Errno) -> MachineFailure {
+pub fn failed(step: &'static str) -> impl Fn(rustix::io::Errno) -> MachineFailure {
     move |errno| MachineFailure::Start {
         step,
         source: errno.into(),
@@ -67,10 +79,13 @@ fn start(
     job: &MachineJob,
     files: MachineFiles,
     watch: &Watch<'_>,
-    began: Instant,
+    (began, scanned): (Instant, Option<Duration>),
     output: &mut dyn MachineOutput,
-) -> Result<(MachineFiles, Child, OwnedFd), MachineFailure> {
-    let (own_line, line) = connect::pair().map_err(failed("socketpair"))?;
+) -> Result<(MachineFiles, Child, OwnedFd, Vec<Child>), MachineFailure> {
+    let started = files.user_networks().map(network::UserNetwork::start);
+    let started: Vec<(Child, OwnedFd)> = started.collect::<Result<_, _>>()?;
+    let (networks, cards): (Vec<Child>, Vec<OwnedFd>) = started.into_iter().unzip();
+    let (own_line, line) = crate::wire::pair().map_err(failed("socketpair"))?;
     let button = watch
         .button
         .try_clone()
@@ -88,28 +103,40 @@ fn start(
         }),
         Ok(ForkResult::Child) => {
             drop(own_line);
+            // Their descriptors are closed with all others.
+            std::mem::forget(networks);
             let start = worker::Start {
                 job,
                 files,
+                cards,
                 line,
                 button,
                 parent,
                 began,
+                scanned,
             };
             std::process::exit(worker::run(start, output).into())
         }
-        Ok(ForkResult::Parent { child }) => Ok((files, Child::new(child.as_raw())?, own_line)),
+        Ok(ForkResult::Parent { child }) => {
+            Ok((files, Child::new(child.as_raw())?, own_line, networks))
+        }
     }
 }
 
-/// A worker.
-struct Child {
+/// A worker, or another process.
+#[derive(Debug)]
+pub(crate) struct Child {
     pid: Pid,
-    pidfd: OwnedFd,
+    /// Readable once it has ended.
+    pub(crate) pidfd: OwnedFd,
 }
 
 impl Child {
-    fn new(pid: i32) -> Result<Self, MachineFailure> {
+    /// Of a process of this number, just forked.
+    ///
+    /// # Errors
+    /// It cannot be watched; it is gone then.
+    pub(crate) fn new(pid: i32) -> Result<Self, MachineFailure> {
         let pid = Pid::from_raw(pid).ok_or(rustix::io::Errno::SRCH);
         let pid = pid.map_err(failed("fork"))?;
         match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
@@ -124,12 +151,25 @@ impl Child {
     }
 
     /// Ends it as a power cut does, and waits until it is gone.
-    fn kill(&self) {
+    pub(crate) fn kill(&self) {
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
         let _ = self.reap();
     }
 
-    fn reap(&self) -> Result<u8, MachineFailure> {
+    /// Waits until it ends by itself, for as long as a network may take, and then ends it.
+    fn end(&self) {
+        let left = TimeSpec::from_duration(network::PATIENCE);
+        let mut polled = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+        // Interrupted or not: what has not ended is ended.
+        let _ = ppoll(&mut polled, Some(left), None);
+        self.kill();
+    }
+
+    /// Waits until it has ended; its exit code.
+    ///
+    /// # Errors
+    /// A signal has ended it.
+    pub(crate) fn reap(&self) -> Result<u8, MachineFailure> {
         let status = rustix::io::retry_on_intr(|| {
             rustix::process::waitpid(Some(self.pid), WaitOptions::empty())
         });
@@ -164,13 +204,22 @@ impl Watch<'_> {
         child: &Child,
         line: &OwnedFd,
         vsock: Option<&Path>,
+        networks: &mut Vec<Child>,
+        output: &mut dyn MachineOutput,
     ) -> Result<u8, MachineFailure> {
         let mut line = Some(line);
         loop {
             if let Some(ended) = self.stop(child) {
                 return ended;
             }
-            let (asked, gone) = self.wait(child, line);
+            let (asked, gone, lost) = self.wait(child, line, networks);
+            if let (Some(index), false) = (lost, gone) {
+                // One that ends well saw the worker's end before this process did. Without the others the guest sees a
+                // network that is silent, and goes on.
+                if !matches!(networks.swap_remove(index).reap(), Ok(0)) {
+                    output.network_lost();
+                }
+            }
             if let (true, Some(end)) = (asked, line) {
                 match connect::answer(end.as_fd(), vsock) {
                     Asked::Answered | Asked::Nothing => {}
@@ -214,19 +263,31 @@ impl Watch<'_> {
         None
     }
 
-    /// Waits for the worker, a signal or a deadline: whether it asks for something, and whether it is gone.
-    fn wait(&self, child: &Child, line: Option<&OwnedFd>) -> (bool, bool) {
+    /// Waits for the worker, a signal or a deadline: whether it asks for something, whether it is gone, and which network is.
+    fn wait(
+        &self,
+        child: &Child,
+        line: Option<&OwnedFd>,
+        networks: &[Child],
+    ) -> (bool, bool, Option<usize>) {
         let until = [self.deadline, self.timeout].into_iter().flatten().min();
         let left = until.map(|until| until.saturating_duration_since(Instant::now()));
         let left = left.map(|left| TimeSpec::from_duration(left.max(Duration::from_millis(1))));
         let mut polled = vec![PollFd::new(child.pidfd.as_fd(), PollFlags::POLLIN)];
-        polled.extend(line.map(|line| PollFd::new(line.as_fd(), PollFlags::POLLIN)));
+        let processes = networks.iter().map(|network| &network.pidfd);
+        let watched = processes
+            .chain(line)
+            .map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN));
+        polled.extend(watched);
         // Signals and the time are looked at by the caller.
         let _ = ppoll(&mut polled, left, Some(self.mask));
         let ready = |index: usize| {
             let events = polled.get(index).and_then(PollFd::revents);
             events.is_some_and(|events| !events.is_empty())
         };
-        (ready(1), ready(0))
+        let first_after = networks.len().saturating_add(1);
+        let lost = (1..first_after).find(|index| ready(*index));
+        let lost = lost.map(|index| index.saturating_sub(1));
+        (ready(first_after), ready(0), lost)
     }
 }

@@ -10,7 +10,7 @@ use instar_vmm::operation::Confine;
 use rustix::process::Pid;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Exit code: the guest asked for a reset.
 pub const EXIT_RESET: u8 = 64;
@@ -23,6 +23,8 @@ pub struct Start<'a> {
     pub job: &'a MachineJob,
     /// Its files.
     pub files: MachineFiles,
+    /// To the user networks.
+    pub cards: Vec<OwnedFd>,
     /// To the parent.
     pub line: OwnedFd,
     /// The power button.
@@ -31,6 +33,8 @@ pub struct Start<'a> {
     pub parent: Pid,
     /// When this boot began.
     pub began: Instant,
+    /// From then until it was known what to start, if that had to be looked for.
+    pub scanned: Option<Duration>,
 }
 
 /// Runs one boot; the exit code.
@@ -57,13 +61,14 @@ pub fn run(start: Start<'_>, output: &mut dyn MachineOutput) -> u8 {
 fn machine(start: Start<'_>) -> Result<Ended, MachineFailure> {
     let job = start.job;
     confine::bind_to(start.parent)?;
-    let (parts, mut kept) = start.files.into_parts(job, start.line);
+    let (parts, mut kept) = start.files.into_parts(job, start.line, start.cards)?;
     kept.push(start.button.as_raw_fd());
     confine::close_others(&kept)?;
     let control = Control {
         power_button: start.button,
         recycle: job.recycle,
         began: start.began,
+        scanned: start.scanned,
     };
     let machine = Machine::build(parts, control)?;
     confine::give_up_files()?;

@@ -159,3 +159,14 @@ fn largest_reply_fits() {
     };
     assert!(encode_reply(&Reply::Failed(failed)).len() <= MAX_REPLY);
 }
+
+#[test]
+fn end_of_an_operation_and_what_follows_come_back() {
+    assert_eq!(decode_message(&DONE), Some(Message::Done));
+    assert_eq!(decode_message(&[DONE.as_slice(), b"x"].concat()), None);
+    for next in [Next::Sequel, Next::Again(b"why".to_vec())] {
+        let packet = encode_next(&next);
+        assert_eq!(decode_next(&packet), Some(next));
+        assert_eq!(decode_next(&[packet.as_slice(), b"x"].concat()), None);
+    }
+}

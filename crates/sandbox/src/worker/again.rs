@@ -98,7 +98,16 @@ impl Host<'_> {
             };
         }
         let Some(needs) = self.dirty.take() else {
-            return Ok(Some(completed));
+            if !self.has_sequel || ended != Some(Outcome::Done) {
+                return Ok(Some(completed));
+            }
+            return match self.ask(&wire::DONE) {
+                Ok((Reply::Noted, _)) => {
+                    self.output.hand_on();
+                    Ok(None)
+                }
+                _ => Err(broken("an end that nothing follows on")),
+            };
         };
         let unknown = || broken("the repair of an image that it may not change");
         let dirty = Dirty {

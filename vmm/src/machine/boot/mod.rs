@@ -2,8 +2,9 @@
 //! kernel is told about the machine.
 //!
 //! The files are ones that the user names; `linux-loader` reads their headers and has the rest read straight into the
-//! guest's memory.
+//! guest's memory. Of a kernel that an operation has found on a disk, ranges are copied and no byte is looked at.
 
+mod found;
 mod map;
 mod pvh;
 mod zero_page;
@@ -69,9 +70,26 @@ pub fn load(boot: Boot, memory: &GuestSlot) -> Result<Entry, MachineError> {
             let kernel = load_kernel(&mut kernel, memory)?;
             store_command_line(&cmdline, kernel.command_line, memory)?;
             let initrd = initrd
-                .map(|initrd| load_initrd(initrd, &kernel, memory))
+                .map(|mut initrd| {
+                    let bytes = initrd.seek(SeekFrom::End(0)).map_err(unreadable_initrd)?;
+                    load_initrd(initrd, bytes, &kernel, memory)
+                })
                 .transpose()?;
             start(&kernel.start, initrd, memory)
+        }
+        Boot::Found {
+            plan,
+            mut kernel,
+            initrd,
+            cmdline,
+        } => {
+            let loaded = found::load(&plan, &mut kernel, memory)?;
+            store_command_line(&cmdline, loaded.command_line, memory)?;
+            let initrd = match plan.initrd_len {
+                0 => None,
+                bytes => Some(load_initrd(initrd, bytes, &loaded, memory)?),
+            };
+            start(&loaded.start, initrd, memory)
         }
         Boot::Firmware(mut file) => {
             let loaded = load_elf("firmware", &mut file, memory)?;
@@ -114,9 +132,12 @@ fn start(start: &Start, initrd: Option<Module>, memory: &GuestSlot) -> Result<En
 fn load_kernel(file: &mut File, memory: &GuestSlot) -> Result<Kernel, MachineError> {
     let mut magic = [0; 4];
     let read = file.rewind().and_then(|()| file.read_exact(&mut magic));
-    read.map_err(|source| MachineError::Read {
-        what: "kernel",
-        source,
+    read.map_err(|source| match source.kind() {
+        std::io::ErrorKind::UnexpectedEof => MachineError::UnknownKernel,
+        _ => MachineError::Read {
+            what: "kernel",
+            source,
+        },
     })?;
     if magic != ELF_MAGIC {
         return load_bzimage(file, memory);
@@ -171,17 +192,20 @@ fn load_bzimage(file: &mut File, memory: &GuestSlot) -> Result<Kernel, MachineEr
     })
 }
 
-/// Puts the initial RAM disk as high as it may be.
+fn unreadable_initrd(source: std::io::Error) -> MachineError {
+    MachineError::Read {
+        what: "initial RAM disk",
+        source,
+    }
+}
+
+/// Puts an initial RAM disk of so many bytes as high as it may be.
 fn load_initrd(
     mut file: File,
+    bytes: u64,
     kernel: &Kernel,
     memory: &GuestSlot,
 ) -> Result<Module, MachineError> {
-    let failed = |source| MachineError::Read {
-        what: "initial RAM disk",
-        source,
-    };
-    let bytes = file.seek(SeekFrom::End(0)).map_err(failed)?;
     let too_large = MachineError::InitrdTooLarge { bytes };
     let low = memory.regions().first().map_or(0, |region| region.len);
     let end = low.min(kernel.initrd_end);
@@ -192,11 +216,11 @@ fn load_initrd(
     let (Some(start), Ok(len)) = (start, usize::try_from(bytes)) else {
         return Err(too_large);
     };
-    file.rewind().map_err(failed)?;
+    file.rewind().map_err(unreadable_initrd)?;
     memory
         .all()
         .read_exact_volatile_from(GuestAddress(start), &mut file, len)
-        .map_err(|e| failed(std::io::Error::other(e)))?;
+        .map_err(|e| unreadable_initrd(std::io::Error::other(e)))?;
     Ok(Module { start, len: bytes })
 }
 

@@ -1,8 +1,10 @@
 //! Kernels in memory, and what they are told.
 
 use super::*;
+use crate::boot_plan::{BootPlan, Segment};
 use crate::machine::tests::kernel::{bzimage, elf, file};
 use crate::memory::Hole;
+use instar_shared::bootscan::KernelFormat;
 use std::sync::Arc;
 
 const MIB: u64 = 1 << 20;
@@ -137,7 +139,7 @@ fn what_does_not_fit_is_refused() {
     let text = refused(boot(b"#!/bin/sh", None, ""));
     assert!(text.contains("neither an ELF file"), "{text}");
     let text = refused(boot(b"", None, ""));
-    assert!(text.contains("cannot read the kernel"), "{text}");
+    assert!(text.contains("neither an ELF file"), "{text}");
     let mut far = elf(b"code", true);
     // Its one loaded segment: the physical address.
     far[64 + 24..64 + 32].copy_from_slice(&(40 * MIB).to_le_bytes());
@@ -147,4 +149,75 @@ fn what_does_not_fit_is_refused() {
     assert!(text.contains("without zeros"), "{text}");
     let text = refused(Boot::Firmware(file(&elf(b"code", false))));
     assert!(text.contains("no PVH entry"), "{text}");
+}
+
+fn found(initrd_len: u64) -> Boot {
+    let segment = |gpa, file_offset, file_len, mem_len| Segment {
+        gpa,
+        file_offset,
+        file_len,
+        mem_len,
+    };
+    let mut setup_header = vec![0; 123];
+    setup_header[0x11..0x17].copy_from_slice(b"HdrS\x0f\x02");
+    let plan = BootPlan {
+        format: KernelFormat::BzImage,
+        segments: vec![
+            segment(16 * MIB, 4, 4, MIB),
+            segment(20 * MIB, 0, 4, 4 * MIB),
+        ],
+        entry_gpa: 16 * MIB + 2,
+        kernel_len: 8,
+        initrd_len,
+        initrd_max: 32 * MIB - 1,
+        setup_header,
+    };
+    Boot::Found {
+        plan: Box::new(plan),
+        kernel: file(b"onetwo--"),
+        initrd: file(&[9; 5000]),
+        cmdline: "root=/dev/vda1".into(),
+    }
+}
+
+#[test]
+fn a_kernel_that_was_found_is_copied_as_planned() {
+    let memory = memory(64 * MIB);
+    let entry = load(found(5000), &memory).unwrap();
+    assert_eq!(entry.mode, Mode::Long);
+    assert_eq!(entry.instruction, 16 * MIB + 2);
+    assert_eq!(bytes(&memory, 16 * MIB, 5), b"wo--\0");
+    assert_eq!(bytes(&memory, 20 * MIB, 5), b"onet\0");
+    let page = entry.argument;
+    assert_eq!(bytes(&memory, page + 0x202, 6), b"HdrS\x0f\x02");
+    assert_eq!(long(&memory, page + 0x228), layout::COMMAND_LINE);
+    assert_eq!(
+        bytes(&memory, layout::COMMAND_LINE, 15),
+        b"root=/dev/vda1\0"
+    );
+    let (start, len) = (long(&memory, page + 0x218), long(&memory, page + 0x21c));
+    assert_eq!((start, len), (32 * MIB - 8192, 5000));
+    assert_eq!(bytes(&memory, start + 4999, 2), [9, 0]);
+}
+
+#[test]
+fn a_kernel_that_was_found_and_does_not_fit_is_refused() {
+    // Its memory ends at 24 MiB; the initial RAM disk ends below 32 MiB.
+    let error = load(found(0), &memory(22 * MIB)).unwrap_err().to_string();
+    assert!(error.contains("needs memory up to 0x1800000"), "{error}");
+    load(found(0), &memory(24 * MIB)).unwrap();
+    let error = load(found(9 * MIB), &memory(64 * MIB))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("does not fit into memory beside the kernel"),
+        "{error}"
+    );
+    let error = load(found(5001), &memory(64 * MIB))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("cannot read the initial RAM disk"),
+        "{error}"
+    );
 }

@@ -51,7 +51,7 @@ impl Bed {
         ip(&format!("addr add 10.9.0.1/24 dev {name}"));
         ip(&format!("link set {name} up"));
         let wired = wire(Net {
-            tap,
+            wire: super::super::parts::Wire::Tap(tap),
             name: name.to_owned(),
             mac: MAC,
         });

@@ -60,9 +60,13 @@ fn everything_is_read() {
         [vsock]
         cid = 3
         socket = 'vm.sock'
+        [cloud-init]
+        user-data = 'user.yaml'
+        ssh-key = ['key.pub', 'ssh-rsa AAAA me']
+        hostname = 'guest'
     ";
     let config = parse(text).unwrap();
-    assert_eq!(config.memory, Size(6 << 30));
+    assert_eq!(config.memory(), 6 << 30);
     assert_eq!(config.serial(), Stream::File("log.txt".into()));
     assert_eq!(config.disk.len(), 2);
     assert_eq!(config.net[0].mac, Some(Mac([2, 0, 0, 0, 0, 1])));
@@ -121,7 +125,7 @@ fn addresses_are_read_and_made() {
 proptest! {
     #[test]
     fn sizes_come_back(bytes in any::<u32>(), shift in 0_u32..30) {
-        let config = Config { memory: Size(u64::from(bytes) << shift), ..Config::default() };
+        let config = Config { memory: Some(Size(u64::from(bytes) << shift)), ..Config::default() };
         prop_assert_eq!(parse(&config.text().unwrap()), Ok(config));
     }
 

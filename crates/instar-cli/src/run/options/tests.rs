@@ -31,7 +31,7 @@ fn options_make_a_machine() {
     .unwrap();
     assert_eq!(config.kernel, Some("k".into()));
     assert_eq!(config.cmdline.as_deref(), Some("-x"));
-    assert_eq!((config.cpus, config.memory), (2, Size(1 << 30)));
+    assert_eq!((config.cpus(), config.memory()), (2, 1 << 30));
     assert_eq!(config.transport, Transport::Mmio);
     assert!(config.rng && !config.reboot);
     assert_eq!(config.shutdown_timeout, 4);
@@ -56,11 +56,32 @@ fn options_make_a_machine() {
 }
 
 #[test]
+fn an_image_is_a_machine_with_other_defaults() {
+    let config = made(
+        "instar run d.img --entry 1>0 --append single --ssh-key a.pub --ssh-key b.pub --hostname h \
+         --user-data u --meta-data m --network-config n",
+    )
+    .unwrap();
+    assert_eq!(config.image, Some("d.img".into()));
+    assert!(config.scans());
+    assert_eq!(config.memory(), 1 << 30);
+    assert!((1..=2).contains(&config.cpus()));
+    assert_eq!(config.cloud_init.ssh_key, ["a.pub", "b.pub"]);
+    let all = config.complete();
+    assert!(all.rng && all.cpus.is_some() && all.memory.is_some());
+    assert_eq!(all.cmdline, None);
+    let text = all.text().unwrap();
+    assert_eq!(Config::parse(&text, std::path::Path::new("t")), Ok(all));
+    let other = made("instar run d.img --kernel k").unwrap();
+    assert!(!other.scans() && other.memory() == 1 << 30);
+}
+
+#[test]
 fn options_go_before_the_file() {
     let (options, limits) = typed("instar run --memory 64M --vsock cid=9,socket=s --config x.toml");
     let file = Config {
         kernel: Some("k".into()),
-        cpus: 3,
+        cpus: Some(3),
         disk: vec![Disk {
             file: "d".into(),
             ..Disk::default()
@@ -68,7 +89,7 @@ fn options_go_before_the_file() {
         ..Config::default()
     };
     let config = options.over(file.clone(), &limits).unwrap();
-    assert_eq!((config.cpus, config.memory), (3, Size(64 << 20)));
+    assert_eq!((config.cpus(), config.memory()), (3, 64 << 20));
     assert_eq!(config.disk, file.disk);
     assert_eq!(config.vsock.unwrap().cid, 9);
 }
@@ -76,7 +97,7 @@ fn options_go_before_the_file() {
 #[test]
 fn what_is_wrong_is_said() {
     for (line, said) in [
-        ("instar run disk.qcow2", "starting a disk image by its name"),
+        ("instar run i --snapshot-on-exit", "is not possible yet"),
         ("instar run --disk a,redonly", "--disk knows no 'redonly'"),
         (
             "instar run --disk a,readonly=maybe",
@@ -87,7 +108,11 @@ fn what_is_wrong_is_said() {
             "instar run --disk a,requests-per-second=x",
             "'x' is not a number",
         ),
-        ("instar run --net bridge:b", "--net expects tap:NAME"),
+        (
+            "instar run --net bridge:b",
+            "--net expects user, tap:NAME or none",
+        ),
+        ("instar run --net user,mtu=x", "'x' is not a number"),
         (
             "instar run --net tap:t,mac=03:00:00:00:00:00",
             "is not a MAC address",
@@ -107,6 +132,9 @@ fn what_does_not_go_together_is_said() {
         ("instar run --cpus 1", "there is nothing to start"),
         ("instar run --kernel k --firmware f", "exclude each other"),
         ("instar run --firmware f --cmdline x", "belong to --kernel"),
+        ("instar run --kernel k --entry 0", "belong to what a disk"),
+        ("instar run i --firmware f --append x", "belong to what a"),
+        ("instar run i --initrd x", "--initrd belongs to --kernel"),
         ("instar run --kernel k --cpus 0", "1 to 32 vCPUs"),
         ("instar run --kernel k --cpus 33", "1 to 32 vCPUs"),
         ("instar run --kernel k --memory 33M", "multiple of 2M"),
@@ -127,6 +155,26 @@ fn what_does_not_go_together_is_said() {
             "instar run --kernel k --net tap:0123456789abcdef",
             "is not the name of a tap",
         ),
+        (
+            "instar run --kernel k --net user --net user",
+            "at most one user network",
+        ),
+        (
+            "instar run --kernel k --net none --net user",
+            "--net none stands alone",
+        ),
+        (
+            "instar run --kernel k --net tap:t --allow host",
+            "belong to --net user",
+        ),
+        ("instar run --kernel k --net user,mtu=100", "576 to 65520"),
+        ("instar run --kernel k --net user,dns=x", "'x' is not the"),
+        (
+            "instar run --kernel k --forward 2222:22",
+            "no forwarded port",
+        ),
+        ("instar run --kernel k --allow 1.2.3.4/16", "is no rule"),
+        ("instar run --kernel k --allow all", "can only be denied"),
         ("instar run --kernel k --vsock 2:x", "is 3 or more"),
         ("instar run --kernel k --vsock 3:", "needs the path"),
         ("instar run --kernel k --disk ,readonly", "no file name"),
@@ -134,4 +182,30 @@ fn what_does_not_go_together_is_said() {
         let error = made(line).and_then(|config| check(&config)).unwrap_err();
         assert!(error.contains(said), "{line}: {error}");
     }
+}
+
+#[test]
+fn a_user_network_is_there_where_it_is_named_or_an_image_is_booted() {
+    use super::super::check::check;
+    let line = "instar run --kernel k --forward tcp:2222:22 --allow host --deny all --net-log l";
+    let config = made(line).unwrap();
+    assert_eq!(check(&config), Ok(()));
+    let net = &config.net[0];
+    assert_eq!(net.kind, Some(NetKind::User));
+    assert_eq!(
+        (&*net.forward, &*net.allow),
+        (&["tcp:2222:22".into()][..], &["host".into()][..])
+    );
+    assert_eq!(
+        (&*net.deny, &net.log),
+        (&["all".into()][..], &Some("l".into()))
+    );
+    let all = config.complete();
+    let text = all.text().unwrap();
+    assert_eq!(Config::parse(&text, std::path::Path::new("t")), Ok(all));
+    assert!(made("instar run --kernel k").unwrap().net.is_empty());
+    let image = made("instar run d.img").unwrap();
+    assert_eq!(image.net, [Net::of_kind(NetKind::User)]);
+    let none = made("instar run d.img --net none").unwrap();
+    assert_eq!((check(&none), none.net.len()), (Ok(()), 1));
 }

@@ -1,0 +1,111 @@
+//! `instar serve`: a disk for the guest of another program. `qemu-img` has no such command.
+
+use crate::cli::{LimitOptions, UsageError};
+use crate::failure;
+use crate::sink::{Out, Sink};
+use clap::Args;
+use instar_sandbox::machine::{DiskFile, MachineFailure};
+use instar_sandbox::serve::{self, ServeJob, ServeOutput};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// What stands below the options.
+pub const HELP: &str = "\
+The disk has one queue. The guest's memory must be shared, as with QEMU's
+memory-backend-memfd,share=on. One front end is served at a time; when it has gone,
+the next may connect. SIGTERM and SIGINT end the server when what was written is
+durable.
+
+Exit codes:
+  0    ended by a signal, and what was written is durable
+  1    it did not work: wrong use, an unreadable image, a limit
+  130  stopped by a second signal, the first being SIGINT (143: SIGTERM)
+
+Examples:
+  instar serve -f raw --socket /run/disk.sock disk.raw
+  qemu-system-x86_64 -m 1G -object memory-backend-memfd,id=m,size=1G,share=on \\
+    -machine q35,memory-backend=m -chardev socket,id=d,path=/run/disk.sock \\
+    -device vhost-user-blk-pci,chardev=d";
+
+/// Options of `serve`.
+#[derive(Args, Clone, Debug)]
+pub struct ServeOptions {
+    /// Where front ends connect: a Unix socket, which is made
+    #[arg(long, value_name = "PATH")]
+    pub socket: PathBuf,
+    /// The image's format: raw
+    #[arg(short = 'f', long, value_name = "FORMAT")]
+    pub format: Option<OsString>,
+    /// Write nothing
+    #[arg(long)]
+    pub read_only: bool,
+    /// Pass by the host's page cache
+    #[arg(long)]
+    pub direct: bool,
+    /// What the guest reads as the disk's identifier, at most 20 bytes
+    #[arg(long, value_name = "ID", default_value = "")]
+    pub serial: String,
+    /// A disk image, or a block device
+    #[arg(value_name = "FILE")]
+    pub image: PathBuf,
+}
+
+/// Most bytes of a disk's identifier.
+const MAX_SERIAL_BYTES: usize = 20;
+
+/// Runs the command; returns the exit code.
+///
+/// # Errors
+/// The options do not go together, or ask for what is not there.
+pub fn run(options: &ServeOptions, limits: &LimitOptions) -> Result<u8, UsageError> {
+    let refused = match options.format.as_deref() {
+        Some(format) if format == "raw" => None,
+        Some(_) => Some("only raw images can be served: give -f raw"),
+        None => Some(
+            "the format of the image is not looked for: give -f raw, and the guest sees the bytes of the file",
+        ),
+    };
+    if let Some(sentence) = refused {
+        return Err(UsageError::plain(sentence));
+    }
+    if limits.memory.is_some() || limits.max_growth.is_some() || !limits.allow_path.is_empty() {
+        return Err(UsageError::plain(
+            "--memory, --max-growth and --allow-path are for operations on images: a disk that is served needs none of them",
+        ));
+    }
+    if options.serial.len() > MAX_SERIAL_BYTES {
+        return Err(UsageError::plain(
+            "--serial: an identifier has at most 20 bytes",
+        ));
+    }
+    let job = ServeJob {
+        disk: DiskFile {
+            path: options.image.clone(),
+            read_only: options.read_only,
+            direct: options.direct,
+            serial: options.serial.clone(),
+            rate: None,
+        },
+        socket: options.socket.clone(),
+        timeout: limits.timeout,
+    };
+    let mut output = Said(Sink::stderr());
+    Ok(serve::serve(&job, &mut output))
+}
+
+/// What the command says, on standard error.
+struct Said(Sink);
+
+impl ServeOutput for Said {
+    fn listening(&mut self, socket: &Path) {
+        let line = format!("instar: the disk is served at {}", socket.display());
+        self.0.put(line.as_bytes());
+        self.0.end_line();
+        self.0.flush();
+    }
+
+    fn failed(&mut self, error: &MachineFailure) {
+        failure::write(&mut self.0, error.to_string().as_bytes());
+        self.0.flush();
+    }
+}

@@ -1,0 +1,397 @@
+//! Questions to a resident guest in another process, and its answers: packets over a socket pair (`SOCK_SEQPACKET`).
+//!
+//! [`Asker`] is the end of whoever uses the disk, [`Port`] the end of the process that has the guest. A packet of
+//! questions is a batch of [`LiveQuery`]s. A packet of answers is a word, [`ANSWERS_END`] in the last one of a batch,
+//! and a piece of the guest's stream of answers.
+
+use super::source::{
+    Answer, DiskInfo, Extent, ExtentKind, ExtentSource, MAX_ALLOCATE_BYTES, MAX_BATCH, MAX_EXTENTS,
+    MAX_FETCH_BYTES, Question, SourceGone,
+};
+use crate::operation::Resident;
+use instar_devices::blk::Errno;
+use instar_shared::live::{
+    ANSWERS_END, AnswerHead, DISK_READ_ONLY, ExtentKind as Kind, LiveDisk, LiveExtent, LiveQuery,
+    QUERY_UNMAP, QueryKind,
+};
+use instar_shared::zerocopy::{FromBytes, IntoBytes};
+use rustix::io::retry_on_intr;
+use rustix::net::{RecvFlags, SendFlags};
+use std::io;
+use std::os::fd::OwnedFd;
+
+/// Bytes of a packet of answers at most: with what the kernel adds, a few of them fit a socket's buffer.
+const PACKET_BYTES: usize = 48 << 10;
+/// Bytes of the word before them.
+const WORD_BYTES: usize = 4;
+
+/// The contract's numbers are those of [`super::source`].
+const _: () = {
+    use instar_shared::live;
+    assert!(live::MAX_BATCH == MAX_BATCH && live::MAX_EXTENTS == MAX_EXTENTS);
+    assert!(live::MAX_FETCH_BYTES == MAX_FETCH_BYTES);
+    assert!(live::MAX_ALLOCATE_BYTES == MAX_ALLOCATE_BYTES);
+};
+
+/// The end of whoever uses the disk.
+#[derive(Debug)]
+pub struct Asker {
+    socket: OwnedFd,
+    stream: Vec<u8>,
+    gone: Option<SourceGone>,
+}
+
+impl Asker {
+    /// Over its end of a socket pair.
+    #[must_use]
+    pub const fn new(socket: OwnedFd) -> Self {
+        Self {
+            socket,
+            stream: Vec::new(),
+            gone: None,
+        }
+    }
+
+    /// Sends a batch and takes the stream of its answers.
+    fn exchange(&mut self, queries: &[LiveQuery], most: usize) -> Result<(), SourceGone> {
+        let sent = retry_on_intr(|| {
+            rustix::net::send(&self.socket, queries.as_bytes(), SendFlags::NOSIGNAL)
+        });
+        if sent.ok() != Some(queries.as_bytes().len()) {
+            return Err(ended());
+        }
+        self.stream.clear();
+        let mut packet = vec![0; PACKET_BYTES];
+        loop {
+            let received =
+                retry_on_intr(|| rustix::net::recv(&self.socket, &mut packet, RecvFlags::empty()));
+            let (len, _) = received.map_err(|_| ended())?;
+            let bytes = packet.get(..len).unwrap_or_default();
+            let (word, bytes) = bytes.split_first_chunk::<WORD_BYTES>().ok_or_else(ended)?;
+            if self.stream.len().saturating_add(bytes.len()) > most {
+                return Err(broken("its answers are longer than any can be"));
+            }
+            self.stream.extend_from_slice(bytes);
+            match u32::from_le_bytes(*word) {
+                0 => {}
+                ANSWERS_END => return Ok(()),
+                _ => return Err(broken("its answers have unknown flags")),
+            }
+        }
+    }
+
+    /// Asks, and remembers that there is nobody to ask any more.
+    fn questions(&mut self, questions: &[Question]) -> Result<Vec<Answer>, SourceGone> {
+        if let Some(gone) = &self.gone {
+            return Err(gone.clone());
+        }
+        let queries: Vec<LiveQuery> = questions.iter().map(query).collect();
+        let most = questions.iter().map(longest_answer).sum();
+        let asked = self
+            .exchange(&queries, most)
+            .and_then(|()| parse_answers(questions, &self.stream));
+        asked.inspect_err(|error| self.gone = Some(error.clone()))
+    }
+}
+
+impl ExtentSource for Asker {
+    fn open(&mut self) -> Result<DiskInfo, SourceGone> {
+        let query = LiveQuery {
+            kind: QueryKind::Open.raw().into(),
+            ..LiveQuery::zeroed()
+        };
+        let most = size_of::<AnswerHead>().saturating_add(size_of::<LiveDisk>());
+        let asked = self
+            .exchange(&[query], most)
+            .and_then(|()| parse_disk(&self.stream));
+        asked.inspect_err(|error| self.gone = Some(error.clone()))
+    }
+
+    fn ask(&mut self, questions: &[Question]) -> Result<Vec<Answer>, SourceGone> {
+        let mut answers = Vec::with_capacity(questions.len());
+        for batch in questions.chunks(MAX_BATCH) {
+            answers.extend(self.questions(batch)?);
+        }
+        Ok(answers)
+    }
+}
+
+fn ended() -> SourceGone {
+    SourceGone(
+        "the disk's image cannot be used any more: the process that reads it has ended".into(),
+    )
+}
+
+fn broken(what: &str) -> SourceGone {
+    SourceGone(format!(
+        "the disk's image cannot be used any more: blockd broke its contract with the host: {what}"
+    ))
+}
+
+fn query(question: &Question) -> LiveQuery {
+    let mut query = LiveQuery::zeroed();
+    let (kind, range) = match *question {
+        Question::Lookup { start, len } => (QueryKind::Lookup, (start, len)),
+        Question::Allocate { start, len } => (QueryKind::Allocate, (start, len)),
+        Question::Link { ticket } => {
+            query.ticket = ticket.into();
+            (QueryKind::Link, (0, 0))
+        }
+        Question::Abandon { ticket } => {
+            query.ticket = ticket.into();
+            (QueryKind::Abandon, (0, 0))
+        }
+        Question::Discard { start, len } => (QueryKind::Discard, (start, len)),
+        Question::WriteZeroes { start, len, unmap } => {
+            query.flags = if unmap { QUERY_UNMAP } else { 0 }.into();
+            (QueryKind::WriteZeroes, (start, len))
+        }
+        Question::Fetch { start, len } => (QueryKind::Fetch, (start, len)),
+        Question::Flush => (QueryKind::Flush, (0, 0)),
+        Question::Close => (QueryKind::Close, (0, 0)),
+    };
+    query.kind = kind.raw().into();
+    (query.start, query.len) = (range.0.into(), range.1.into());
+    query
+}
+
+/// Bytes of the longest answer to a question.
+fn longest_answer(question: &Question) -> usize {
+    let extents = MAX_EXTENTS.saturating_mul(size_of::<LiveExtent>());
+    let more = match question {
+        Question::Lookup { .. } | Question::Allocate { .. } => extents,
+        Question::Fetch { len, .. } => usize::try_from(*len).unwrap_or(usize::MAX),
+        _ => 0,
+    };
+    more.saturating_add(size_of::<AnswerHead>())
+}
+
+/// The answers to a batch of questions. What extents say is not looked at beyond their form.
+///
+/// # Errors
+/// They are no such answers.
+pub fn parse_answers(questions: &[Question], stream: &[u8]) -> Result<Vec<Answer>, SourceGone> {
+    let mut rest = stream;
+    let answers: Result<Vec<Answer>, SourceGone> = questions
+        .iter()
+        .map(|question| parse_answer(question, &mut rest))
+        .collect();
+    if !rest.is_empty() {
+        return Err(broken("it answers more than it was asked"));
+    }
+    answers
+}
+
+fn parse_answer(question: &Question, rest: &mut &[u8]) -> Result<Answer, SourceGone> {
+    let head: AnswerHead = take(rest)?;
+    let [errno, ticket, extents, bytes] =
+        [head.errno, head.ticket, head.extents, head.bytes].map(|word| word.get());
+    let start = head.start.get();
+    if errno != 0 {
+        if [ticket, extents, bytes] != [0; 3] || start != 0 {
+            return Err(broken("it answers what it refuses"));
+        }
+        return Ok(Answer::Refused(Errno(errno)));
+    }
+    let plain = ticket == 0 && bytes == 0;
+    let whole = plain && extents == 0 && start == 0;
+    match *question {
+        Question::Lookup { .. } if plain && extents > 0 => {
+            Ok(Answer::Extents(parse_extents(rest, start, extents)?))
+        }
+        Question::Allocate { .. } if bytes == 0 && extents > 0 => {
+            let extents = parse_extents(rest, start, extents)?;
+            Ok(Answer::Allocated { ticket, extents })
+        }
+        Question::Fetch { len, .. }
+            if (ticket, extents, start) == (0, 0, 0) && u64::from(bytes) == len =>
+        {
+            let len = usize::try_from(bytes).unwrap_or(usize::MAX);
+            let (bytes, later) = rest.split_at_checked(len).ok_or_else(too_short)?;
+            *rest = later;
+            Ok(Answer::Bytes(bytes.to_vec()))
+        }
+        Question::Link { .. }
+        | Question::Abandon { .. }
+        | Question::Discard { .. }
+        | Question::WriteZeroes { .. }
+        | Question::Flush
+        | Question::Close
+            if whole =>
+        {
+            Ok(Answer::Done)
+        }
+        _ => Err(broken("it answers something that it was not asked")),
+    }
+}
+
+/// Extents without gaps from `start` on.
+fn parse_extents(rest: &mut &[u8], start: u64, count: u32) -> Result<Vec<Extent>, SourceGone> {
+    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    if count > MAX_EXTENTS {
+        return Err(broken("it answers with too many extents"));
+    }
+    let mut extents = Vec::with_capacity(count);
+    let mut start = start;
+    for _ in 0..count {
+        let raw: LiveExtent = take(rest)?;
+        let len = raw.len.get();
+        let end = start.checked_add(len).filter(|end| *end > start);
+        let end = end.ok_or_else(|| broken("an extent is empty or endless"))?;
+        let kind = extent_kind(&raw).ok_or_else(|| broken("an extent makes no sense"))?;
+        extents.push(Extent { start, len, kind });
+        start = end;
+    }
+    Ok(extents)
+}
+
+fn extent_kind(raw: &LiveExtent) -> Option<ExtentKind> {
+    let (file, offset) = (raw.slot.get(), raw.offset.get());
+    let nowhere = file == 0 && offset == 0;
+    if raw.reserved.get() != 0 {
+        return None;
+    }
+    let data = |in_place| ExtentKind::Data {
+        file,
+        offset,
+        in_place,
+    };
+    match Kind::try_from(raw.kind.get()).ok()? {
+        Kind::Data => Some(data(false)),
+        Kind::InPlace => Some(data(true)),
+        Kind::Zero if nowhere => Some(ExtentKind::Zero),
+        Kind::Fetch if nowhere => Some(ExtentKind::Fetch),
+        Kind::Zero | Kind::Fetch => None,
+    }
+}
+
+fn parse_disk(stream: &[u8]) -> Result<DiskInfo, SourceGone> {
+    let mut rest = stream;
+    let head: AnswerHead = take(&mut rest)?;
+    if head.errno.get() != 0 {
+        let text = format!(
+            "the disk's image cannot be used: error {}",
+            head.errno.get()
+        );
+        return Err(SourceGone(text));
+    }
+    let disk: LiveDisk = take(&mut rest)?;
+    let (len_bytes, unit) = (disk.len_bytes.get(), disk.cluster_bytes.get());
+    let flags = disk.flags.get();
+    let known = unit.is_power_of_two()
+        && (512..=2 << 20).contains(&unit)
+        && len_bytes % 512 == 0
+        && i64::try_from(len_bytes).is_ok()
+        && flags & !DISK_READ_ONLY == 0
+        && disk.reserved == [0; 12]
+        && rest.is_empty();
+    if !known {
+        return Err(broken("it describes a disk that there cannot be"));
+    }
+    Ok(DiskInfo {
+        len_bytes,
+        cluster_bytes: unit,
+        read_only: flags & DISK_READ_ONLY != 0,
+    })
+}
+
+fn too_short() -> SourceGone {
+    broken("its answers end too early")
+}
+
+fn take<T: FromBytes>(rest: &mut &[u8]) -> Result<T, SourceGone> {
+    let (value, later) = T::read_from_prefix(rest).map_err(|_| too_short())?;
+    *rest = later;
+    Ok(value)
+}
+
+/// The end of the process that has the guest. When the other end is closed it asks the guest to close the image.
+#[derive(Debug)]
+pub struct Port {
+    socket: OwnedFd,
+    packet: Vec<u8>,
+    /// Something was asked: before that the guest says that it is ready, and answers nothing.
+    asked: bool,
+    orphaned: bool,
+}
+
+impl Port {
+    /// Over its end of a socket pair.
+    #[must_use]
+    pub fn new(socket: OwnedFd) -> Self {
+        Self {
+            socket,
+            packet: Vec::new(),
+            asked: false,
+            orphaned: false,
+        }
+    }
+
+    fn send(&mut self, word: u32, bytes: &[u8]) -> io::Result<()> {
+        if self.orphaned {
+            return Ok(());
+        }
+        self.packet.clear();
+        self.packet.extend_from_slice(&word.to_le_bytes());
+        self.packet.extend_from_slice(bytes);
+        match retry_on_intr(|| rustix::net::send(&self.socket, &self.packet, SendFlags::NOSIGNAL)) {
+            Ok(_) => Ok(()),
+            // Who asked has ended: the guest hears of it by the next batch.
+            Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => {
+                self.orphaned = true;
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What the guest is asked when nobody is there to ask.
+    fn last(&mut self) -> Vec<LiveQuery> {
+        (self.asked, self.orphaned) = (true, true);
+        vec![query(&Question::Close)]
+    }
+}
+
+impl Resident for Port {
+    fn answered(&mut self, bytes: &[u8], end: bool) -> io::Result<()> {
+        if !self.asked {
+            let ready = bytes.is_empty() && end;
+            let early = || io::Error::new(io::ErrorKind::InvalidData, "nobody asked yet");
+            return ready.then_some(()).ok_or_else(early);
+        }
+        let most = PACKET_BYTES.saturating_sub(WORD_BYTES);
+        let whole = bytes.len().saturating_sub(1).checked_div(most).unwrap_or(0);
+        let (before, last) = bytes.split_at(whole.saturating_mul(most));
+        for piece in before.chunks(most) {
+            self.send(0, piece)?;
+        }
+        if end || !last.is_empty() {
+            self.send(if end { ANSWERS_END } else { 0 }, last)?;
+        }
+        Ok(())
+    }
+
+    fn queries(&mut self) -> io::Result<Vec<LiveQuery>> {
+        if self.orphaned {
+            return Ok(self.last());
+        }
+        let mut queries = [LiveQuery::zeroed(); MAX_BATCH];
+        let bytes = queries.as_mut_bytes();
+        let len = match rustix::net::recv(&self.socket, bytes, RecvFlags::empty()) {
+            Ok((len, _)) => len,
+            Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
+            Err(rustix::io::Errno::CONNRESET) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        let count = len.checked_div(size_of::<LiveQuery>()).unwrap_or(0);
+        if count == 0 {
+            return Ok(self.last());
+        }
+        self.asked = true;
+        Ok(queries.into_iter().take(count).collect())
+    }
+}
+
+#[cfg(test)]
+#[path = "channel_tests.rs"]
+mod tests;

@@ -1,0 +1,167 @@
+//! A disk for other programs' guests: the back end of vhost-user-blk.
+//!
+//! QEMU or another VMM, the *front end*, connects to a socket, shares its guest's memory, and says where the ring is. The
+//! device is the one that machines have; only who places its queue and how its driver is told differ. One thread serves
+//! socket and ring; what sleeps goes to I/O threads. The front end is not trusted with more than the disk.
+
+mod front;
+mod memory;
+
+use super::disk::Disks;
+use super::parts::Disk;
+use crate::VmError;
+use crate::memory::GuestSlot;
+use crate::threads::{Begun, Confine, ThreadKind};
+use front::Front;
+use rustix::event::{PollFd, PollFlags, poll};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use vhost::vhost_user::{BackendReqHandler, Error};
+use vm_memory::GuestMemoryMmap;
+
+/// A disk that is served at a socket.
+#[derive(Debug)]
+pub struct Server {
+    front: Arc<Mutex<Front>>,
+    disks: Disks,
+    listener: UnixListener,
+    stop: OwnedFd,
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    /// The front end has gone.
+    Gone,
+    /// The server is to end.
+    Stopped,
+}
+
+impl Server {
+    /// Serves `disk` to whoever connects to `listener`, one after the other, until `stop` is readable.
+    ///
+    /// # Errors
+    /// [`VmError::Start`]: no more descriptors.
+    pub fn new(disk: Disk, listener: UnixListener, stop: OwnedFd) -> Result<Self, VmError> {
+        let disks = Disks::new(1)?;
+        let memory = GuestSlot::shared(GuestMemoryMmap::default());
+        let (device, finished) = disks.device(0, disk, &memory)?;
+        Ok(Self {
+            front: Arc::new(Mutex::new(Front::new(device, finished))),
+            disks,
+            listener,
+            stop,
+        })
+    }
+
+    /// Starts the threads, confines them and the calling one, and serves until it is told to stop. What was written is
+    /// then durable.
+    ///
+    /// # Errors
+    /// The threads could not be started or confined, or nobody can connect any more.
+    pub fn run(self, confine: &Confine) -> Result<(), VmError> {
+        let begun = self.disks.begin(confine)?;
+        begun.into_iter().try_for_each(Begun::wait)?;
+        confine(ThreadKind::Device).map_err(failed)?;
+        while let Some(stream) = self.next().map_err(failed)? {
+            let left = self.serve(stream).map_err(failed)?;
+            self.front().hang_up();
+            if left == Left::Stopped {
+                break;
+            }
+        }
+        self.front().sync().map_err(failed)
+    }
+
+    /// The next connection; none if the server is to end.
+    fn next(&self) -> io::Result<Option<UnixStream>> {
+        loop {
+            let [stopped, connected] =
+                wait([Some(self.stop.as_fd()), Some(self.listener.as_fd())])?;
+            if stopped {
+                return Ok(None);
+            }
+            if connected {
+                match self.listener.accept() {
+                    Ok((stream, _)) => return Ok(Some(stream)),
+                    Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock) => {}
+                    // Whoever wanted to connect has gone.
+                    Err(e) if e.raw_os_error() == Some(libc::ECONNABORTED) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+    }
+
+    /// Serves a connection until it or the server ends.
+    fn serve(&self, stream: UnixStream) -> io::Result<Left> {
+        let mut requests = BackendReqHandler::from_stream(stream, Arc::clone(&self.front));
+        let finished = self.front().finished();
+        loop {
+            let kick = self.front().kick_event();
+            // SAFETY: the handler, which owns the descriptor, outlives the wait.
+            let socket = unsafe { BorrowedFd::borrow_raw(requests.as_raw_fd()) };
+            // SAFETY: the event lives as long as `finished`.
+            let event = unsafe { BorrowedFd::borrow_raw(finished.event().as_raw_fd()) };
+            let kicked_by = kick.as_deref().map(AsFd::as_fd);
+            let [stopped, done, kicked, asked] = wait([
+                Some(self.stop.as_fd()),
+                Some(event),
+                kicked_by,
+                Some(socket),
+            ])?;
+            if stopped {
+                return Ok(Left::Stopped);
+            }
+            if done {
+                let _ = finished.event().read();
+                self.front().complete();
+            }
+            if kicked {
+                self.front().kicked();
+            }
+            if asked {
+                match requests.handle_request() {
+                    Ok(()) | Err(Error::SocketRetry(_)) => {}
+                    // It has gone, or breaks the protocol, which ends the connection.
+                    Err(_) => return Ok(Left::Gone),
+                }
+            }
+        }
+    }
+
+    fn front(&self) -> MutexGuard<'_, Front> {
+        self.front.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn failed(source: io::Error) -> VmError {
+    VmError::Start {
+        what: "the disk's server",
+        source,
+    }
+}
+
+/// Waits until one of the descriptors has something to say; which of them have.
+fn wait<const N: usize>(descriptors: [Option<BorrowedFd<'_>>; N]) -> io::Result<[bool; N]> {
+    let mut polled: Vec<PollFd<'_>> = descriptors
+        .iter()
+        .flatten()
+        .map(|descriptor| PollFd::new(descriptor, PollFlags::IN))
+        .collect();
+    match poll(&mut polled, None) {
+        Ok(_) => {}
+        Err(rustix::io::Errno::INTR) => return Ok([false; N]),
+        Err(e) => return Err(e.into()),
+    }
+    let mut polled = polled.into_iter();
+    Ok(descriptors.map(|descriptor| {
+        let events = descriptor.and_then(|_| polled.next());
+        events.is_some_and(|polled| !polled.revents().is_empty())
+    }))
+}
+
+#[cfg(test)]
+mod tests;
