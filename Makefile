@@ -57,8 +57,9 @@ arm64:
 test-arm64: tools arm64
 	$(CARGO) nextest run --locked -p instar-tests --test arm64
 
-# What runs in Linux guests beside their own programs.
+# What runs in Linux guests beside their own programs, and an image of Debian, which is made as root and from the network.
 linux:
+	sh scripts/lab-image.sh
 	$(CARGO) build --release --locked -p instar-test-vsock --target x86_64-unknown-linux-musl
 
 test-linux: tools build linux
@@ -71,7 +72,7 @@ test: lint check-binary-sizes build arm64
 bench: dist
 	INSTAR_BIN="$$(ls -t dist/instar-* | head -n 1)" $(CARGO) run --release --quiet --locked -p instar-bench
 
-bench-linux: tools build
+bench-linux: tools build linux
 	sh scripts/bench-linux.sh
 
 dist:

@@ -66,6 +66,50 @@ fn lengths(twins: &Twins, format: &str, args: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// What the oracle says of size and backing file.
+fn header(scratch: &Scratch) -> Result<Vec<serde_json::Value>> {
+    let info = image::qemu_img(scratch, &["info", "--output=json", "x"])?;
+    let info: serde_json::Value = serde_json::from_slice(&info.stdout)?;
+    let keys = [
+        "virtual-size",
+        "backing-filename",
+        "full-backing-filename",
+        "backing-filename-format",
+    ];
+    Ok(keys.iter().map(|key| info[*key].clone()).collect())
+}
+
+#[test]
+fn backing_files_in_json_are_opened_and_named_as_by_the_oracle() -> Outcome {
+    const NODE: &str = r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"b.qcow2"}}"#;
+    for backing in [
+        NODE,
+        r#"json:{"driver":"qcow2","file.filename":"c.qcow2"}"#,
+        r#"json:{"driver":"raw","file.filename":"b.raw"}"#,
+        r#"json:{"file.filename":"b.qcow2"}"#,
+        r#"json:{"driver":"qcow2","file.filename":"missing"}"#,
+        r#"json:{"driver":"qcow2","file.filename":"garbage"}"#,
+        r#"json:{"driver":"bogus","file.filename":"b.qcow2"}"#,
+        "json:{bad",
+        "json:[]",
+        "json:{}",
+    ] {
+        for format in [&["-F", "qcow2"][..], &["-F", "raw"], &[]] {
+            let words = [&["-f", "qcow2", "-b", backing][..], format, &["x"]].concat();
+            let mut twins = Twins::new()?;
+            twins.build(folder)?;
+            let code = twins.run(&[&["create"], &words[..]].concat())?;
+            ensure!(twins.ours().file("x").exists() == (code == 0), "{words:?}");
+            if code == 0 {
+                // No image names its backing file so for instar, so the oracle looks at both.
+                let [theirs, ours] = [twins.theirs(), twins.ours()].map(header);
+                ensure!(theirs? == ours?, "{words:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn options_of_qcow2_images_are_those_of_the_oracle() -> Outcome {
     for options in [

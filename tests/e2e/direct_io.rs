@@ -2,6 +2,7 @@
 //! a file system without direct I/O refuses it in `qemu-img`'s words.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -395,4 +396,40 @@ fn a_file_system_without_it_refuses_in_the_oracles_words() -> Outcome {
         bench.same("ramfs", args)?;
     }
     bench.finish()
+}
+
+#[test]
+fn a_file_system_without_fallocate_has_its_blocks_written() -> Outcome {
+    let scratch = Scratch::new()?;
+    let _ramfs = Ramfs::mount(&scratch)?;
+    let falloc = "preallocation=falloc";
+    for (format, options) in [
+        ("raw", falloc.to_owned()),
+        ("qcow2", falloc.to_owned()),
+        ("qcow2", format!("{falloc},extended_l2=on")),
+    ] {
+        let make = |program: &dyn Fn(&Scratch, &[&str]) -> Outcome, name: &str| {
+            let words = ["create", "-q", "-f", format, "-o", &options, name, "3M"];
+            program(&scratch, &words)?;
+            if format == "qcow2" {
+                image::io(&scratch, name, &["write -P 7 1M 4k"])?;
+            }
+            let words = ["resize", "-q", "-f", format, "--preallocation=falloc"];
+            program(&scratch, &[&words[..], &[name, "5M"]].concat())?;
+            let metadata = std::fs::metadata(scratch.file(name))?;
+            anyhow::Ok((metadata.blocks(), metadata.len()))
+        };
+        let ours = make(&instar, "ram/ours")?;
+        let theirs = make(&qemu_img, "ram/theirs")?;
+        // Where tables lie may differ.
+        let taken = |(blocks, _): (u64, u64)| blocks * 512 >= 5 << 20;
+        let same = ours == theirs || format == "qcow2";
+        let right = same && taken(ours) && taken(theirs);
+        ensure!(right, "{format} {options}: {ours:?}, {theirs:?}");
+        qemu_img(&scratch, &["compare", "-q", "ram/ours", "ram/theirs"])?;
+        for name in ["ram/ours", "ram/theirs"] {
+            std::fs::remove_file(scratch.file(name))?;
+        }
+    }
+    Ok(())
 }

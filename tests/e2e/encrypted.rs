@@ -340,6 +340,46 @@ fn chains_of_encrypted_and_plain_images_are_read_committed_and_rebased() -> Outc
 }
 
 #[test]
+fn an_encrypted_base_grows_over_a_longer_backing_file() -> Outcome {
+    for kind in KINDS.iter().filter(|kind| !kind.contains(&"compat=0.10")) {
+        let scratch = Scratch::new()?;
+        image::qemu_img(&scratch, &["create", "-q", "-f", "qcow2", "lowest", "2M"])?;
+        qemu_io(
+            &scratch,
+            "driver=qcow2,file.filename=lowest",
+            &["write -P 9 0 2M"],
+        )?;
+        // Its last cluster, which is its own, ends in the middle.
+        let mut words = vec!["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "lowest"];
+        words.extend(KEY);
+        words.extend(kind.iter().flat_map(|option| ["-o", option]));
+        if kind.contains(&"encrypt.format=luks") {
+            words.extend(["-o", "encrypt.iter-time=10"]);
+        }
+        words.extend(["-o", "encrypt.key-secret=key", "base", "1000K"]);
+        image::qemu_img(&scratch, &words)?;
+        let base = keyed("base", "key");
+        qemu_io(
+            &scratch,
+            &base,
+            &["write -P 3 990K 10K", "write -P 4 0 64K"],
+        )?;
+        let words = ["create", "-q", "-f", "qcow2", "-F", "qcow2"];
+        let words = [&words[..], &["-u", "-b", "base", "top", "1500K"]].concat();
+        image::qemu_img(&scratch, &words)?;
+        let top = "driver=qcow2,file.filename=top,backing.encrypt.key-secret=key";
+        qemu_io(&scratch, top, &["write -P 5 100K 300K"])?;
+        let want = content(&scratch, top)?;
+        let words = ["--image-opts", top];
+        instar(&scratch, &with_keys("commit", &words))?.expect_code(0)?;
+        ensure!(content(&scratch, &base)? == want, "{kind:?}: the base");
+        ensure!(content(&scratch, top)? == want, "{kind:?}: the overlay");
+        sound(&scratch, &base)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn damaged_luks_headers_are_refused_as_by_qemu_img() -> Outcome {
     let mut rng = Rng::for_test("damaged_luks_headers");
     let scratch = Scratch::new()?;

@@ -378,14 +378,78 @@ fn a_secret_goes_nowhere_else() -> Outcome {
     Ok(())
 }
 
+const LOCKED: &str = "driver=qcow2,file.filename=locked,encrypt.key-secret=s";
+const ABOVE: &str = "driver=qcow2,file.filename=above,backing.encrypt.key-secret=s";
+const TWICE: &str = r#"json:{"driver":"qcow2","file.filename":"twice",
+    "backing":{"backing":{"encrypt":{"format":"luks","key-secret":"s"}}}}"#;
+const WRONG: &str = "secret,id=s,data=wrong";
+
+/// Calls with images that have a password, on their own and as backing files.
+const KEYED_CALLS: &[&[&str]] = &[
+    &[
+        "map",
+        "--output=json",
+        "--object",
+        SECRET,
+        "--image-opts",
+        LOCKED,
+    ],
+    &[
+        "map",
+        "--output=json",
+        "--object",
+        SECRET,
+        "--image-opts",
+        ABOVE,
+    ],
+    &["map", "--output=json", "--object", SECRET, TWICE],
+    &["map", "--object", WRONG, "--image-opts", LOCKED],
+    &["map", "--object", WRONG, "--image-opts", ABOVE],
+    &[
+        "map",
+        "--object",
+        "secret,id=t,data=x",
+        "--image-opts",
+        ABOVE,
+    ],
+    &["map", "--image-opts", "driver=qcow2,file.filename=above"],
+    &["compare", "--object", SECRET, "--image-opts", LOCKED, ABOVE],
+    &[
+        "measure",
+        "-O",
+        "qcow2",
+        "--object",
+        SECRET,
+        "--image-opts",
+        ABOVE,
+    ],
+    &[
+        "convert",
+        "--object",
+        SECRET,
+        "--image-opts",
+        ABOVE,
+        "plain",
+    ],
+    &[
+        "convert", "--object", SECRET, TWICE, "-O", "qcow2", "plain2",
+    ],
+    &["compare", "plain", "plain2"],
+    &[
+        "convert",
+        "-n",
+        "--object",
+        SECRET,
+        "--target-image-opts",
+        "flat",
+        LOCKED,
+    ],
+    &["compare", "--object", SECRET, "--image-opts", LOCKED, RAW],
+];
+
 /// Secrets open the image that is named, and those below it by their depth.
 #[test]
 fn secrets_open_the_images_that_they_are_given_for() -> Outcome {
-    const LOCKED: &str = "driver=qcow2,file.filename=locked,encrypt.key-secret=s";
-    const ABOVE: &str = "driver=qcow2,file.filename=above,backing.encrypt.key-secret=s";
-    const TWICE: &str = r#"json:{"driver":"qcow2","file.filename":"twice",
-        "backing":{"backing":{"encrypt":{"format":"luks","key-secret":"s"}}}}"#;
-    const WRONG: &str = "secret,id=s,data=wrong";
     let scratch = Scratch::new()?;
     images_and_locked(&scratch)?;
     let write = [
@@ -402,68 +466,5 @@ fn secrets_open_the_images_that_they_are_given_for() -> Outcome {
     wrote.expect_code(0)?;
     image::create_overlay(&scratch, "above", "locked", "qcow2")?;
     image::create_overlay(&scratch, "twice", "above", "qcow2")?;
-    same_calls(
-        &[
-            &[
-                "map",
-                "--output=json",
-                "--object",
-                SECRET,
-                "--image-opts",
-                LOCKED,
-            ],
-            &[
-                "map",
-                "--output=json",
-                "--object",
-                SECRET,
-                "--image-opts",
-                ABOVE,
-            ],
-            &["map", "--output=json", "--object", SECRET, TWICE],
-            &["map", "--object", WRONG, "--image-opts", LOCKED],
-            &["map", "--object", WRONG, "--image-opts", ABOVE],
-            &[
-                "map",
-                "--object",
-                "secret,id=t,data=x",
-                "--image-opts",
-                ABOVE,
-            ],
-            &["map", "--image-opts", "driver=qcow2,file.filename=above"],
-            &["compare", "--object", SECRET, "--image-opts", LOCKED, ABOVE],
-            &[
-                "measure",
-                "-O",
-                "qcow2",
-                "--object",
-                SECRET,
-                "--image-opts",
-                ABOVE,
-            ],
-            &[
-                "convert",
-                "--object",
-                SECRET,
-                "--image-opts",
-                ABOVE,
-                "plain",
-            ],
-            &[
-                "convert", "--object", SECRET, TWICE, "-O", "qcow2", "plain2",
-            ],
-            &["compare", "plain", "plain2"],
-            &[
-                "convert",
-                "-n",
-                "--object",
-                SECRET,
-                "--target-image-opts",
-                "flat",
-                LOCKED,
-            ],
-            &["compare", "--object", SECRET, "--image-opts", LOCKED, RAW],
-        ],
-        &scratch,
-    )
+    same_calls(KEYED_CALLS, &scratch)
 }

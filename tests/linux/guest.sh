@@ -118,11 +118,7 @@ do_recycled() {
 	say rounds "$round"
 }
 
-mark() {
-	printf "\\00$1" | dd of=/dev/port bs=1 seek=1008 conv=notrunc 2>/dev/null
-}
-
-mark 1
+vsock-tool mark 1
 say up
 for name in $(word do | tr , ' '); do
 	"do_$name"

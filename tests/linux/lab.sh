@@ -77,6 +77,7 @@ machine all facts,blk,rng,net,vsock --cpus 4 --memory 6G --rng \
 same 'power-off' $? 0
 expect all up 'cpus 4' 'clock kvm-clock' "year $(date +%Y)" 'serial DISK-1 ro 0 1' 'bytes 67108864' \
 	'rng virtio_rng.0' 'random 256' 'mac 02:00:00:00:00:09' 'ping ok' 'vsock-in done' 'vsock-out 1000000 bytes came back'
+if grep -q '"marks":\[{' /results/all.err; then ok "$transport mark"; else wrong "no mark: $(cat /results/all.err)"; fi
 [ "$(said all memory)" -gt 5500 ] || wrong "memory: $(said all memory)"
 same 'blk read' "$(said all read)" "$(sum <vdb.raw)"
 same 'blk write' "$(said all wrote)" "$(dd if=vda.raw bs=64k skip=256 count=64 2>/dev/null | sum)"

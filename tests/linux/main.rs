@@ -1,7 +1,8 @@
-//! Linux guests of `instar run`: Debian's kernel for clouds with a busybox, over both transports.
+//! Linux guests of `instar run`: Debian's kernel for clouds with a busybox, over both transports; an image of Debian for
+//! clouds, by its name.
 //!
-//! They run in the lab, of which one boot serves many guests: `lab.sh` starts them and says `ok NAME` for each thing that
-//! is as it should be; `guest.sh` is what they do.
+//! They run in the lab, of which one boot serves many guests: `lab.sh` and `cloud.sh` start them and say `ok NAME` for each
+//! thing that is as it should be; `guest.sh` is what the small ones do.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,12 +13,15 @@ use instar_tests::scratch::Scratch;
 
 /// The longest time for all guests of a transport.
 const LIMIT: Duration = Duration::from_secs(800);
+/// The longest time for the image, whose systemd and Python are interpreted.
+const IMAGE_LIMIT: Duration = Duration::from_secs(1400);
 
 /// Things that must be right, among others: no script that ends early passes.
-const NEEDED: [&str; 24] = [
+const NEEDED: [&str; 25] = [
     "all cpus 4",
     "all clock kvm-clock",
     "power-off",
+    "mark",
     "blk read",
     "blk write",
     "blk discard",
@@ -41,9 +45,26 @@ const NEEDED: [&str; 24] = [
     "disk in use",
 ];
 
-fn guests(transport: &str) -> Result<()> {
+/// What must be right of the image.
+const NEEDED_OF_IMAGE: [&str; 12] = [
+    "power-off",
+    "cloud-init",
+    "written before the reboot",
+    "hostname",
+    "key",
+    "finished",
+    "boots",
+    "clean e2fsck",
+    "in the image",
+    "ssh",
+    "killed e2fsck",
+    "killed files",
+];
+
+/// Runs a script in the lab; `front` stands before the names of what must be right.
+fn lab(script: &[&str], limit: Duration, front: &str, needed: &[&str]) -> Result<()> {
     let results = Scratch::new()?;
-    let done = X86_64::new()?.run(&results, &["tests/linux/lab.sh", transport], LIMIT)?;
+    let done = X86_64::new()?.run(&results, script, limit)?;
     let mut consoles = String::new();
     for name in results.names()? {
         let text = String::from_utf8_lossy(&results.read(&name)?).into_owned();
@@ -52,10 +73,10 @@ fn guests(transport: &str) -> Result<()> {
     let said = done.out();
     let right: BTreeSet<&str> = said
         .lines()
-        .filter_map(|line| line.trim_end().strip_prefix("ok ")?.strip_prefix(transport))
+        .filter_map(|line| line.trim_end().strip_prefix("ok ")?.strip_prefix(front))
         .map(str::trim_start)
         .collect();
-    let missing: Vec<_> = NEEDED
+    let missing: Vec<_> = needed
         .iter()
         .filter(|name| !right.contains(**name))
         .collect();
@@ -67,6 +88,15 @@ fn guests(transport: &str) -> Result<()> {
     Ok(())
 }
 
+fn guests(transport: &str) -> Result<()> {
+    lab(
+        &["tests/linux/lab.sh", transport],
+        LIMIT,
+        transport,
+        &NEEDED,
+    )
+}
+
 #[test]
 fn guests_over_pci_do_all_that_a_machine_is_for() -> Result<()> {
     guests("pci")
@@ -75,4 +105,9 @@ fn guests_over_pci_do_all_that_a_machine_is_for() -> Result<()> {
 #[test]
 fn guests_over_mmio_do_all_that_a_machine_is_for() -> Result<()> {
     guests("mmio")
+}
+
+#[test]
+fn image_for_clouds_boots_by_its_name() -> Result<()> {
+    lab(&["tests/linux/cloud.sh"], IMAGE_LIMIT, "", &NEEDED_OF_IMAGE)
 }
