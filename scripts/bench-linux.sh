@@ -8,6 +8,8 @@
 #   memory  private memory of all processes of the machine beyond guest memory, when init has begun, KiB
 #   read, write, send, receive   what a guest reads from its disk and writes to it, in requests of 1 MiB or 4 KiB past its page
 #           cache, and moves through a tap device, MiB/s
+#   usersend, userreceive, userping   the same through a network of the user's own (--net user, QEMU's -netdev user), and a byte
+#           there and back over TCP, microseconds
 # RUNS (default 5).
 set -eu
 cd "$(dirname "$0")/.."

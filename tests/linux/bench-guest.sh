@@ -1,4 +1,5 @@
-# What a guest of `make bench-linux` does: do=boot only says that it is up, do=work reads, writes, sends and receives.
+# What a guest of `make bench-linux` does: do=boot only says that it is up, do=work reads, writes, sends and receives;
+# do=user sends, receives and asks over a network of the user's own.
 printf '\005\n' >/dev/ttyS0
 echo guest: up
 # rate NAME MIB COMMAND...: how much a second.
@@ -21,4 +22,14 @@ if grep -q do=work /proc/cmdline; then
 	until ping -c 1 -W 1 10.9.8.1 >/dev/null; do :; done
 	echo "guest: send $(vsock-tool send-tcp 10.9.8.1:5001 64)"
 	echo "guest: receive $(vsock-tool receive-tcp 0.0.0.0:5002)"
+fi
+if grep -q do=user /proc/cmdline; then
+	ip addr add 10.0.2.15/24 dev eth0
+	ip link set eth0 up
+	ip route add default via 10.0.2.2
+	until ping -c 1 -W 1 10.0.2.2 >/dev/null; do :; done
+	echo "guest: usersend $(vsock-tool send-tcp 10.0.2.2:5003 64)"
+	echo "guest: userping $(vsock-tool ping-tcp 10.0.2.2:5005 2000)"
+	echo guest: listens
+	echo "guest: userreceive $(vsock-tool receive-tcp 0.0.0.0:5004)"
 fi

@@ -18,12 +18,18 @@ vmm() {
 	qemu() {
 		qemu-system-x86_64 -accel kvm -cpu host -m 128M -nodefaults -no-user-config -display none -serial stdio -no-reboot \
 			-kernel "$LAB/guest/vmlinuz" -initrd initrd -append "$cmdline" -drive if=none,id=d,file=disk.raw,format=raw \
-			-netdev tap,id=n,ifname=tap0,script=no,downscript=no "$@"
+			-netdev "$netdev" "$@"
+	}
+	net=tap:tap0 netdev=tap,id=n,ifname=tap0,script=no,downscript=no
+	[ "$2" != user ] || {
+		net='user --allow host --forward tcp:5004:5004'
+		netdev=user,id=n,hostfwd=tcp:127.0.0.1:5004-:5004
 	}
 	case $1 in
 	instar)
+		# shellcheck disable=SC2086 # Options of their own.
 		"$INSTAR_BIN" run --kernel "$LAB/guest/vmlinuz" --initrd initrd --memory 128M --cmdline "$cmdline" \
-			--disk disk.raw --net tap:tap0
+			--disk disk.raw --net $net
 		;;
 	pc) qemu -M pc -device virtio-blk-pci,drive=d -device virtio-net-pci,netdev=n ;;
 	microvm) qemu -M microvm,acpi=on,rtc=on,pcie=on -device virtio-blk-pci,drive=d -device virtio-net-pci,netdev=n ;;
@@ -91,6 +97,24 @@ work() {
 	sed -n "s/\r//; s/^guest: \([a-z0-9]* \)\([0-9.]*\)$/\1$1 \2/p" console
 }
 
+# What a network of the user's own takes: bulk data out and in by a forwarded port, and a byte there and back.
+user() {
+	"$INSTAR_VSOCK_TOOL" receive-tcp 127.0.0.1:5003 >/dev/null &
+	helpers=$!
+	"$INSTAR_VSOCK_TOOL" serve-tcp 127.0.0.1:5005 1 &
+	helpers="$helpers $!"
+	vmm "$1" user >console &
+	vm=$!
+	until grep -q '^guest: listens' console || ! kill -0 $vm 2>/dev/null; do sleep 0.2; done
+	# The guest listens a moment after it says so.
+	sleep 2
+	"$INSTAR_VSOCK_TOOL" send-tcp 127.0.0.1:5004 64 >/dev/null
+	wait $vm
+	# shellcheck disable=SC2086
+	kill $helpers 2>/dev/null
+	sed -n "s/\r//; s/^guest: \([a-z0-9]* \)\([0-9.]*\)$/\1$1 \2/p" console
+}
+
 # Nobody pays for what is read from the lab's disk the first time.
 for machine in instar pc microvm; do
 	vmm $machine boot >console
@@ -99,10 +123,11 @@ for run in $(seq "$INSTAR_RUNS"); do
 	for machine in instar pc microvm; do
 		boot $machine
 		work $machine
+		[ $machine = microvm ] || user $machine
 	done
 done | tee /results/measured >measured
 echo "what    machine       p50        p99   (of $INSTAR_RUNS)"
-for what in start boot exits memory read read4k write write4k send receive; do
+for what in start boot exits memory read read4k write write4k send receive usersend userreceive userping; do
 	for machine in instar pc microvm; do
 		awk -v what=$what -v machine=$machine '$1 == what && $2 == machine { print $3 }' measured | sort -n |
 			awk -v what=$what -v machine=$machine '{ v[NR] = $1 }

@@ -74,6 +74,19 @@ pub fn watch(
     epoll::add(epoll, socket, token.data(), flags)
 }
 
+/// Watches a socket that is watched already for something else. What is so now is told of.
+///
+/// # Errors
+/// The system's.
+pub fn watch_again(
+    epoll: &OwnedFd,
+    socket: impl AsFd,
+    token: Token,
+    flags: epoll::EventFlags,
+) -> Result<(), Errno> {
+    epoll::modify(epoll, socket, token.data(), flags)
+}
+
 const FLAGS: SocketFlags = SocketFlags::NONBLOCK.union(SocketFlags::CLOEXEC);
 
 /// Where the host is reached for what the guest calls `address`.

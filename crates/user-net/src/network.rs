@@ -126,6 +126,8 @@ pub struct Network {
     buffer: Vec<u8>,
     /// The guest may have sent more.
     readable: bool,
+    /// The link is watched for room as well.
+    watches_room: bool,
     swept: Instant,
 }
 
@@ -138,9 +140,13 @@ impl Network {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed("epoll_create"))?;
         let link = Link::new(settings.link, settings.guest_mac, settings.mtu);
         let token = |kind, id| Token { kind, id };
-        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::ET;
-        host::watch(&epoll, link.socket(), token(Kind::Link, 0), flags)
-            .map_err(failed("epoll_ctl"))?;
+        host::watch(
+            &epoll,
+            link.socket(),
+            token(Kind::Link, 0),
+            link_flags(false),
+        )
+        .map_err(failed("epoll_ctl"))?;
         for (index, listener) in (0..).zip(&settings.listeners) {
             let token = token(Kind::Forward, index);
             host::watch(&epoll, &listener.socket, token, EventFlags::IN)
@@ -168,6 +174,7 @@ impl Network {
             listeners: settings.listeners,
             buffer: vec![0; MAX_MESSAGE_BYTES],
             readable: true,
+            watches_room: false,
             swept: now,
         })
     }
@@ -213,7 +220,25 @@ impl Network {
             }
         }
         self.serve_link();
+        self.watch_room()?;
         Ok(!self.ground.link.is_closed())
+    }
+
+    /// Has the link watched for room while something waits for it, and only then: it has room each time that the guest's side
+    /// takes a frame.
+    fn watch_room(&mut self) -> Result<(), NetworkError> {
+        let blocked = self.ground.link.is_blocked();
+        if blocked != self.watches_room {
+            let token = Token {
+                kind: Kind::Link,
+                id: 0,
+            };
+            let flags = link_flags(blocked);
+            host::watch_again(&self.ground.epoll, self.ground.link.socket(), token, flags)
+                .map_err(failed("epoll_ctl"))?;
+            self.watches_room = blocked;
+        }
+        Ok(())
     }
 
     /// Serves what is due; when to look again.
@@ -435,6 +460,16 @@ impl Network {
                 Err(_) => return,
             }
         }
+    }
+}
+
+/// What the link is watched for.
+const fn link_flags(room: bool) -> EventFlags {
+    let flags = EventFlags::IN.union(EventFlags::ET);
+    if room {
+        flags.union(EventFlags::OUT)
+    } else {
+        flags
     }
 }
 

@@ -128,14 +128,15 @@ impl Tcp {
             }
             return;
         };
-        match self.flows.get_mut(&id).map(|flow| &mut flow.stage) {
-            Some(Stage::Open { sockets, .. }) => {
-                let mut port = ground.link.port(Some(packet));
-                self.interface.poll_ingress_single(now, &mut port, sockets);
-                self.touched.push(id);
-            }
-            Some(Stage::Connecting { .. }) if rst => self.remove(id),
-            _ => {}
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        if let Some(sockets) = flow.hears(packet.len()) {
+            let mut port = ground.link.port(Some(packet));
+            self.interface.poll_ingress_single(now, &mut port, sockets);
+            self.touched.push(id);
+        } else if rst && matches!(flow.stage, Stage::Connecting { .. }) {
+            self.remove(id);
         }
     }
 

@@ -121,6 +121,12 @@ impl<B: NetBackend> NetDevice<B> {
         });
     }
 
+    /// Whether packets of the guest wait until the backend takes them.
+    #[must_use]
+    pub const fn waits_for_room(&self) -> bool {
+        !self.writable
+    }
+
     /// Whether a turn has ended with work left: [`Self::go_on`] is to be called.
     #[must_use]
     pub const fn has_more(&self) -> bool {

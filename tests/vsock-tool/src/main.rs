@@ -5,6 +5,8 @@
 //! * `ask-vsock CID PORT BYTES`, `ask-unix PATH PORT BYTES`: send bytes, and check that they come back; on the Unix
 //!   socket after `CONNECT PORT`.
 //! * `send-tcp ADDRESS MIB`, `receive-tcp ADDRESS`: send zeros, and take them until they end. Both say how many MiB/s it was.
+//! * `serve-tcp ADDRESS COUNT`, `ping-tcp ADDRESS COUNT`: send back what comes, on so many connections; send a byte so many
+//!   times, each when the last has come back, and say how many microseconds that took, as a median.
 //! * `mark VALUE`: writes a byte to port 0x3f0, for which `instar run --json` and tracepoints of KVM have the time.
 
 use anyhow::{Context, Result, bail, ensure};
@@ -53,8 +55,17 @@ fn main() -> Result<()> {
         }
         ["send-tcp", address, mib] => send(TcpStream::connect(address)?, mib.parse()?),
         ["receive-tcp", address] => receive(TcpListener::bind(address)?.accept()?.0),
+        ["serve-tcp", address, count] => {
+            let listener = TcpListener::bind(address)?;
+            (0..count.parse()?).try_for_each(|_: u32| {
+                let (stream, _) = listener.accept()?;
+                stream.set_nodelay(true)?;
+                echo(OwnedFd::from(stream))
+            })
+        }
+        ["ping-tcp", address, count] => ping(TcpStream::connect(address)?, count.parse()?),
         ["mark", value] => mark(value.parse()?),
-        _ => bail!("serve-vsock, serve-unix, ask-vsock, ask-unix, send-tcp, receive-tcp or mark"),
+        _ => bail!("the first lines of its source say what it can do"),
     }
 }
 
@@ -92,6 +103,21 @@ fn receive(mut from: TcpStream) -> Result<()> {
         }
     }
     tell(bytes, began);
+    Ok(())
+}
+
+fn ping(mut stream: TcpStream, count: usize) -> Result<()> {
+    stream.set_nodelay(true)?;
+    let mut took = Vec::with_capacity(count);
+    for _ in 0..count {
+        let began = Instant::now();
+        stream.write_all(&[1])?;
+        stream.read_exact(&mut [0])?;
+        took.push(began.elapsed().as_micros());
+    }
+    took.sort_unstable();
+    let median = took.get(count / 2).context("it was not asked at all")?;
+    println!("{median}");
     Ok(())
 }
 

@@ -60,13 +60,16 @@ impl NetBackend for Card {
 }
 
 /// Serves the device. What it is connected to is watched for edges: the device remembers whether there is a packet, and a
-/// guest without buffers costs nothing.
+/// guest without buffers costs nothing. It is watched for room only while a packet waits for it: a socket has room each time
+/// that its other end takes a packet.
 #[derive(Debug)]
 struct Service {
     device: Arc<Mutex<NetDevice<Card>>>,
     queues: Arc<QueueEvents>,
     /// What the device's card is connected to.
     card: RawFd,
+    /// It is watched for room as well.
+    watches_room: bool,
     again: EventFd,
 }
 
@@ -88,6 +91,7 @@ pub fn wire(parts: Net) -> Result<Wired, VmError> {
         device,
         queues: Arc::clone(&queues),
         card: fd,
+        watches_room: false,
         again: events::event("a network device")?,
     };
     Ok(Wired {
@@ -97,16 +101,27 @@ pub fn wire(parts: Net) -> Result<Wired, VmError> {
     })
 }
 
+impl Service {
+    fn card_events(&self, room: bool) -> Events {
+        let room = if room {
+            EventSet::OUT
+        } else {
+            EventSet::empty()
+        };
+        let set = EventSet::IN | EventSet::EDGE_TRIGGERED | room;
+        Events::with_data_raw(self.card, BACKEND_EVENT, set)
+    }
+}
+
 impl MutEventSubscriber for Service {
     fn init(&mut self, ops: &mut EventOps) {
         self.queues.watch(ops);
-        let set = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
-        events::watch(ops, Events::with_data_raw(self.card, BACKEND_EVENT, set));
+        events::watch(ops, self.card_events(false));
         let again = Events::with_data(&self.again, BACKEND_EVENT.saturating_add(1), EventSet::IN);
         events::watch(ops, again);
     }
 
-    fn process(&mut self, events: Events, _ops: &mut EventOps) {
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
         let mut device = self.device.lock().unwrap_or_else(PoisonError::into_inner);
         match self.queues.notified(events) {
             Some(index) => device.kick(index),
@@ -123,6 +138,11 @@ impl MutEventSubscriber for Service {
         if device.has_more() {
             // Full means signalled, which is enough.
             let _ = self.again.write(1);
+        }
+        let waits = device.waits_for_room();
+        // If it cannot be changed, the next event of the card tries again.
+        if waits != self.watches_room && ops.modify(self.card_events(waits)).is_ok() {
+            self.watches_room = waits;
         }
     }
 }

@@ -15,6 +15,11 @@ const BUFFER_BYTES: usize = 256 << 10;
 const SMALL_BUFFER_BYTES: usize = 16 << 10;
 /// Connections with large buffers.
 const LARGE_FLOWS: usize = 64;
+/// How long the acknowledgement of a short packet waits for an answer that takes it along. RFC 9293 §3.8.6.3 allows up to 500
+/// ms, Linux begins with 40.
+const ACK_DELAY: Duration = Duration::from_millis(10);
+/// Longest packet that is short, in bytes: whoever sends longer ones may wait for room to send more.
+const SHORT_PACKET: usize = 1024;
 /// A guest that does not answer for so long has lost the connection.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -52,7 +57,6 @@ impl Stage {
         let buffer = || SocketBuffer::new(vec![0; bytes]);
         let mut socket = Socket::new(buffer(), buffer());
         socket.set_nagle_enabled(false);
-        socket.set_ack_delay(None);
         socket.set_timeout(Some(TIMEOUT.into()));
         let mut sockets = SocketSet::new(Vec::new());
         let handle = sockets.add(socket);
@@ -104,6 +108,18 @@ impl Flow {
             Stage::Open { sockets, handle } => Some(sockets.get_mut(*handle)),
             _ => None,
         }
+    }
+
+    /// The guest's side, to which a packet of `len` bytes has come.
+    pub fn hears(&mut self, len: usize) -> Option<&mut SocketSet<'static>> {
+        let Stage::Open { sockets, handle } = &mut self.stage else {
+            return None;
+        };
+        let delay = (len <= SHORT_PACKET).then(|| ACK_DELAY.into());
+        sockets
+            .get_mut::<Socket<'static>>(*handle)
+            .set_ack_delay(delay);
+        Some(sockets)
     }
 
     /// The host's socket has something to say.
