@@ -22,7 +22,7 @@ machine() {
 	name=$1 do=$2
 	shift 2
 	# shellcheck disable=SC2086
-	"$INSTAR_BIN" run --kernel "$LAB/guest/vmlinuz" --initrd initrd --transport "$transport" --timeout 200 \
+	"$INSTAR_BIN" run --kernel "$LAB/guest/vmlinuz" --initrd initrd --transport "$transport" --timeout 600 \
 		--cmdline "console=ttyS0 quiet panic=-1 do=$do" --json "$@" >"/results/$name" 2>"/results/$name.err"
 }
 

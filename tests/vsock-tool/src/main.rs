@@ -1,5 +1,5 @@
 //! What guests of the lab and the lab itself need beside a busybox: echoes over vsock in a guest, and over Unix sockets on
-//! its host; bulk data over TCP; a mark in a boot.
+//! its host; bulk data over TCP; a mark in a boot; and what the lab is told of this machine's clock.
 //!
 //! * `serve-vsock PORT COUNT`, `serve-unix PATH COUNT`: send back what comes, on so many connections.
 //! * `ask-vsock CID PORT BYTES`, `ask-unix PATH PORT BYTES`: send bytes, and check that they come back; on the Unix
@@ -8,6 +8,7 @@
 //! * `serve-tcp ADDRESS COUNT`, `ping-tcp ADDRESS COUNT`: send back what comes, on so many connections; send a byte so many
 //!   times, each when the last has come back, and say how many microseconds that took, as a median.
 //! * `mark VALUE`: writes a byte to port 0x3f0, for which `instar run --json` and tracepoints of KVM have the time.
+//! * `tsc-khz`: how often a millisecond the processor's time stamp counter counts.
 
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::File;
@@ -15,12 +16,16 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Where a mark is written.
 const MARK_PORT: u16 = 0x3f0;
 /// Bytes of a write and of a read over TCP.
 const CHUNK: usize = 256 << 10;
+/// Between the two looks at the counter.
+const LOOK: Duration = Duration::from_millis(200);
+/// How often each look is repeated: the one that nothing came between is kept.
+const TRIES: u32 = 2000;
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -65,6 +70,7 @@ fn main() -> Result<()> {
         }
         ["ping-tcp", address, count] => ping(TcpStream::connect(address)?, count.parse()?),
         ["mark", value] => mark(value.parse()?),
+        ["tsc-khz"] => tsc_khz(),
         _ => bail!("the first lines of its source say what it can do"),
     }
 }
@@ -77,6 +83,31 @@ fn mark(value: u8) -> Result<()> {
         std::arch::asm!("out dx, al", in("dx") MARK_PORT, in("al") value, options(nomem, nostack));
     }
     Ok(())
+}
+
+/// Says the counter's rate, measured so that it is right where other programs take the processor away at any time.
+fn tsc_khz() -> Result<()> {
+    let (counter, began) = look()?;
+    std::thread::sleep(LOOK);
+    let (later, ended) = look()?;
+    let counted = u128::from(later.saturating_sub(counter)) * 1_000_000;
+    println!("{}", counted / (ended - began).as_nanos().max(1));
+    Ok(())
+}
+
+/// The counter and the time, as of one moment.
+fn look() -> Result<(u64, Instant)> {
+    let tries = (0..TRIES).map(|_| {
+        let (before, now, after) = (counter(), Instant::now(), counter());
+        (after.saturating_sub(before), before, now)
+    });
+    let (gap, counter, now) = tries.min_by_key(|(gap, ..)| *gap).context("no look")?;
+    Ok((counter + gap / 2, now))
+}
+
+fn counter() -> u64 {
+    // SAFETY: each processor that runs this program has the counter, and no memory is involved.
+    unsafe { std::arch::x86_64::_rdtsc() }
 }
 
 fn send(mut to: TcpStream, mib: usize) -> Result<()> {
