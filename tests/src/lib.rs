@@ -15,6 +15,8 @@ pub mod crafted;
 pub mod faults;
 pub mod hidden;
 pub mod image;
+pub mod joint;
+pub mod judge;
 pub mod kernel;
 pub mod lab;
 pub mod layouts;

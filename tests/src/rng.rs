@@ -29,6 +29,15 @@ impl Rng {
         Self { state, seed }
     }
 
+    /// The generator of one case of a run with `seed`.
+    pub fn of(seed: u64, case: u64) -> Self {
+        let state = seed.wrapping_add(case.wrapping_mul(0x2545_f491_4f6c_dd1d));
+        let mut rng = Self { state, seed };
+        // Neighbouring cases begin far from each other.
+        rng.state = rng.next_u64();
+        rng
+    }
+
     /// The seed that repeats this run.
     pub fn seed(&self) -> u64 {
         self.seed

@@ -8,17 +8,17 @@ use instar_plan_commit::{
 use instar_plan_write::{Below, NothingBelow, WriteImage};
 use instar_qcow2::{Header, OpenMode};
 use instar_storage::overlap::MemOverlap;
-use instar_storage::{MemStorage, Storage, StorageMut};
+use instar_storage::{MemStorage, Storage};
+use instar_tests::joint::Recorded;
 
-/// A file of the chain in a place of its own.
-pub trait Numbered: StorageMut {
-    fn number(&self) -> u16;
-}
-
-impl Numbered for crate::record::Recorded<'_> {
-    fn number(&self) -> u16 {
-        self.number as u16
-    }
+/// An image of a chain: the numbers of its files.
+#[derive(Clone, Debug)]
+pub struct Member {
+    pub file: usize,
+    /// Its external data file.
+    pub data: Option<usize>,
+    /// Else it is raw.
+    pub qcow2: bool,
 }
 
 /// Lets everything pass.
@@ -40,39 +40,44 @@ impl instar_plan_txn::Monitor for Quiet {
     }
 }
 
-/// An image as a layer; `qcow2` or raw.
-pub fn layer<S: Storage>(store: S, qcow2: bool) -> Layer<S> {
-    if !qcow2 {
-        return Layer::raw(store);
-    }
-    let header = Header::read(&store, OpenMode::Change).unwrap();
-    Layer::qcow2(store, None, header, View::Active)
+/// Images as a chain.
+fn chain<'a, S: Storage>(files: &'a [S], members: &[Member]) -> Chain<&'a S> {
+    let layer = |member: &Member| {
+        let store = &files[member.file];
+        if !member.qcow2 {
+            return Layer::raw(store);
+        }
+        let header = Header::read(store, OpenMode::Change).unwrap();
+        let data = member.data.map(|number| &files[number]);
+        Layer::qcow2(store, data, header, View::Active)
+    };
+    Chain::new(members.iter().map(layer).collect())
 }
 
-/// Commits the images before `base` to it; `files` are the chain, the top first, and whether each is qcow2.
-pub fn commit<S: Numbered>(
-    files: &[(S, bool)],
+/// Commits the images before `base` to it; `members` are the chain, the top first.
+pub fn commit(
+    files: &[Recorded<'_>],
+    members: &[Member],
     base: usize,
     empties: bool,
     seed: u64,
 ) -> Result<(), CommitError> {
-    let above = Chain::new(files[..base].iter().map(|(f, q)| layer(f, *q)).collect());
-    let below = Chain::new(
-        files[base + 1..]
-            .iter()
-            .map(|(f, q)| layer(f, *q))
-            .collect(),
-    );
-    let (store, qcow2) = &files[base];
-    let read = || qcow2.then(|| Header::read(store, OpenMode::Change).unwrap());
+    let (above, below) = (chain(files, &members[..base]), &members[base + 1..]);
+    let below = chain(files, below);
+    let member = &members[base];
+    let store = &files[member.file];
+    let read = || {
+        let qcow2 = member.qcow2;
+        qcow2.then(|| Header::read(store, OpenMode::Change).unwrap())
+    };
     let mut image = Image {
         disk: store,
-        data: None,
+        data: member.data.map(|number| &files[number]),
         header: read(),
     };
     grow(&image, None, &below, above.len_bytes(), &mut Quiet)?;
     image.header = read();
-    let io = MemOverlap::new(files.iter().map(|(f, _)| (f.number(), f)), 5, seed);
+    let io = MemOverlap::new(files.iter().map(|f| (f.number as u16, f)), 5, seed);
     let has_below = !below.layers().is_empty();
     let mut target = match &image.header {
         None => Base::Raw(&image.disk),
@@ -83,7 +88,8 @@ pub fn commit<S: Numbered>(
                 Box::new(NothingBelow)
             };
             let codec = Box::new(Decoder::new());
-            let mut open = WriteImage::open(&image.disk, None, header, below, codec)?;
+            let (disk, data) = (&image.disk, image.data.as_ref());
+            let mut open = WriteImage::open(disk, data, header, below, codec)?;
             open.punch();
             Base::Qcow2(Box::new(open))
         }
@@ -91,25 +97,26 @@ pub fn commit<S: Numbered>(
     let job = Job {
         io: &io,
         above: &above,
-        number: |store: &&S| store.number(),
+        number: |store: &&Recorded<'_>| store.number as u16,
         codec: &mut Decoder::new(),
         base: Numbers {
-            image: store.number(),
-            data: 0,
+            image: store.number as u16,
+            data: member.data.unwrap_or_default() as u16,
         },
     };
     copy(job, &mut target, &mut Quiet)?;
     drop(target);
     let top = &above.layers()[0];
+    let data = members[0].data.map(|_| top.store(FileOf::DataFile));
     match top.header().filter(|_| empties) {
-        Some(header) => empty(top.store(FileOf::Image), None, header, &mut Quiet),
+        Some(header) => empty(top.store(FileOf::Image), data, header, &mut Quiet),
         None => Ok(()),
     }
 }
 
 /// What a guest reads of a chain, by this project's own reader.
-pub fn content(files: &[(&MemStorage, bool)]) -> Vec<u8> {
-    let chain = Chain::new(files.iter().map(|(f, q)| layer(*f, *q)).collect());
+pub fn content(files: &[MemStorage], members: &[Member]) -> Vec<u8> {
+    let chain = chain(files, members);
     let mut bytes = vec![0; chain.len_bytes() as usize];
     chain.read_at(0, &mut bytes, &mut Decoder::new()).unwrap();
     bytes

@@ -1,9 +1,8 @@
 //! Images that the judge makes and checks.
 
 use instar_storage::MemStorage;
-use std::fs::File;
+use instar_tests::judge::{self, load, ok, save};
 use std::path::Path;
-use std::process::{Command, Output};
 
 /// A rebase.
 #[derive(Debug)]
@@ -87,17 +86,6 @@ pub const CASES: &[Case] = &[
     },
 ];
 
-fn run(dir: &Path, program: &str, args: &[&str]) -> Output {
-    let output = Command::new(program).args(args).current_dir(dir).output();
-    output.unwrap_or_else(|e| panic!("{program} is needed: {e}"))
-}
-
-fn ok(dir: &Path, program: &str, args: &[&str]) {
-    let output = run(dir, program, args);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {args:?}: {said}");
-}
-
 fn make(dir: &Path, name: &str, format: &str, size: u64, create: &[&str], what: &[&str]) {
     let size = size.to_string();
     let head = ["create", "-q", "-f", format];
@@ -107,13 +95,40 @@ fn make(dir: &Path, name: &str, format: &str, size: u64, create: &[&str], what: 
             "snapshot" => ok(dir, "qemu-img", &["snapshot", "-c", "one", name]),
             "bitmap" => ok(dir, "qemu-img", &["bitmap", "--add", name, "rec"]),
             command => ok(dir, "qemu-io", &["-f", format, "-c", command, name]),
-        }
+        };
     }
 }
+
+/// As [`CASES`], with an external data file.
+pub const WITH_DATA: &[Case] = &[
+    case(
+        "cluster_size=4k,data_file=data",
+        &["write -P 5 8k 20k", "write -z 68k 8k"],
+    ),
+    case("cluster_size=512,data_file=data", &["write -P 5 8k 20k"]),
+    case(
+        "cluster_size=64k,extended_l2=on,data_file=data",
+        &["write -P 5 3k 20k", "bitmap"],
+    ),
+    Case {
+        new: None,
+        ..case(
+            "cluster_size=16k,lazy_refcounts=on,data_file=data",
+            &["write -P 5 3k 2k"],
+        )
+    },
+    Case {
+        old: None,
+        new: Some("raw"),
+        ..case("cluster_size=4k,data_file=data", &["write -P 5 8k 20k"])
+    },
+];
 
 /// The files of a case.
 pub struct Files {
     pub image: MemStorage,
+    /// Its data file, empty if it has none.
+    pub data: MemStorage,
     pub old: MemStorage,
     pub new: MemStorage,
 }
@@ -131,12 +146,17 @@ impl Files {
             make(dir, "new", format, NEW_SIZE, &[], NEW);
         }
         make(dir, "image", "qcow2", SIZE, &create, case.image);
-        let load = |name: &str| match File::open(dir.join(name)) {
-            Ok(file) => MemStorage::load(&file).unwrap(),
-            Err(_) => MemStorage::default(),
+        let load = |name: &str| {
+            let path = dir.join(name);
+            if path.exists() {
+                load(&path)
+            } else {
+                MemStorage::default()
+            }
         };
         Self {
             image: load("image"),
+            data: load("data"),
             old: load("old"),
             new: load("new"),
         }
@@ -144,21 +164,15 @@ impl Files {
 }
 
 /// The judge's check: 0 sound, 3 leaks.
-pub fn check(image: &MemStorage) -> i32 {
+pub fn check(image: &MemStorage, data: &MemStorage) -> i32 {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("image");
-    let file = File::options().write(true).create_new(true).open(&path);
-    image.save(&file.unwrap()).unwrap();
+    save(image, &path);
+    save(data, &folder.path().join("data"));
     // The backing files do not matter.
     let node = format!(
         "json:{{\"driver\":\"qcow2\",\"backing\":null,\"file\":{{\"driver\":\"file\",\"filename\":\"{}\"}}}}",
         path.display()
     );
-    let output = run(folder.path(), "qemu-img", &["check", &node]);
-    let code = output.status.code().unwrap();
-    if !matches!(code, 0 | 3) {
-        println!("{}", String::from_utf8_lossy(&output.stdout));
-        println!("{}", String::from_utf8_lossy(&output.stderr));
-    }
-    code
+    judge::check_as(folder.path(), &[&node])
 }

@@ -8,6 +8,7 @@
 #![allow(clippy::cast_possible_truncation)]
 
 mod images;
+mod joint;
 
 use images::{Case, Files, check};
 use instar_codec::Decoder;
@@ -18,8 +19,8 @@ use instar_plan_rebase::{
 use instar_qcow2::{Header, OpenMode};
 use instar_storage::overlap::MemOverlap;
 use instar_storage::{
-    Calls, CrashStorage, Extent, Fault, FaultyStorage, MemStorage, Reserve, Storage, StorageError,
-    StorageMut, crash,
+    Calls, CrashStorage, Extent, Fault, FaultyStorage, Reserve, Storage, StorageError, StorageMut,
+    crash,
 };
 
 /// A store with a number.
@@ -80,10 +81,27 @@ impl Monitor for Quiet {
     }
 }
 
-fn layer(store: Store<'_>) -> Layer<Store<'_>> {
+fn layer<'a>(store: Store<'a>, data: Option<Store<'a>>) -> Layer<Store<'a>> {
     match Header::read(&store, OpenMode::Change) {
-        Ok(header) => Layer::qcow2(store, None, header, View::Active),
+        Ok(header) => Layer::qcow2(store, data, header, View::Active),
         Err(_) => Layer::raw(store),
+    }
+}
+
+/// An image and its external data file.
+#[derive(Clone, Copy)]
+struct Pair<'a> {
+    image: &'a dyn StorageMut,
+    data: Option<&'a dyn StorageMut>,
+}
+
+impl<'a> Pair<'a> {
+    fn of(image: &'a dyn StorageMut) -> Self {
+        Self { image, data: None }
+    }
+
+    fn stores(self) -> (Store<'a>, Option<Store<'a>>) {
+        (Store(0, self.image), self.data.map(|data| Store(3, data)))
     }
 }
 
@@ -94,17 +112,12 @@ fn named<'a>(files: &'a Files, name: Option<&[u8]>) -> Option<Chain<Store<'a>>> 
         b"new" => (2, &files.new),
         other => panic!("{}", String::from_utf8_lossy(other)),
     };
-    Some(Chain::new(vec![layer(Store(number, store))]))
+    Some(Chain::new(vec![layer(Store(number, store), None)]))
 }
 
-/// Rebases `image` from what it stands on to what the case says.
-fn rebase(
-    image: &dyn StorageMut,
-    files: &Files,
-    case: &Case,
-    seed: u64,
-) -> Result<(), RebaseError> {
-    let store = Store(0, image);
+/// Rebases an image from what it stands on to what the case says.
+fn rebase(pair: Pair<'_>, files: &Files, case: &Case, seed: u64) -> Result<(), RebaseError> {
+    let (store, data) = pair.stores();
     let header = Header::read(&store, OpenMode::Change).unwrap();
     let old = named(files, header.backing_file.as_deref());
     let name = case.new.map(|_| b"new".as_slice());
@@ -116,7 +129,14 @@ fn rebase(
         shared: &|_, _| now_on_new,
     };
     let lower = [Store(1, &files.old), Store(2, &files.new)];
-    let overlap = MemOverlap::new([(0, &store), (1, &lower[0]), (2, &lower[1])], 16, seed);
+    let all = [
+        Some(&store),
+        data.as_ref(),
+        Some(&lower[0]),
+        Some(&lower[1]),
+    ];
+    let all = all.into_iter().flatten().map(|store| (store.0, store));
+    let overlap = MemOverlap::new(all, 16, seed);
     let io = Io {
         overlap: &overlap,
         number: |store: &Store<'_>| store.0,
@@ -124,7 +144,7 @@ fn rebase(
     let target = Image {
         cipher: None,
         storage: &store,
-        data: None,
+        data: data.as_ref(),
         header: &header,
     };
     let compared = copy_differences(target, chains, case.compress, &io, &mut Quiet)?;
@@ -137,17 +157,18 @@ fn rebase(
     set_backing(&store, &header, &backing).map(drop)
 }
 
-/// What is read through the image.
-fn content(image: &MemStorage, files: &Files) -> Vec<u8> {
-    let header = Header::read(image, OpenMode::Change).unwrap_or_else(|e| panic!("{e}"));
-    let mut layers = vec![layer(Store(0, image))];
+/// What is read through an image.
+fn content(pair: Pair<'_>, files: &Files) -> Vec<u8> {
+    let (store, data) = pair.stores();
+    let header = Header::read(&store, OpenMode::Change).unwrap_or_else(|e| panic!("{e}"));
+    let mut layers = vec![layer(store, data)];
     if let Some(name) = header.backing_file.as_deref() {
         let store = if name == b"old" {
             &files.old
         } else {
             &files.new
         };
-        layers.push(layer(Store(1, store)));
+        layers.push(layer(Store(1, store), None));
     }
     let chain = Chain::new(layers);
     let mut bytes = vec![0; chain.len_bytes() as usize];
@@ -171,24 +192,25 @@ fn every_power_cut_leaves_what_is_read_as_it_was_and_a_rerun_completes() {
     let mut all = 0;
     for case in images::CASES {
         let files = Files::make(case);
-        let before = content(&files.image, &files);
+        let before = content(Pair::of(&files.image), &files);
         let store = CrashStorage::new(files.image.clone());
-        rebase(&store, &files, case, seed).unwrap_or_else(|e| panic!("{case:?}: {e}"));
+        rebase(Pair::of(&store), &files, case, seed).unwrap_or_else(|e| panic!("{case:?}: {e}"));
         let after = store.image();
-        assert!(content(&after, &files) == before, "{case:?}");
-        assert_eq!(check(&after), 0, "{case:?}");
+        assert!(content(Pair::of(&after), &files) == before, "{case:?}");
+        assert_eq!(check(&after, &files.data), 0, "{case:?}");
         let recording = store.finish();
         let states: Vec<_> = crash::states(&recording, seed, 20).collect();
         let step = states.len().div_ceil(JUDGED);
         for (index, (label, state)) in states.iter().enumerate() {
             let what = format!("REBASE_SEED={seed} {case:?}: {label}");
-            assert!(content(state, &files) == before, "{what}");
+            assert!(content(Pair::of(state), &files) == before, "{what}");
             if index % step == 0 {
-                let code = check(state);
+                let code = check(state, &files.data);
                 assert!(matches!(code, 0 | 3), "{what}: check {code}");
                 let again = state.clone();
-                rebase(&again, &files, case, seed).unwrap_or_else(|e| panic!("{what}: {e}"));
-                assert!(content(&again, &files) == before, "{what}: again");
+                rebase(Pair::of(&again), &files, case, seed)
+                    .unwrap_or_else(|e| panic!("{what}: {e}"));
+                assert!(content(Pair::of(&again), &files) == before, "{what}: again");
                 let header = Header::read(&again, OpenMode::Change).unwrap();
                 let name = case.new.map(|_| b"new".to_vec());
                 assert_eq!(header.backing_file, name, "{what}");
@@ -205,7 +227,7 @@ fn every_failing_call_leaves_what_is_read_as_it_was() {
     let seed = seed();
     for case in images::CASES {
         let files = Files::make(case);
-        let before = content(&files.image, &files);
+        let before = content(Pair::of(&files.image), &files);
         for (nth, errno) in (0..).zip([28, 5, 122].into_iter().cycle()) {
             let fault = Fault {
                 calls: Calls::Changes,
@@ -214,13 +236,13 @@ fn every_failing_call_leaves_what_is_read_as_it_was() {
                 lasting: nth % 2 == 0,
             };
             let storage = FaultyStorage::with(files.image.clone(), fault);
-            let result = rebase(&storage, &files, case, seed);
+            let result = rebase(Pair::of(&storage), &files, case, seed);
             let struck = storage.struck();
             let after = storage.into_inner();
             let what = format!("{case:?}, change {nth} fails: {result:?}");
-            assert!(content(&after, &files) == before, "{what}");
+            assert!(content(Pair::of(&after), &files) == before, "{what}");
             if nth % 7 == 0 {
-                let code = check(&after);
+                let code = check(&after, &files.data);
                 assert!(matches!(code, 0 | 3), "{what}: check {code}");
             }
             if !struck {
