@@ -1,7 +1,7 @@
 # make setup               installs what the tests need; nothing else installs anything
 # make test                everything that must pass
 # make test-arm64          the part of it in which the operations run on arm64, in an emulated machine with KVM
-# make test-linux          Linux guests, in an interpreted machine with a genuine KVM; not part of make test yet
+# make test-linux          the part of it in which Linux guests run, in an interpreted machine with a genuine KVM
 # make lint                the part of it that runs no program of ours
 # make check-binary-sizes  the operations are reproducible and within their budget
 # make bench               medians and ratios against qemu-img
@@ -57,15 +57,14 @@ arm64:
 test-arm64: tools arm64
 	$(CARGO) nextest run --locked -p instar-tests --test arm64
 
-# What runs in Linux guests beside their own programs, and an image of Debian, which is made as root and from the network.
+# What runs in Linux guests beside their own programs.
 linux:
-	sh scripts/lab-image.sh
 	$(CARGO) build --release --locked -p instar-test-vsock --target x86_64-unknown-linux-musl
 
 test-linux: tools build linux
-	$(CARGO) nextest run --locked -p instar-tests --test linux --ignore-default-filter
+	$(CARGO) nextest run --locked -p instar-tests --test linux
 
-test: lint check-binary-sizes build arm64
+test: lint check-binary-sizes build arm64 linux
 	$(CARGO) nextest run --locked --workspace
 
 # The file that is handed out is what is measured.

@@ -12,7 +12,7 @@ recipe=$(sha256sum <scripts/lab-image.sh | cut -c1-64)
 [ "$(cat "$lab/recipe" 2>/dev/null)" != "$recipe" ] || exit 0
 if [ "$(id -u)" != 0 ]; then
 	command -v sudo >/dev/null || {
-		echo "make linux makes an image of Debian as root: run it as root, or install sudo." >&2
+		echo "make setup makes an image of Debian as root: run it as root, or install sudo." >&2
 		exit 1
 	}
 	exec sudo --preserve-env=CARGO_TARGET_DIR,INSTAR_DEBS sh scripts/lab-image.sh
@@ -30,7 +30,7 @@ sources=$(apt-get indextargets --format 'deb $(REPO_URI) $(RELEASE) $(COMPONENT)
 	sed -n "/ $codename\(-security\|-updates\)\{0,1\} main\$/p" | sort -u)
 server=$(echo "$sources" | sed -n "s/^deb \(.*\) $codename main\$/\1/p" | head -n 1)
 [ -n "$server" ] || {
-	echo "make linux finds no Debian server in this system's apt sources." >&2
+	echo "make setup finds no Debian server in this system's apt sources." >&2
 	exit 1
 }
 root_uuid=6f1d1c1e-5c0d-4b7e-9d0f-1a5f1d3c0a11

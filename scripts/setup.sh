@@ -93,6 +93,7 @@ setup_rust
 setup_python
 sh scripts/lab-arm64.sh
 sh scripts/lab-x86_64.sh
+sh scripts/lab-image.sh
 # So that what follows needs no network.
 cargo fetch --locked
 echo "make setup: everything that make test needs is here."
