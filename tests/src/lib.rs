@@ -18,6 +18,7 @@ pub mod image;
 pub mod joint;
 pub mod judge;
 pub mod kernel;
+pub mod kinds;
 pub mod lab;
 pub mod layouts;
 pub mod live;

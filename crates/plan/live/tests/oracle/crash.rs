@@ -1,13 +1,16 @@
 //! Power cuts: what was flushed is there, each sector holds what it held at some time since, and there are leaks at worst.
 
-use crate::image::{NAME, SIZE, check, content, load, make, save, sound};
+use crate::image::sound;
 use crate::random::range;
+use crate::run_of;
 use crate::user::User;
-use crate::{Rng, run_of};
 use instar_codec::Decoder;
 use instar_layers::{Chain, Layer, View};
 use instar_qcow2::{Header, OpenMode};
 use instar_storage::{CrashStorage, MemStorage, crash};
+use instar_tests::judge::{check, content, frozen, load, save};
+use instar_tests::kinds::{CUT, Kind, NAME, SIZE, make};
+use instar_tests::rng::Rng;
 use std::path::Path;
 
 /// Random subsets of each interval between flushes.
@@ -15,31 +18,6 @@ const SAMPLES: usize = 6;
 /// Most states of a case that are looked at, and one of how many of them by the judge.
 const MOST: usize = 400;
 const JUDGED: usize = 40;
-
-const CASES: &[(&str, &[&str])] = &[
-    (
-        "cluster_size=4k",
-        &[
-            "backing",
-            "write -P 1 0 20k",
-            "snapshot",
-            "write -P 2 4k 8k",
-        ],
-    ),
-    (
-        "cluster_size=512,refcount_bits=64",
-        &["write -P 1 0 20k", "snapshot"],
-    ),
-    (
-        "cluster_size=16k,extended_l2=on",
-        &["backing", "write -c -P 5 0 32k", "write -P 1 33k 5k"],
-    ),
-    (
-        "cluster_size=4k",
-        &["write -c -P 5 0 32k", "write -z 32k 16k"],
-    ),
-    ("cluster_size=64k", &["backing", "write -P 1 0 100k"]),
-];
 
 /// What the disk held when so many steps were done, and whether all of that was durable then.
 struct Moment {
@@ -50,7 +28,7 @@ struct Moment {
 
 /// Uses the image, and remembers.
 fn use_it(dir: &Path, store: &CrashStorage, what: &[&str], rng: &mut Rng) -> Vec<Moment> {
-    let model = content(dir, NAME, false);
+    let model = content(dir, NAME);
     let mut user = User::new(dir, (store, None), model.clone(), what);
     let mut moments = vec![Moment {
         steps: 0,
@@ -130,11 +108,11 @@ fn judge(now: &[u8], moments: &[Moment], durable: usize, label: &dyn std::fmt::D
     }
 }
 
-fn cut((options, what): &(&str, &[&str]), seed: u64) -> usize {
+fn cut((options, what): &Kind, seed: u64) -> usize {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path();
     make(dir, options, what);
-    let frozen = what.contains(&"snapshot").then(|| content(dir, NAME, true));
+    let old = what.contains(&"snapshot").then(|| frozen(dir, NAME));
     let store = CrashStorage::new(load(&dir.join(NAME)));
     let moments = use_it(dir, &store, what, &mut Rng::of(seed, 1));
     let recording = store.finish();
@@ -150,9 +128,9 @@ fn cut((options, what): &(&str, &[&str]), seed: u64) -> usize {
             save(image, &dir.join("cut.qcow2"));
             let code = check(dir, "cut.qcow2");
             assert!(code == 0 || code == 3, "{what}: check {code}");
-            let kept = frozen.as_ref().map(|_| content(dir, "cut.qcow2", true));
-            assert!(kept == frozen, "{what}: snapshot");
-            let theirs = content(dir, "cut.qcow2", false);
+            let kept = old.as_ref().map(|_| frozen(dir, "cut.qcow2"));
+            assert!(kept == old, "{what}: snapshot");
+            let theirs = content(dir, "cut.qcow2");
             assert!(theirs == read(dir, image), "{what}: they read other bytes");
         }
         count += 1;
@@ -165,7 +143,7 @@ fn a_power_cut_leaves_what_was_flushed_and_leaks_at_worst() {
     let (seed, cases) = run_of("power cuts", 2);
     let mut count = 0;
     for number in 0..cases {
-        for case in CASES {
+        for case in CUT {
             count += cut(case, seed.wrapping_add(number));
         }
     }

@@ -1,80 +1,11 @@
 //! Random requests to images of every kind.
 
-use crate::image::{NAME, SIZE, check, content, load, make, save};
+use crate::run_of;
 use crate::user::User;
-use crate::{Rng, run_of};
+use instar_tests::judge::{check, content, frozen, load, save};
+use instar_tests::kinds::{DATA_NAME, KINDS, Kind, NAME, SIZE, make};
+use instar_tests::rng::Rng;
 use std::path::Path;
-
-/// Options, and what the image holds.
-pub const KINDS: &[(&str, &[&str])] = &[
-    ("cluster_size=64k", &["write -P 1 0 100k"]),
-    (
-        "cluster_size=512",
-        &["write -P 1 0 100k", "snapshot", "write -P 2 50k 10k"],
-    ),
-    ("cluster_size=512,refcount_bits=1", &["write -P 1 3k 10k"]),
-    ("cluster_size=512,refcount_bits=64", &[]),
-    (
-        "cluster_size=4k,compat=0.10",
-        &["backing", "write -P 1 0 100k", "snapshot"],
-    ),
-    (
-        "cluster_size=4k,refcount_bits=2",
-        &["backing", "write -c -P 5 0 64k", "write -z 80k 40k"],
-    ),
-    (
-        "cluster_size=4k,preallocation=metadata",
-        &["write -P 1 0 10k"],
-    ),
-    (
-        "cluster_size=8k,refcount_bits=8",
-        &["write -c -P 5 16k 64k", "snapshot", "write -P 6 20k 5k"],
-    ),
-    (
-        "cluster_size=16k,extended_l2=on",
-        &[
-            "backing",
-            "write -P 1 5k 9k",
-            "write -z 40k 3k",
-            "discard 64k 16k",
-        ],
-    ),
-    (
-        "cluster_size=16k,extended_l2=on",
-        &["write -c -P 5 32k 16k", "write -P 1 5k 99k", "snapshot"],
-    ),
-    (
-        "cluster_size=32k,lazy_refcounts=on",
-        &[
-            "compressed backing",
-            "write -z 0 200k",
-            "snapshot",
-            "write -P 3 64k 32k",
-        ],
-    ),
-    ("cluster_size=2M", &["backing", "write -P 1 5k 9k"]),
-    ("cluster_size=4k", &["compressed backing"]),
-    (
-        "cluster_size=4k,data_file=d.raw",
-        &["write -P 1 0 10k", "write -z 20k 8k"],
-    ),
-    (
-        "cluster_size=4k,data_file=d.raw,data_file_raw=on",
-        &["write -P 1 0 10k"],
-    ),
-    (
-        "cluster_size=16k,extended_l2=on,data_file=d.raw",
-        &["backing", "write -P 1 0 10k"],
-    ),
-    (
-        "cluster_size=4k,compression_type=zstd",
-        &["write -c -P 5 0 64k", "snapshot"],
-    ),
-    (
-        "cluster_size=4k",
-        &["backing", "bitmap", "write -P 1 0 40k"],
-    ),
-];
 
 /// Where a request goes.
 pub fn range(rng: &mut Rng) -> (u64, u64) {
@@ -109,17 +40,17 @@ fn one<S: crate::image::Store>(rng: &mut Rng, user: &mut User<'_, S>) {
     }
 }
 
-fn case(kind: &(&str, &[&str]), rng: &mut Rng, requests: u64) {
+fn case(kind: &Kind, rng: &mut Rng, requests: u64) {
     let folder = tempfile::tempdir().unwrap();
     let dir: &Path = folder.path();
     let (options, what) = *kind;
     make(dir, options, what);
-    let mut model = content(dir, NAME, false);
-    let frozen = what.contains(&"snapshot").then(|| content(dir, NAME, true));
+    let mut model = content(dir, NAME);
+    let old = what.contains(&"snapshot").then(|| frozen(dir, NAME));
     let image = load(&dir.join(NAME));
     let data = options
         .contains("data_file")
-        .then(|| load(&dir.join("d.raw")));
+        .then(|| load(&dir.join(DATA_NAME)));
     for _ in 0..2 {
         let mut user = User::new(dir, (&image, data.as_ref()), model, what);
         for _ in 0..requests {
@@ -132,14 +63,14 @@ fn case(kind: &(&str, &[&str]), rng: &mut Rng, requests: u64) {
         model = user.close();
         save(&image, &dir.join(NAME));
         if let Some(data) = &data {
-            save(data, &dir.join("d.raw"));
+            save(data, &dir.join(DATA_NAME));
         }
         assert_eq!(check(dir, NAME), 0, "{kind:?}");
-        let now = content(dir, NAME, false);
+        let now = content(dir, NAME);
         let differs = now.iter().zip(&model).position(|(a, b)| a != b);
         assert_eq!((differs, now.len()), (None, model.len()), "{kind:?}");
-        if let Some(frozen) = &frozen {
-            assert!(*frozen == content(dir, NAME, true), "snapshot of {kind:?}");
+        if let Some(old) = &old {
+            assert!(*old == frozen(dir, NAME), "snapshot of {kind:?}");
         }
         if let (Some(data), true) = (&data, options.contains("data_file_raw")) {
             let raw = data.to_vec();

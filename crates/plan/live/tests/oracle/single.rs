@@ -1,11 +1,12 @@
 //! Single things.
 
-use crate::Rng;
-use crate::image::{NAME, SIZE, check, content, load, make, ok, save};
 use crate::user::User;
 use instar_codec::Decoder;
 use instar_plan_live::{ExtentKind, Extents, LiveError, LiveImage};
 use instar_storage::{MemStorage, Storage};
+use instar_tests::judge::{check, content, load, ok, save};
+use instar_tests::kinds::{NAME, SIZE, make};
+use instar_tests::rng::Rng;
 
 #[test]
 fn a_large_write_into_nothing_is_one_extent_and_one_ticket() {
@@ -101,7 +102,7 @@ fn bitmaps_know_what_was_written_in_place() {
     let what = ["write -P 1 0 200k", "bitmap"];
     make(dir, "cluster_size=4k", &what);
     let image = load(&dir.join(NAME));
-    let mut user = User::new(dir, (&image, None), content(dir, NAME, false), &what);
+    let mut user = User::new(dir, (&image, None), content(dir, NAME), &what);
     let mut rng = Rng::of(1, 1);
     for at in [70 << 10, 70 << 10, 71 << 10] {
         let bytes = vec![rng.below(255) as u8; 512];
@@ -112,7 +113,7 @@ fn bitmaps_know_what_was_written_in_place() {
     let model = user.close();
     save(&image, &dir.join(NAME));
     assert_eq!(check(dir, NAME), 0);
-    assert!(content(dir, NAME, false) == model);
+    assert!(content(dir, NAME) == model);
     let info = String::from_utf8(ok(dir, "qemu-img", &["info", NAME])).unwrap();
     assert!(info.contains("rec") && !info.contains("in-use"), "{info}");
     // The bitmap's table and its one cluster of bits: the judge's map of it would need a server.

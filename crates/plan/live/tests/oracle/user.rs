@@ -1,9 +1,11 @@
 //! Who uses a live image: moves the data, as the image says where.
 
-use crate::Rng;
-use crate::image::{BASE, DATA, IMAGE, Live, SIZE, Store, load, open};
+use crate::image::{BASE, DATA, IMAGE, Live, Store, open};
 use instar_plan_live::{ExtentKind, Extents, LiveError};
 use instar_storage::{MemStorage, Storage};
+use instar_tests::judge::load;
+use instar_tests::kinds::SIZE;
+use instar_tests::rng::Rng;
 use std::path::Path;
 
 /// A write whose ticket is open.

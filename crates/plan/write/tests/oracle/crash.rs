@@ -1,39 +1,17 @@
 //! Power cuts: each sector is old or new, the rest is as it was, and there are leaks at worst.
 
-use crate::image::{NAME, SIZE, check, content, load, make, open, save};
+use crate::image::open;
 use crate::random::write_placed;
 use crate::run_of;
 use instar_storage::{CrashStorage, MemStorage, crash};
+use instar_tests::judge::{check, content, frozen, load, save};
+use instar_tests::kinds::{CUT, NAME, SIZE, make};
 use std::path::Path;
 
 /// Random subsets of each interval between flushes.
 const SAMPLES: usize = 4;
 /// Most states of a case that the judge looks at.
 const MOST: usize = 60;
-
-const CASES: &[(&str, &[&str])] = &[
-    (
-        "cluster_size=4k",
-        &[
-            "backing",
-            "write -P 1 0 20k",
-            "snapshot",
-            "write -P 2 4k 8k",
-        ],
-    ),
-    (
-        "cluster_size=512,refcount_bits=64",
-        &["write -P 1 0 20k", "snapshot"],
-    ),
-    (
-        "cluster_size=16k,extended_l2=on",
-        &["backing", "write -c -P 5 0 32k", "write -P 1 33k 5k"],
-    ),
-    (
-        "cluster_size=4k",
-        &["write -c -P 5 0 32k", "write -z 32k 16k"],
-    ),
-];
 
 /// Offset, length and byte of each write; the last one is committed with the second.
 const WRITES: &[(u64, usize, u8)] = &[
@@ -47,8 +25,8 @@ const ZEROS: (u64, u64) = (130 << 10, 230 << 10);
 
 fn cut(dir: &Path, options: &str, what: &[&str], seed: u64) -> usize {
     make(dir, options, what);
-    let old = content(dir, NAME, false);
-    let frozen = what.contains(&"snapshot").then(|| content(dir, NAME, true));
+    let old = content(dir, NAME);
+    let kept = what.contains(&"snapshot").then(|| frozen(dir, NAME));
     let store = CrashStorage::new(load(&dir.join(NAME)));
     let mut ours = open(dir, &store, None);
     let mut new = old.clone();
@@ -81,7 +59,7 @@ fn cut(dir: &Path, options: &str, what: &[&str], seed: u64) -> usize {
             code == 0 || code == 3,
             "{options} {what:?} seed {seed}: {label}: check {code}"
         );
-        let now = content(dir, "cut.qcow2", false);
+        let now = content(dir, "cut.qcow2");
         assert_eq!(now.len() as u64, SIZE);
         for (index, sector) in now.chunks(512).enumerate() {
             let at = index * 512;
@@ -94,10 +72,10 @@ fn cut(dir: &Path, options: &str, what: &[&str], seed: u64) -> usize {
         if label.durable == recording.steps() {
             assert!(now == new, "{label}");
         }
-        if let Some(frozen) = &frozen {
-            let kept = content(dir, "cut.qcow2", true);
+        if let Some(kept) = &kept {
+            let now = frozen(dir, "cut.qcow2");
             assert!(
-                kept == *frozen,
+                now == *kept,
                 "{options} {what:?} seed {seed}: {label}: snapshot"
             );
         }
@@ -110,7 +88,7 @@ fn cut(dir: &Path, options: &str, what: &[&str], seed: u64) -> usize {
 fn a_power_cut_leaves_old_or_new_sectors_and_leaks_at_worst() {
     let (seed, _) = run_of("power cuts", 1);
     let mut count = 0;
-    for (options, what) in CASES {
+    for (options, what) in CUT {
         let folder = tempfile::tempdir().unwrap();
         count += cut(folder.path(), options, what, seed);
     }

@@ -1,7 +1,6 @@
 //! Encrypted images: what the judge wrote is read, and what is written here the judge reads.
 
-use crate::image::{NAME, SIZE, ok};
-use crate::{Rng, run_of};
+use crate::run_of;
 use instar_codec::Decoder;
 use instar_crypt::{Counted, ImageCipher, SectorCipher};
 use instar_layers::{Chain, Layer, View};
@@ -9,11 +8,14 @@ use instar_luks::LuksVolume;
 use instar_plan_write::{Below, NothingBelow, WriteImage};
 use instar_qcow2::header::CryptMethod;
 use instar_qcow2::{Header, OpenMode};
-use instar_storage::{Cipher, DataPlace, MemStorage, StorageMut};
+use instar_storage::{Cipher, DataPlace, MemStorage, Storage, StorageMut};
+use instar_tests::judge::{self, ok};
+use instar_tests::kinds::{NAME, SIZE};
+use instar_tests::rng::Rng;
 use std::path::Path;
 
-const PASSWORD: &str = "correct horse";
-const SECRET: &str = "secret,id=s,data=correct horse";
+pub const PASSWORD: &str = "correct horse";
+pub const SECRET: &str = "secret,id=s,data=correct horse";
 
 /// How images are encrypted: each cipher, mode, IV generator and hash at least once, and each kind of image.
 const KINDS: [&str; 14] = [
@@ -34,12 +36,12 @@ const KINDS: [&str; 14] = [
 ];
 
 /// The image for the judge, with its password.
-fn opened() -> String {
+pub fn opened() -> String {
     format!("driver=qcow2,file.filename={NAME},encrypt.key-secret=s")
 }
 
 /// Makes an image over `base.raw`, and has the judge write into it.
-fn make(dir: &Path, kind: &str, backed: bool, rng: &mut Rng) {
+pub fn make(dir: &Path, kind: &str, backed: bool, rng: &mut Rng) {
     let pattern: Vec<u8> = (0..250_u32 << 10)
         .map(|n| (n / 512 % 251) as u8 + 1)
         .collect();
@@ -69,46 +71,26 @@ fn make(dir: &Path, kind: &str, backed: bool, rng: &mut Rng) {
     ok(dir, "qemu-io", &words);
 }
 
-/// What the judge reads.
-fn content(dir: &Path) -> Vec<u8> {
+/// What the judge reads, of the disk or, by more words, of a snapshot.
+pub fn content(dir: &Path, more: &[&str]) -> Vec<u8> {
     let image = opened();
-    let words = ["convert", "--object", SECRET, "--image-opts", &image];
-    ok(
-        dir,
-        "qemu-img",
-        &[&words[..], &["-O", "raw", "out.raw"]].concat(),
-    );
-    std::fs::read(dir.join("out.raw")).unwrap()
+    let words = ["--object", SECRET, "--image-opts", &image];
+    judge::read(dir, &[more, &words].concat())
 }
 
-/// An encrypted image in memory.
-struct Image {
-    disk: MemStorage,
-    data: Option<MemStorage>,
+/// An encrypted image that is open.
+pub struct Image<S> {
+    pub disk: S,
+    data: Option<S>,
     header: Header,
     cipher: &'static dyn Cipher,
 }
 
-impl Image {
+impl Image<MemStorage> {
     fn load(dir: &Path, kind: &str) -> Self {
         let read = |name: &str| MemStorage::from(std::fs::read(dir.join(name)).unwrap());
-        let disk = read(NAME);
-        let header = Header::read(&disk, OpenMode::Change).unwrap();
-        let cipher = if header.crypt_method == CryptMethod::Aes {
-            let cipher = SectorCipher::legacy_aes(PASSWORD.as_bytes()).unwrap();
-            ImageCipher::new(cipher, Counted::ByGuest)
-        } else {
-            let place = header.extensions.crypto_header.unwrap();
-            let volume = LuksVolume::read(&disk, place.offset.get(), place.length).unwrap();
-            let key = volume.unlock(&disk, PASSWORD.as_bytes()).unwrap();
-            ImageCipher::new(volume.cipher(&key).unwrap(), Counted::ByHost)
-        };
-        Self {
-            data: kind.contains("data_file").then(|| read("data.raw")),
-            disk,
-            header,
-            cipher: Box::leak(Box::new(cipher)),
-        }
+        let data = kind.contains("data_file").then(|| read("data.raw"));
+        Self::open(read(NAME), data)
     }
 
     fn save(&self, dir: &Path) {
@@ -117,12 +99,42 @@ impl Image {
             std::fs::write(dir.join("data.raw"), data.to_vec()).unwrap();
         }
     }
+}
+
+/// The cipher that the password leads to.
+fn cipher_of<S: Storage>(disk: &S, header: &Header) -> &'static dyn Cipher {
+    let cipher = if header.crypt_method == CryptMethod::Aes {
+        let cipher = SectorCipher::legacy_aes(PASSWORD.as_bytes()).unwrap();
+        ImageCipher::new(cipher, Counted::ByGuest)
+    } else {
+        let place = header.extensions.crypto_header.unwrap();
+        let volume = LuksVolume::read(disk, place.offset.get(), place.length).unwrap();
+        let key = volume.unlock(disk, PASSWORD.as_bytes()).unwrap();
+        ImageCipher::new(volume.cipher(&key).unwrap(), Counted::ByHost)
+    };
+    Box::leak(Box::new(cipher))
+}
+
+impl<S: StorageMut> Image<S> {
+    /// Opens it with the password, which must fit.
+    pub fn open(disk: S, data: Option<S>) -> Self {
+        let header = Header::read(&disk, OpenMode::Change).unwrap();
+        let cipher = cipher_of(&disk, &header);
+        Self {
+            disk,
+            data,
+            header,
+            cipher,
+        }
+    }
 
     /// All that a guest reads, in pieces of any alignment.
-    fn read(&self, dir: &Path, backed: bool, rng: &mut Rng) -> Vec<u8> {
+    pub fn read(&self, dir: &Path, backed: bool, rng: &mut Rng) -> Vec<u8> {
         let (header, cipher) = (self.header.clone(), Some(self.cipher));
         let (disk, data) = (&self.disk, self.data.as_ref());
-        let mut layers = vec![Layer::qcow2_with(disk, data, header, View::Active, cipher)];
+        let mut layers: Vec<Layer<&dyn Storage>> = Vec::new();
+        let data = data.map(|data| data as &dyn Storage);
+        layers.push(Layer::qcow2_with(disk, data, header, View::Active, cipher));
         let base = MemStorage::from(std::fs::read(dir.join("base.raw")).unwrap());
         if backed {
             layers.push(Layer::raw(&base));
@@ -140,8 +152,15 @@ impl Image {
         all
     }
 
-    /// Writes in all ways that there are, and has `model` say what is there then.
-    fn write(&self, dir: &Path, backed: bool, model: &mut [u8], rng: &mut Rng) {
+    /// Writes in all ways that there are, and has `model` say what is there then; `wrote` hears it after each write.
+    pub fn write(
+        &self,
+        dir: &Path,
+        backed: bool,
+        model: &mut [u8],
+        rng: &mut Rng,
+        mut wrote: impl FnMut(&[u8]),
+    ) {
         let below: Box<dyn Below> = if backed {
             let base = MemStorage::from(std::fs::read(dir.join("base.raw")).unwrap());
             Box::new((Chain::new(vec![Layer::raw(base)]), Decoder::new()))
@@ -159,12 +178,12 @@ impl Image {
             let here = at as usize..(at + len) as usize;
             match rng.below(3) {
                 0 => {
-                    let bytes: Vec<u8> = (0..len).map(|_| rng.number() as u8).collect();
+                    let bytes: Vec<u8> = (0..len).map(|_| rng.next_u64() as u8).collect();
                     image.write_at(at, &bytes).unwrap();
                     model[here].copy_from_slice(&bytes);
                 }
                 1 if unit == 512 => {
-                    let bytes: Vec<u8> = (0..len).map(|_| rng.number() as u8).collect();
+                    let bytes: Vec<u8> = (0..len).map(|_| rng.next_u64() as u8).collect();
                     self.write_placed(&mut image, at, &bytes);
                     model[here].copy_from_slice(&bytes);
                 }
@@ -176,12 +195,13 @@ impl Image {
             let mut buf = vec![0; len as usize];
             image.read_at(at, &mut buf).unwrap();
             assert!(buf == model[at as usize..(at + len) as usize]);
+            wrote(model);
         }
         image.finish().unwrap();
     }
 
     /// Writes to places that are given.
-    fn write_placed(&self, image: &mut WriteImage<'_, MemStorage>, at: u64, bytes: &[u8]) {
+    fn write_placed(&self, image: &mut WriteImage<'_, S>, at: u64, bytes: &[u8]) {
         let mut done = 0;
         while done < bytes.len() {
             let guest = at + done as u64;
@@ -211,25 +231,21 @@ fn encrypted_images_are_read_and_written_as_the_judge_does() {
         let what = format!("case {case}: {kind}, backed: {backed}");
         let dir = tempfile::tempdir().unwrap();
         make(dir.path(), kind, backed, &mut rng);
-        let mut model = content(dir.path());
+        let mut model = content(dir.path(), &[]);
         let image = Image::load(dir.path(), kind);
         assert!(image.read(dir.path(), backed, &mut rng) == model, "{what}");
-        image.write(dir.path(), backed, &mut model, &mut rng);
+        image.write(dir.path(), backed, &mut model, &mut rng, |_| ());
         image.save(dir.path());
-        assert!(content(dir.path()) == model, "{what}: as written");
+        assert!(content(dir.path(), &[]) == model, "{what}: as written");
         let image = Image::load(dir.path(), kind);
         assert!(image.read(dir.path(), backed, &mut rng) == model, "{what}");
         assert_eq!(check_with_key(dir.path()), 0, "{what}");
     }
 }
 
-fn check_with_key(dir: &Path) -> i32 {
-    let image = opened();
-    let words = ["check", "-q", "--object", SECRET, "--image-opts", &image];
-    crate::image::run(dir, "qemu-img", &words)
-        .status
-        .code()
-        .unwrap()
+/// The judge's check with the key: 0 sound, 3 leaks.
+pub fn check_with_key(dir: &Path) -> i32 {
+    judge::check_as(dir, &["-q", "--object", SECRET, "--image-opts", &opened()])
 }
 
 #[test]

@@ -9,41 +9,11 @@
 
 mod crash;
 mod encrypted;
+mod encrypted_crash;
 mod image;
 mod random;
 
-/// A small generator of random numbers (xorshift64*).
-pub struct Rng(u64);
-
-impl Rng {
-    /// The generator of one case of a run.
-    pub fn of(seed: u64, case: u64) -> Self {
-        Self(seed.wrapping_add(case.wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1)
-    }
-
-    /// Any number.
-    pub fn number(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// A number below `n`.
-    pub fn below(&mut self, n: u64) -> u64 {
-        (self.number() >> 16) % n.max(1)
-    }
-}
-
 /// The seed and the number of cases of this run; both are printed.
-pub fn run_of(what: &str, cases: u64) -> (u64, u64) {
-    let number = |name: &str| {
-        std::env::var(name)
-            .ok()
-            .map(|text| text.parse().expect("a number"))
-    };
-    let seed = number("WRITE_SEED").unwrap_or(20_261_121);
-    let cases = number("WRITE_CASES").unwrap_or(cases);
-    println!("{what}: WRITE_SEED={seed} WRITE_CASES={cases}");
-    (seed, cases)
+fn run_of(what: &str, cases: u64) -> (u64, u64) {
+    instar_tests::judge::run_of("WRITE", what, 20_261_121, cases)
 }

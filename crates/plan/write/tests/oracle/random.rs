@@ -1,79 +1,15 @@
 //! Random writes into images of every kind.
 
-use crate::image::NAME;
-use crate::image::{SIZE, check, content, load, make, ok, open, save};
-use crate::{Rng, run_of};
+use crate::image::open;
+use crate::run_of;
 use instar_codec::Encoder;
 use instar_layers::CompressionType;
 use instar_plan_write::WriteImage;
 use instar_storage::{MemStorage, StorageMut};
+use instar_tests::judge::{check, content, frozen, load, ok, save};
+use instar_tests::kinds::{DATA_NAME, KINDS, Kind, NAME, SIZE, make};
+use instar_tests::rng::Rng;
 use std::path::Path;
-
-/// Options, and what the image holds.
-const KINDS: &[(&str, &[&str])] = &[
-    ("cluster_size=64k", &["write -P 1 0 100k"]),
-    (
-        "cluster_size=512",
-        &["write -P 1 0 100k", "snapshot", "write -P 2 50k 10k"],
-    ),
-    ("cluster_size=512,refcount_bits=1", &["write -P 1 3k 10k"]),
-    ("cluster_size=512,refcount_bits=64", &[]),
-    (
-        "cluster_size=4k,compat=0.10",
-        &["backing", "write -P 1 0 100k", "snapshot"],
-    ),
-    (
-        "cluster_size=4k,refcount_bits=2",
-        &["backing", "write -c -P 5 0 64k", "write -z 80k 40k"],
-    ),
-    (
-        "cluster_size=4k,preallocation=metadata",
-        &["write -P 1 0 10k"],
-    ),
-    (
-        "cluster_size=8k,refcount_bits=8",
-        &["write -c -P 5 16k 64k", "snapshot", "write -P 6 20k 5k"],
-    ),
-    (
-        "cluster_size=16k,extended_l2=on",
-        &[
-            "backing",
-            "write -P 1 5k 9k",
-            "write -z 40k 3k",
-            "discard 64k 16k",
-        ],
-    ),
-    (
-        "cluster_size=16k,extended_l2=on",
-        &["write -c -P 5 32k 16k", "write -P 1 5k 99k", "snapshot"],
-    ),
-    (
-        "cluster_size=32k,lazy_refcounts=on",
-        &[
-            "backing",
-            "write -z 0 200k",
-            "snapshot",
-            "write -P 3 64k 32k",
-        ],
-    ),
-    ("cluster_size=2M", &["backing", "write -P 1 5k 9k"]),
-    (
-        "cluster_size=4k,data_file=d.raw",
-        &["write -P 1 0 10k", "write -z 20k 8k"],
-    ),
-    (
-        "cluster_size=4k,data_file=d.raw,data_file_raw=on",
-        &["write -P 1 0 10k"],
-    ),
-    (
-        "cluster_size=16k,extended_l2=on,data_file=d.raw",
-        &["backing", "write -P 1 0 10k"],
-    ),
-    (
-        "cluster_size=4k,compression_type=zstd",
-        &["write -c -P 5 0 64k", "snapshot"],
-    ),
-];
 
 /// Files that an image lies in: its own and its data file.
 type Files<'a, S> = (&'a S, Option<&'a S>);
@@ -138,17 +74,17 @@ fn write_one<S: StorageMut>(
     model[at as usize..][..len as usize].copy_from_slice(&data);
 }
 
-fn random_case(kind: &(&str, &[&str]), rng: &mut Rng, writes: u64) {
+fn random_case(kind: &Kind, rng: &mut Rng, writes: u64) {
     let folder = tempfile::tempdir().unwrap();
     let dir: &Path = folder.path();
     let (options, what) = *kind;
     make(dir, options, what);
-    let mut model = content(dir, NAME, false);
-    let frozen = what.contains(&"snapshot").then(|| content(dir, NAME, true));
+    let mut model = content(dir, NAME);
+    let old = what.contains(&"snapshot").then(|| frozen(dir, NAME));
     let image = load(&dir.join(NAME));
     let data = options
         .contains("data_file")
-        .then(|| load(&dir.join("d.raw")));
+        .then(|| load(&dir.join(DATA_NAME)));
     for _ in 0..3 {
         let mut ours = open(dir, &image, data.as_ref());
         for _ in 0..writes {
@@ -161,14 +97,14 @@ fn random_case(kind: &(&str, &[&str]), rng: &mut Rng, writes: u64) {
         drop(ours);
         save(&image, &dir.join(NAME));
         if let Some(data) = &data {
-            save(data, &dir.join("d.raw"));
+            save(data, &dir.join(DATA_NAME));
         }
         assert_eq!(check(dir, NAME), 0, "{kind:?}");
-        let now = content(dir, NAME, false);
+        let now = content(dir, NAME);
         let differs = now.iter().zip(&model).position(|(a, b)| a != b);
         assert_eq!((differs, now.len()), (None, model.len()), "{kind:?}");
-        if let Some(frozen) = &frozen {
-            assert!(*frozen == content(dir, NAME, true), "snapshot of {kind:?}");
+        if let Some(old) = &old {
+            assert!(*old == frozen(dir, NAME), "snapshot of {kind:?}");
         }
         if let (Some(data), true) = (&data, options.contains("data_file_raw")) {
             let raw = data.to_vec();
@@ -207,7 +143,7 @@ fn a_refcount_table_that_is_too_short_is_moved() {
     ours.flush().unwrap();
     save(&image, &dir.join(NAME));
     assert_eq!(check(dir, NAME), 0);
-    assert!(content(dir, NAME, false) == data);
+    assert!(content(dir, NAME) == data);
 }
 
 #[test]
@@ -229,14 +165,14 @@ fn compressed_data_goes_behind_other_and_not_over_anything() {
         let image = load(&dir.join(NAME));
         let mut ours = open(dir, &image, None);
         let cluster = ours.cluster_bytes();
-        let (mut model, mut guest) = (content(dir, NAME, false), 192 << 10);
+        let (mut model, mut guest) = (content(dir, NAME), 192 << 10);
         let mut encoder = Encoder::new(CompressionType::Zlib, cluster as usize).unwrap();
         assert!(ours.place_compressed(128 << 10, 100).is_err());
         while guest + cluster <= SIZE {
             // Of a different share each time it is left how it is.
             let mut plain = vec![(guest >> 9) as u8; cluster as usize];
             let noise = rng.below(cluster * 9 / 10) as usize;
-            plain[..noise].fill_with(|| rng.number() as u8);
+            plain[..noise].fill_with(|| rng.next_u64() as u8);
             let mut packed = vec![0; cluster as usize];
             let len = encoder.compress(&plain, &mut packed).unwrap();
             packed.truncate(len);
@@ -250,7 +186,7 @@ fn compressed_data_goes_behind_other_and_not_over_anything() {
         drop(ours);
         save(&image, &dir.join(NAME));
         assert_eq!(check(dir, NAME), 0, "{options}");
-        assert!(content(dir, NAME, false) == model, "{options}");
+        assert!(content(dir, NAME) == model, "{options}");
     }
 }
 
@@ -259,7 +195,7 @@ fn what_is_abandoned_is_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path();
     make(dir, "cluster_size=4k", &["bitmap", "write -P 1 0 50k"]);
-    let before = content(dir, NAME, false);
+    let before = content(dir, NAME);
     let image = load(&dir.join(NAME));
     let mut ours = open(dir, &image, None);
     ours.place(100 << 10, 64 << 10).unwrap();
@@ -268,7 +204,7 @@ fn what_is_abandoned_is_as_it_was() {
     drop(ours);
     save(&image, &dir.join(NAME));
     assert_eq!(check(dir, NAME), 0);
-    assert!(content(dir, NAME, false) == before);
+    assert!(content(dir, NAME) == before);
     let info = String::from_utf8(ok(dir, "qemu-img", &["info", NAME])).unwrap();
     assert!(!info.contains("in-use"), "{info}");
 }
