@@ -431,9 +431,9 @@ impl Network {
             guest_port,
             far: SocketAddrV4::new(to, port),
         };
-        let listeners: Vec<&OwnedFd> = self.listeners.iter().map(|it| &it.socket).collect();
         let payload = datagram.payload();
-        self.udp.packet(ground, &listeners, ends, payload, packet);
+        self.udp
+            .packet(ground, &self.listeners, ends, payload, packet);
     }
 
     /// A program of the host uses a forwarded port.

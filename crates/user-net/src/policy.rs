@@ -6,7 +6,9 @@
 //!    other than the router.
 //! 2. A `deny` rule that fits denies.
 //! 3. An `allow` rule that fits allows. A rule with a name allows the addresses that were answered for the name, while the
-//!    answer lasts, but none of the host or of a LAN: a name's owner has no say there (DNS rebinding).
+//!    answer lasts, but none of the host or of a LAN: a name's owner has no say there (DNS rebinding). A rule with a
+//!    network allows none of the host, whose addresses may lie in it without the user's knowledge: the host is named by
+//!    `host`, by one address, or by a network of loopback addresses.
 //! 4. The host itself and the LAN are denied.
 //! 5. With `deny all`, everything is denied. Otherwise it is allowed.
 //!
@@ -179,7 +181,9 @@ impl Policy {
                 && self.learnt.has(index, target.address, now)
         };
         let named = self.allow.iter().enumerate().any(by_name);
-        if named || self.allow.iter().any(|rule| rule.fits(target, place)) {
+        let opens =
+            |rule: &Rule| rule.fits(target, place) && (place != Place::Host || rule.names_host());
+        if named || self.allow.iter().any(opens) {
             return Verdict::Allow;
         }
         match place {
@@ -233,6 +237,18 @@ impl Rule {
             && port.is_none_or(|ports| {
                 target.protocol != Protocol::Icmp && ports.contains(&target.port)
             })
+    }
+
+    /// Whether the user means the host by it, rather than a network that the host happens to be in.
+    fn names_host(&self) -> bool {
+        match self.who {
+            Who::Host => true,
+            Who::Network(IpAddr::V4(first), bits) => {
+                bits == 32 || (bits >= 8 && first.is_loopback())
+            }
+            Who::Network(IpAddr::V6(_), bits) => bits == 128,
+            Who::Lan | Who::Name(_) => false,
+        }
     }
 
     /// Whether it is about this flow, names apart.

@@ -1,6 +1,7 @@
 //! Datagrams: a connected socket of the host for each pair of ends, which goes when nothing has come or gone for a while.
 //! What comes from elsewhere than where the guest has sent to does not reach it.
 
+use crate::forward::Listener;
 use crate::frame;
 use crate::host::{self, Kind, Token};
 use crate::network::Ground;
@@ -59,7 +60,7 @@ impl Udp {
     pub fn packet(
         &mut self,
         ground: &mut Ground,
-        listeners: &[&OwnedFd],
+        listeners: &[Listener],
         ends: Ends,
         payload: &[u8],
         packet: &Ipv4Packet<&[u8]>,
@@ -78,7 +79,9 @@ impl Udp {
         let sent = match &pair.side {
             Side::Socket(socket) => rustix::net::send(socket, payload, SendFlags::NOSIGNAL),
             Side::Forwarded { listener, peer } => match listeners.get(*listener) {
-                Some(socket) => rustix::net::sendto(socket, payload, SendFlags::NOSIGNAL, peer),
+                Some(Listener { socket, .. }) => {
+                    rustix::net::sendto(socket, payload, SendFlags::NOSIGNAL, peer)
+                }
                 None => return,
             },
         };

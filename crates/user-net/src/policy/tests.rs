@@ -138,6 +138,35 @@ fn an_address_of_the_host_is_the_host() {
     assert!(!own(&policy(&[], &[])));
     assert!(own(&policy(&["host"], &[])));
     assert!(own(&policy(&["203.0.113.5:80"], &[])));
+    assert!(own(&policy(&["203.0.113.5/32"], &["203.0.113.6"])));
+    assert!(!own(&policy(&["host"], &["203.0.113.0/24"])));
+}
+
+#[test]
+fn a_network_does_not_open_the_host_that_lies_in_it() {
+    for wide in ["0.0.0.0/0", "203.0.113.0/24", "10.0.0.0/8", "lan"] {
+        let policy = policy(&[wide], &["all"]);
+        let own = Target {
+            protocol: Protocol::Tcp,
+            address: [203, 0, 113, 5].into(),
+            port: 80,
+            own: true,
+        };
+        let verdict = policy.decide(&own, Instant::now());
+        assert!(
+            matches!(verdict, Verdict::Deny(why) if why.contains("host")),
+            "{wide}"
+        );
+        for to in ["tcp 127.0.0.1 80", "tcp 10.0.2.2 80", "udp 10.0.2.3 54"] {
+            assert!(!allows(&policy, to), "{wide}: {to}");
+        }
+    }
+    let loopback = policy(&["127.0.0.0/8"], &[]);
+    assert!(allows(&loopback, "tcp 127.0.0.1 80"));
+    assert!(!allows(&loopback, "tcp 10.0.2.2 80"));
+    assert!(allows(&policy(&["10.0.2.2"], &[]), "tcp 10.0.2.2 80"));
+    let wide = policy(&["0.0.0.0/0"], &["all"]);
+    assert!(allows(&wide, "tcp 8.8.8.8 80") && allows(&wide, "tcp 192.168.0.1 80"));
 }
 
 #[test]

@@ -189,6 +189,8 @@ fn only_what_the_policy_allows_leaves_the_network() {
         (bed(&["lan"], &[]), places(false, true, true)),
         (bed(&["host", "lan"], &["all"]), places(true, true, false)),
         (bed(&[], &["all"]), places(false, false, false)),
+        // A network has not the host in it unless the rule names that.
+        (bed(&["0.0.0.0/0"], &["all"]), places(false, true, true)),
         (
             bed(&["host", "lan"], &["0.0.0.0/0"]),
             places(false, false, false),
