@@ -1,10 +1,13 @@
-//! A disk that is served to QEMU's guest (vhost-user-blk), which boots from it.
+//! A disk that is served to QEMU's guest (vhost-user-blk), which boots from it, and to a driver of these tests.
+
+mod front;
+mod live;
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{FileExt, FileTypeExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -73,28 +76,41 @@ fn make_disk(scratch: &Scratch) -> Result<()> {
 /// A server; killed when dropped.
 struct Server {
     child: Child,
-    said: String,
+    stderr: BufReader<ChildStderr>,
 }
 
 impl Server {
     fn start(scratch: &Scratch, options: &[&str]) -> Result<Self> {
+        Self::start_at(scratch, SOCKET, options)
+    }
+
+    fn start_at(scratch: &Scratch, socket: &str, options: &[&str]) -> Result<Self> {
         let mut child = Command::new(tools::instar()?)
-            .args(["serve", "--socket", SOCKET])
+            .args(["serve", "--socket", socket])
             .args(options)
             .current_dir(scratch.path())
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()?;
-        let mut said = String::new();
         let stderr = child.stderr.take().context("standard error")?;
-        BufReader::new(stderr).read_line(&mut said)?;
-        let server = Self { child, said };
+        let mut server = Self {
+            child,
+            stderr: BufReader::new(stderr),
+        };
+        let mut said = String::new();
+        server.stderr.read_line(&mut said)?;
         ensure!(
-            server.said == format!("instar: the disk is served at {SOCKET}\n"),
-            "{:?}",
-            server.said
+            said == format!("instar: the disk is served at {socket}\n"),
+            "{said:?}"
         );
         Ok(server)
+    }
+
+    /// What it said since; it has ended.
+    fn rest(&mut self) -> Result<String> {
+        let mut said = String::new();
+        self.stderr.read_to_string(&mut said)?;
+        Ok(said)
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {

@@ -108,4 +108,8 @@ pub enum VmError {
         /// What the system said.
         source: io::Error,
     },
+    /// A disk's image cannot be used, as who reads it says.
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    #[error(transparent)]
+    Source(#[from] crate::live::source::SourceGone),
 }

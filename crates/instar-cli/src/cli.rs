@@ -278,7 +278,7 @@ pub enum Command {
 pub const OWN_COMMANDS: [&str; 5] = ["run", "serve", "bootscan", "completions", "manual"];
 
 /// Limits and permissions of the virtual machine.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Limits")]
 pub struct LimitOptions {
     /// Most memory the operation may use, such as 512M (default: half of what is free, at most 8G)

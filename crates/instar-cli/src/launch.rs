@@ -262,10 +262,25 @@ pub fn start_as(
     how: How,
     elf: &'static [u8],
     config: &[u8],
-    mut inputs: Vec<InputFile>,
+    inputs: Vec<InputFile>,
     limits: &LimitOptions,
     output: impl Output + 'static,
 ) -> Result<u8, UsageError> {
+    let job = job(how, elf, config, inputs, limits)?;
+    Ok(files::run_job(job, Box::new(output)))
+}
+
+/// An operation on images, to be run.
+///
+/// # Errors
+/// As [`start`].
+pub fn job(
+    how: How,
+    elf: &'static [u8],
+    config: &[u8],
+    mut inputs: Vec<InputFile>,
+    limits: &LimitOptions,
+) -> Result<Job, UsageError> {
     let memory_bytes = match limits.memory {
         Some(bytes) => bytes,
         None => cli::default_memory()?,
@@ -287,7 +302,7 @@ pub fn start_as(
         files::keyed(elf)
     };
     let repair = repair_of(elf, &inputs);
-    let job = Job {
+    Ok(Job {
         elf,
         config: config.to_vec(),
         inputs,
@@ -305,8 +320,7 @@ pub fn start_as(
         },
         repair,
         sequel: how.sequel,
-    };
-    Ok(files::run_job(job, Box::new(output)))
+    })
 }
 
 /// What repairs images that turn out to be marked dirty, where an operation other than that changes one.

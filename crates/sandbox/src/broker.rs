@@ -14,7 +14,7 @@ use self::spare::Forked;
 use crate::jail::Filter;
 use crate::open::FileId;
 use crate::output::{FileTable, JobError, Output};
-use crate::rounds::{Rounds, Turn};
+use crate::rounds::{Resident, Rounds, Turn};
 use crate::signals;
 use crate::wire::{self, Dirty, Message, Next, Reply};
 use crate::worker::{self, Machine};
@@ -60,7 +60,7 @@ pub fn run<M: Machine>(
     };
     let parent = rustix::process::getpid();
     let goes_on = rounds.may_go_on() && outputs.is_empty();
-    let mut broker = Broker::new(&rounds, files, outputs);
+    let mut broker = Broker::new(&mut rounds, files, outputs);
     // SAFETY: `run_job` is documented to be called before any thread exists, so the child may do
     // whatever this process may.
     let child = match unsafe { fork() } {
@@ -208,14 +208,18 @@ struct Broker {
     spare: Option<Child>,
     /// What that is.
     next: Option<Next>,
+    /// To the process that uses what a resident operation reads: it gets all files that are opened.
+    user: Option<OwnedFd>,
 }
 
 /// What ended the serving early.
 struct Breach(&'static str);
 
 impl Broker {
-    fn new(rounds: &Rounds, files: Files, outputs: Outputs) -> Self {
+    fn new(rounds: &mut Rounds, files: Files, outputs: Outputs) -> Self {
+        let user = rounds.resident.as_mut().and_then(Resident::take_files);
         Self {
+            user,
             files,
             outputs,
             requests: 0,
@@ -344,7 +348,7 @@ impl Broker {
         let image = image.and_then(|image| image.file);
         let named = self.files.written_named().map(AsFd::as_fd);
         let files: Vec<BorrowedFd<'_>> = named.chain(image.map(|image| image.as_fd())).collect();
-        spare::send(line.as_fd(), &wire::encode_next(next), &files)
+        wire::passing::send(line.as_fd(), &wire::encode_next(next), &files)
     }
 
     /// Answers one request; false if the worker closed its end.
@@ -378,7 +382,15 @@ impl Broker {
             return Err(Breach("too many requests"));
         }
         let (reply, file) = match message {
-            Message::Open(request) => self.files.open(&request),
+            Message::Open(request) => {
+                let (reply, file) = self.files.open(&request);
+                if let (Some(user), Some(file)) = (&self.user, &file) {
+                    let packet = wire::encode_shared(request.slot, &reply);
+                    // One that has gone needs none, and the operation hears of that by its channel.
+                    let _ = wire::passing::send(user.as_fd(), &packet, &[file.as_fd()]);
+                }
+                (reply, file)
+            }
             Message::Begin(slot) => {
                 if self.next.is_none() && !self.has_sequel {
                     // All that is changed has been found sound, so no round follows. Who waits need not keep passwords any

@@ -53,6 +53,8 @@ pub enum Filter {
     Vcpu {
         /// Descriptor of the socket.
         socket: i32,
+        /// The one on which a resident guest is asked.
+        channel: Option<i32>,
         /// The job changes images. Those that are only read are kept safe by their descriptors.
         writes: bool,
     },
@@ -149,8 +151,13 @@ impl Filter {
         // Builds with debug assertions look whether a descriptor is open before they close it.
         let descriptor_flags = (libc::SYS_fcntl, second_is(&[libc::F_GETFD]));
         match self {
-            Self::Vcpu { socket, writes } => {
+            Self::Vcpu {
+                socket,
+                channel,
+                writes,
+            } => {
                 rules.extend(any(&VCPU));
+                rules.extend(messages(socket, channel));
                 rules.push(descriptor_flags);
                 let device_requests: &[u64] = if writes {
                     rules.extend(any(&WRITING));
@@ -160,9 +167,6 @@ impl Filter {
                 };
                 let requests: [&[u64]; 3] = [&RUN_REQUESTS, &TERMINAL_REQUESTS, device_requests];
                 rules.push((libc::SYS_ioctl, ioctls(&requests)));
-                rules.extend(
-                    [libc::SYS_sendmsg, libc::SYS_recvmsg].map(|call| (call, first_is(&[socket]))),
-                );
                 rules.extend(standard_streams(&[1, 2]));
             }
             Self::Io { writes } => {
@@ -328,6 +332,16 @@ fn common() -> Vec<(i64, Alternatives)> {
         .map(|call| (call, Vec::new()))
         .chain(narrowed)
         .collect()
+}
+
+/// Messages of a worker: with the broker, and with who asks a resident guest.
+fn messages(socket: i32, channel: Option<i32>) -> Vec<(i64, Alternatives)> {
+    let on = |descriptor: i32, calls: [i64; 2]| calls.map(|call| (call, first_is(&[descriptor])));
+    let mut rules = on(socket, [libc::SYS_sendmsg, libc::SYS_recvmsg]).to_vec();
+    if let Some(channel) = channel {
+        rules.extend(on(channel, [libc::SYS_sendto, libc::SYS_recvfrom]));
+    }
+    rules
 }
 
 fn standard_streams(descriptors: &[i32]) -> [(i64, Alternatives); 2] {

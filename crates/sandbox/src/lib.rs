@@ -18,6 +18,8 @@ mod confine;
 mod input;
 mod jail;
 mod layout;
+#[cfg(target_arch = "x86_64")]
+mod live;
 mod locks;
 #[cfg(target_arch = "x86_64")]
 pub mod machine;
@@ -41,6 +43,8 @@ pub use input::{
 };
 pub use jail::{Filter, JailError};
 pub use layout::Layout;
+#[cfg(target_arch = "x86_64")]
+pub use live::LiveImage;
 pub use locks::Reads;
 pub use names::path_of_backing;
 pub use output::{FailedOpen, FileFacts, FileTable, JobError, OpenFailure, Output};
@@ -54,7 +58,7 @@ use rounds::Rounds;
 use std::time::Instant;
 
 /// An operation to run, and on what.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Job {
     /// The operation binary.
     pub elf: &'static [u8],

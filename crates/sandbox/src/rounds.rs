@@ -60,6 +60,33 @@ pub struct Rounds {
     /// Lines of the operation that the user has seen.
     shown: u64,
     started: Instant,
+    /// Who asks an operation that is resident.
+    pub resident: Option<Resident>,
+}
+
+/// What a resident operation is used by: one that stays, and answers.
+#[derive(Debug)]
+pub struct Resident {
+    /// On which it is asked.
+    channel: OwnedFd,
+    /// Where the files go that are opened for it.
+    files: Option<OwnedFd>,
+}
+
+impl Resident {
+    /// Its ends of two lines.
+    #[cfg(target_arch = "x86_64")]
+    pub const fn new(channel: OwnedFd, files: OwnedFd) -> Self {
+        Self {
+            channel,
+            files: Some(files),
+        }
+    }
+
+    /// The line for files, which is the broker's.
+    pub const fn take_files(&mut self) -> Option<OwnedFd> {
+        self.files.take()
+    }
 }
 
 /// What a round does.
@@ -100,6 +127,8 @@ pub struct Program {
     pub has_sequel: bool,
     /// A repair says nothing.
     pub silent: bool,
+    /// On which it is asked, if it is resident.
+    pub channel: Option<OwnedFd>,
 }
 
 impl Rounds {
@@ -115,6 +144,7 @@ impl Rounds {
             tried: Vec::new(),
             shown: 0,
             started,
+            resident: None,
         }
     }
 
@@ -163,6 +193,7 @@ impl Rounds {
         let job = self.job;
         let mut limits = job.limits;
         limits.spent = self.started.elapsed();
+        let channel = self.resident.map(|resident| resident.channel);
         let operation = |limits, elf, secrets, shown| Program {
             elf,
             config: job.config,
@@ -172,6 +203,7 @@ impl Rounds {
             shown: Some(shown),
             has_sequel,
             silent: false,
+            channel,
         };
         match self.turn {
             Turn::Operation { shown } => operation(limits, job.elf, job.secrets, shown),
@@ -194,6 +226,7 @@ impl Rounds {
                     shown: None,
                     has_sequel,
                     silent,
+                    channel: None,
                 }
             }
         }

@@ -5,6 +5,8 @@
 //! not exactly one of these ends it. The broker is trusted, so its reply
 //! is decoded with care only to find bugs. Integers are little-endian.
 
+pub mod passing;
+
 use crate::locks::Conflict;
 use crate::open::os_string;
 use crate::output::{FailedOpen, FileFacts, OpenFailure};
@@ -242,6 +244,24 @@ pub fn encode_reply(reply: &Reply) -> Vec<u8> {
         }
     }
     out.0
+}
+
+/// The bytes that tell of a file in `slot` to the process that uses it beside the worker.
+pub fn encode_shared(slot: u16, reply: &Reply) -> Vec<u8> {
+    [slot.to_le_bytes().as_slice(), &encode_reply(reply)].concat()
+}
+
+/// Reads of a file that was opened: its slot, what is known of it, and whether it may be written; `None` if it is not
+/// exactly that.
+#[cfg(target_arch = "x86_64")]
+pub fn decode_shared(packet: &[u8]) -> Option<(u16, FileFacts, bool)> {
+    let (slot, reply) = packet.split_first_chunk::<2>()?;
+    let slot = u16::from_le_bytes(*slot);
+    match decode_reply(reply)? {
+        Reply::Opened(facts, _) => Some((slot, facts, false)),
+        Reply::OpenedToWrite(facts) => Some((slot, facts, true)),
+        _ => None,
+    }
 }
 
 /// Reads a reply; `None` if it is not exactly one.

@@ -21,7 +21,7 @@ use instar_shared::zerocopy::{FromBytes, IntoBytes};
 use instar_vmm::VmError;
 use instar_vmm::operation::{
     Completed, Confine, Operation, OperationFile, OperationHost, OperationSpec, RESULT_BYTES,
-    RunError, Said, ThreadKind,
+    Resident, RunError, Said, ThreadKind,
 };
 use nix::sys::signal::SigSet;
 use rustix::net::{
@@ -84,20 +84,29 @@ pub fn run<M: Machine>(
     mut output: Box<dyn Output>,
     prepare: impl FnOnce(OperationSpec) -> Result<M, VmError>,
 ) -> u8 {
-    let program = start.program;
+    let mut program = start.program;
+    let channel = program.channel.take();
+    let asked_at = channel.as_ref().map(AsRawFd::as_raw_fd);
     let mut host = host(&program, start.socket, &mut *output);
+    host.asked_by = channel.and_then(asked_by);
     let spec = OperationSpec {
         elf: program.elf,
         config: program.config,
         files: program.inputs.into_iter().map(typed_file).collect(),
         secrets: program.secrets,
         limits: program.limits,
-        resident: false,
+        resident: asked_at.is_some(),
         cancel: &signals::CANCEL,
     };
-    let ended = confined_machine(spec, prepare, start.parent, &start.mask, &mut host)
-        .and_then(|machine| machine.run(&mut host).map_err(JobError::Run))
-        .and_then(|completed| host.accept(completed));
+    let ended = confined_machine(
+        spec,
+        prepare,
+        (start.parent, &start.mask),
+        asked_at,
+        &mut host,
+    )
+    .and_then(|machine| machine.run(&mut host).map_err(JobError::Run))
+    .and_then(|completed| host.accept(completed));
     let ended = match host.in_use.take() {
         Some(failed) => Err(JobError::Open(failed)),
         None => ended.and_then(|completed| host.last(completed)),
@@ -163,15 +172,28 @@ fn host<'a>(program: &Program, socket: OwnedFd, output: &'a mut dyn Output) -> H
         has_sequel: program.has_sequel,
         dirty: None,
         complaint: None,
+        asked_by: None,
     }
+}
+
+/// Who asks a resident guest on a channel.
+#[cfg(target_arch = "x86_64")]
+fn asked_by(channel: OwnedFd) -> Option<Box<dyn Resident>> {
+    Some(Box::new(instar_vmm::live::channel::Port::new(channel)))
+}
+
+/// Nobody: there are no machines here whose disks it could answer for.
+#[cfg(not(target_arch = "x86_64"))]
+fn asked_by(_channel: OwnedFd) -> Option<Box<dyn Resident>> {
+    None
 }
 
 /// Prepares the machine, then leaves this process nothing but it.
 fn confined_machine<M: Machine>(
     spec: OperationSpec,
     prepare: impl FnOnce(OperationSpec) -> Result<M, VmError>,
-    parent: Pid,
-    mask: &SigSet,
+    (parent, mask): (Pid, &SigSet),
+    channel: Option<i32>,
     host: &mut Host<'_>,
 ) -> Result<M, JobError> {
     confine::bind_to(parent)?;
@@ -181,6 +203,7 @@ fn confined_machine<M: Machine>(
         .iter()
         .map(|file| file.file.as_raw_fd())
         .chain([socket])
+        .chain(channel)
         .collect();
     confine::close_others(&kept)?;
     signals::set_mask(mask).map_err(|e| JobError::Start {
@@ -197,7 +220,12 @@ fn confined_machine<M: Machine>(
     // They inherit what was given up so far.
     let threads = machine.start_threads(&thread_filter(writes));
     threads.map_err(JobError::Vm)?;
-    Filter::Vcpu { socket, writes }.install()?;
+    let filter = Filter::Vcpu {
+        socket,
+        channel,
+        writes,
+    };
+    filter.install()?;
     Ok(machine)
 }
 
@@ -309,6 +337,8 @@ struct Host<'a> {
     dirty: Option<NeedsRepair>,
     /// Why the repair failed.
     complaint: Option<Vec<u8>>,
+    /// Who asks a guest that is resident.
+    asked_by: Option<Box<dyn Resident>>,
 }
 
 impl Host<'_> {
@@ -499,6 +529,13 @@ impl OperationHost for Host<'_> {
             Ok(Reply::Begun(Err(errno))) => Err((SizeStatus::Failed, errno.unsigned_abs())),
             Ok(_) => Err(invalid),
             Err(errno) => Err((SizeStatus::Failed, errno.raw_os_error().unsigned_abs())),
+        }
+    }
+
+    fn resident(&mut self) -> Option<&mut dyn Resident> {
+        match &mut self.asked_by {
+            Some(asked_by) => Some(&mut **asked_by),
+            None => None,
         }
     }
 

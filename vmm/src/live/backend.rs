@@ -131,6 +131,11 @@ impl<Q: Questions> LiveBackend<Q> {
         &mut self.questions
     }
 
+    /// With another guest's memory from now on; no request may be on its way.
+    pub fn set_memory(&mut self, memory: Arc<GuestSlot>) {
+        self.parts.memory = memory;
+    }
+
     /// A thread has finished a part of a request.
     pub fn take_finished(&mut self, token: Token, completion: Completion) {
         let Some(mut request) = self.requests.remove(token) else {

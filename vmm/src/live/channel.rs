@@ -14,11 +14,13 @@ use instar_shared::live::{
     ANSWERS_END, AnswerHead, DISK_READ_ONLY, ExtentKind as Kind, LiveDisk, LiveExtent, LiveQuery,
     QUERY_UNMAP, QueryKind,
 };
+use instar_shared::op::ImageFormat;
 use instar_shared::zerocopy::{FromBytes, IntoBytes};
 use rustix::io::retry_on_intr;
 use rustix::net::{RecvFlags, SendFlags};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 /// Bytes of a packet of answers at most: with what the kernel adds, a few of them fit a socket's buffer.
 const PACKET_BYTES: usize = 48 << 10;
@@ -36,75 +38,159 @@ const _: () = {
 /// The end of whoever uses the disk.
 #[derive(Debug)]
 pub struct Asker {
-    socket: OwnedFd,
+    socket: Arc<OwnedFd>,
+    packet: Vec<u8>,
+    /// What has come of the answers to the batch that is on its way, and how long they can be.
     stream: Vec<u8>,
+    most: usize,
+    is_raw: bool,
     gone: Option<SourceGone>,
 }
 
 impl Asker {
     /// Over its end of a socket pair.
     #[must_use]
-    pub const fn new(socket: OwnedFd) -> Self {
+    pub fn new(socket: OwnedFd) -> Self {
         Self {
-            socket,
+            socket: Arc::new(socket),
+            packet: vec![0; PACKET_BYTES],
             stream: Vec::new(),
+            most: 0,
+            is_raw: false,
             gone: None,
         }
     }
 
-    /// Sends a batch and takes the stream of its answers.
-    fn exchange(&mut self, queries: &[LiveQuery], most: usize) -> Result<(), SourceGone> {
+    /// Readable when there is a part of an answer, or nobody to ask any more.
+    #[must_use]
+    pub fn socket(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.socket)
+    }
+
+    /// Whether the image turned out to be raw; false before it is open.
+    #[must_use]
+    pub const fn is_raw(&self) -> bool {
+        self.is_raw
+    }
+
+    /// Sends a batch. It does not block: all before it has been taken, or it would not have been answered.
+    fn send(&mut self, queries: &[LiveQuery], most: usize) -> Result<(), SourceGone> {
+        self.most = most;
+        self.stream.clear();
         let sent = retry_on_intr(|| {
             rustix::net::send(&self.socket, queries.as_bytes(), SendFlags::NOSIGNAL)
         });
-        if sent.ok() != Some(queries.as_bytes().len()) {
-            return Err(ended());
-        }
-        self.stream.clear();
-        let mut packet = vec![0; PACKET_BYTES];
-        loop {
-            let received =
-                retry_on_intr(|| rustix::net::recv(&self.socket, &mut packet, RecvFlags::empty()));
-            let (len, _) = received.map_err(|_| ended())?;
-            let bytes = packet.get(..len).unwrap_or_default();
-            let (word, bytes) = bytes.split_first_chunk::<WORD_BYTES>().ok_or_else(ended)?;
-            if self.stream.len().saturating_add(bytes.len()) > most {
-                return Err(broken("its answers are longer than any can be"));
-            }
-            self.stream.extend_from_slice(bytes);
-            match u32::from_le_bytes(*word) {
-                0 => {}
-                ANSWERS_END => return Ok(()),
-                _ => return Err(broken("its answers have unknown flags")),
-            }
+        if sent.ok() == Some(queries.as_bytes().len()) {
+            Ok(())
+        } else {
+            Err(SourceGone::ended())
         }
     }
 
-    /// Asks, and remembers that there is nobody to ask any more.
-    fn questions(&mut self, questions: &[Question]) -> Result<Vec<Answer>, SourceGone> {
+    /// Takes a packet of the stream of answers: whether it ends the batch, or `None` if there is no packet yet.
+    fn receive(&mut self, flags: RecvFlags) -> Result<Option<bool>, SourceGone> {
+        let received = retry_on_intr(|| rustix::net::recv(&self.socket, &mut self.packet, flags));
+        let len = match received {
+            Ok((len, _)) => len,
+            Err(rustix::io::Errno::AGAIN) => return Ok(None),
+            Err(_) => return Err(SourceGone::ended()),
+        };
+        let bytes = self.packet.get(..len).unwrap_or_default();
+        let (word, bytes) = bytes
+            .split_first_chunk::<WORD_BYTES>()
+            .ok_or_else(SourceGone::ended)?;
+        if self.stream.len().saturating_add(bytes.len()) > self.most {
+            return Err(broken("its answers are longer than any can be"));
+        }
+        self.stream.extend_from_slice(bytes);
+        match u32::from_le_bytes(*word) {
+            0 => Ok(Some(false)),
+            ANSWERS_END => Ok(Some(true)),
+            _ => Err(broken("its answers have unknown flags")),
+        }
+    }
+
+    /// Waits until a batch is answered.
+    fn receive_all(&mut self) -> Result<(), SourceGone> {
+        while self.receive(RecvFlags::empty())? != Some(true) {}
+        Ok(())
+    }
+
+    /// Sends questions, at most [`MAX_BATCH`], whose answers [`Self::poll`] takes.
+    ///
+    /// # Errors
+    /// There is nobody to ask any more.
+    pub fn begin(&mut self, questions: &[Question]) -> Result<(), SourceGone> {
         if let Some(gone) = &self.gone {
             return Err(gone.clone());
         }
         let queries: Vec<LiveQuery> = questions.iter().map(query).collect();
         let most = questions.iter().map(longest_answer).sum();
-        let asked = self
-            .exchange(&queries, most)
-            .and_then(|()| parse_answers(questions, &self.stream));
-        asked.inspect_err(|error| self.gone = Some(error.clone()))
+        self.send(&queries, most)
+            .inspect_err(|error| self.gone = Some(error.clone()))
     }
-}
 
-impl ExtentSource for Asker {
-    fn open(&mut self) -> Result<DiskInfo, SourceGone> {
+    /// The answers to the questions of [`Self::begin`], once all have come; never blocks.
+    ///
+    /// # Errors
+    /// There are none, and nobody to ask any more. That holds if there was no question, too.
+    pub fn poll(&mut self, questions: &[Question]) -> Result<Option<Vec<Answer>>, SourceGone> {
+        if let Some(gone) = &self.gone {
+            return Err(gone.clone());
+        }
+        let answers = loop {
+            match self.receive(RecvFlags::DONTWAIT) {
+                Ok(None) => return Ok(None),
+                Ok(Some(false)) => {}
+                Ok(Some(true)) => break parse_answers(questions, &self.stream),
+                Err(error) => break Err(error),
+            }
+        };
+        let answers = answers.inspect_err(|error| self.gone = Some(error.clone()));
+        answers.map(Some)
+    }
+
+    /// Asks what the disk is, which [`Self::end_open`] then says.
+    ///
+    /// # Errors
+    /// There is nobody to ask.
+    pub fn begin_open(&mut self) -> Result<(), SourceGone> {
         let query = LiveQuery {
             kind: QueryKind::Open.raw().into(),
             ..LiveQuery::zeroed()
         };
         let most = size_of::<AnswerHead>().saturating_add(size_of::<LiveDisk>());
+        self.send(&[query], most)
+            .inspect_err(|error| self.gone = Some(error.clone()))
+    }
+
+    /// What the disk is; waits until it is known.
+    ///
+    /// # Errors
+    /// It cannot be opened, or there is nobody to say what it is.
+    pub fn end_open(&mut self) -> Result<DiskInfo, SourceGone> {
         let asked = self
-            .exchange(&[query], most)
-            .and_then(|()| parse_disk(&self.stream));
-        asked.inspect_err(|error| self.gone = Some(error.clone()))
+            .receive_all()
+            .and_then(|()| parse_disk(&self.stream))
+            .inspect_err(|error| self.gone = Some(error.clone()));
+        let (info, is_raw) = asked?;
+        self.is_raw = is_raw;
+        Ok(info)
+    }
+
+    /// Asks, and remembers that there is nobody to ask any more.
+    fn questions(&mut self, questions: &[Question]) -> Result<Vec<Answer>, SourceGone> {
+        self.begin(questions)?;
+        self.receive_all()
+            .and_then(|()| parse_answers(questions, &self.stream))
+            .inspect_err(|error| self.gone = Some(error.clone()))
+    }
+}
+
+impl ExtentSource for Asker {
+    fn open(&mut self) -> Result<DiskInfo, SourceGone> {
+        self.begin_open()?;
+        self.end_open()
     }
 
     fn ask(&mut self, questions: &[Question]) -> Result<Vec<Answer>, SourceGone> {
@@ -114,12 +200,6 @@ impl ExtentSource for Asker {
         }
         Ok(answers)
     }
-}
-
-fn ended() -> SourceGone {
-    SourceGone(
-        "the disk's image cannot be used any more: the process that reads it has ended".into(),
-    )
 }
 
 fn broken(what: &str) -> SourceGone {
@@ -265,7 +345,8 @@ fn extent_kind(raw: &LiveExtent) -> Option<ExtentKind> {
     }
 }
 
-fn parse_disk(stream: &[u8]) -> Result<DiskInfo, SourceGone> {
+/// What a disk is, and whether its image is raw.
+fn parse_disk(stream: &[u8]) -> Result<(DiskInfo, bool), SourceGone> {
     let mut rest = stream;
     let head: AnswerHead = take(&mut rest)?;
     if head.errno.get() != 0 {
@@ -288,11 +369,12 @@ fn parse_disk(stream: &[u8]) -> Result<DiskInfo, SourceGone> {
     if !known {
         return Err(broken("it describes a disk that there cannot be"));
     }
-    Ok(DiskInfo {
+    let info = DiskInfo {
         len_bytes,
         cluster_bytes: unit,
         read_only: flags & DISK_READ_ONLY != 0,
-    })
+    };
+    Ok((info, disk.format.get() == ImageFormat::Raw.raw()))
 }
 
 fn too_short() -> SourceGone {

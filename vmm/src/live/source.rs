@@ -158,6 +158,14 @@ pub enum Answer {
 #[error("{0}")]
 pub struct SourceGone(pub String);
 
+impl SourceGone {
+    /// The process that answers has ended; why is for that one to say.
+    #[must_use]
+    pub fn ended() -> Self {
+        Self("the disk's image cannot be used any more: the process that reads it has ended".into())
+    }
+}
+
 /// What answers for the map of a live disk.
 pub trait ExtentSource: Debug + Send {
     /// Opens the disk; comes first, once.

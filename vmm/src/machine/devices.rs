@@ -2,11 +2,12 @@
 
 use super::console;
 use super::disk::Disks;
+use super::disk::store::Served;
 use super::error::MachineError;
 use super::events::{Subscriber, Wired};
 use super::life::Life;
 use super::net;
-use super::parts::{Disk, Line, Net, Vsock};
+use super::parts::{Line, Net, Vsock};
 use super::rng;
 use super::terminal::Keys;
 use super::vsock;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct Devices {
     /// Block devices.
-    pub disks: Vec<Disk>,
+    pub disks: Vec<Served>,
     /// Network devices.
     pub nets: Vec<Net>,
     /// The console.

@@ -1,4 +1,7 @@
-//! Disks: files and block devices of the host, each served by a thread of its own, with threads for what sleeps.
+//! Disks: files and block devices of the host, and images whose format a microVM knows ([`store`]); each is served by a
+//! thread of its own, with threads for what sleeps.
+
+pub mod store;
 
 use super::events::{BACKEND_EVENT, QueueEvents, SIGNALLED, Wired, event, watch};
 use super::parts::{Disk, RateLimit};
@@ -6,14 +9,19 @@ use crate::VmError;
 use crate::block::{
     ChangeLimits, FileBackend, Files, Finish, Finished, Handover, HostFile, IoPool, Shared,
 };
+use crate::live::asking::Asking;
+use crate::live::backend::{LiveBackend, LiveParts};
 use crate::memory::GuestSlot;
 use crate::threads::{Begun, Confine};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use instar_devices::blk::{Clock, DiskTraits, VirtioBlk};
 use instar_devices::rate::RateLimiter;
 use instar_devices::virtio::{SharedDevice, VirtioDevice};
+use instar_shared::blk::ID_BYTES;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use store::{LiveDisk, Served, Store};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
@@ -25,6 +33,19 @@ const MOST_THREADS: usize = 16;
 const BLOCK_BYTES: std::ops::RangeInclusive<u32> = 512..=4096;
 /// Event of the timer that ends a wait for the limit.
 const LIMIT_EVENT: u32 = BACKEND_EVENT + 1;
+/// Event of the channel to a microVM.
+const ANSWERS_EVENT: u32 = BACKEND_EVENT + 2;
+
+/// A disk's device.
+#[derive(Debug)]
+pub(super) struct Made {
+    /// The device.
+    pub device: VirtioBlk<Store>,
+    /// Where its requests are when threads have finished them.
+    pub finished: Arc<SlotFinished>,
+    /// Readable when a microVM has answered, if the disk asks one.
+    pub answers: Option<Arc<OwnedFd>>,
+}
 
 /// What the disks of a machine have in common.
 #[derive(Debug)]
@@ -67,22 +88,36 @@ impl Disks {
         self.pool.begin(self.threads, confine)
     }
 
-    /// Makes `disk` the device with number `index`, counted from 0; and where its requests are when threads have finished
-    /// them.
+    /// Makes `disk` the device with number `index`, counted from 0.
     ///
     /// # Errors
-    /// [`VmError::Start`]: there is no such number.
+    /// [`VmError::Start`]: there is no such number. [`VmError::Source`]: it is no disk.
     pub(super) fn device(
         &self,
         index: u16,
-        disk: Disk,
+        disk: Served,
         memory: &Arc<GuestSlot>,
-    ) -> Result<(VirtioBlk<FileBackend>, Arc<SlotFinished>), VmError> {
+    ) -> Result<Made, VmError> {
         let no_number = || VmError::Start {
             what: "a disk",
             source: std::io::ErrorKind::InvalidInput.into(),
         };
         let finished = self.finished.slot(index).ok_or_else(no_number)?;
+        let (device, answers) = match disk {
+            Served::Raw(disk) => (self.file(index, disk, memory), None),
+            Served::Live(disk) => {
+                let (device, answers) = self.live(index, *disk, memory)?;
+                (device, Some(answers))
+            }
+        };
+        Ok(Made {
+            device,
+            finished,
+            answers,
+        })
+    }
+
+    fn file(&self, index: u16, disk: Disk, memory: &Arc<GuestSlot>) -> VirtioBlk<Store> {
         let traits = DiskTraits {
             len_bytes: disk.len_bytes,
             read_only: disk.read_only,
@@ -101,16 +136,53 @@ impl Disks {
             self.shared.clone(),
         );
         let backend = backend.with_id(disk.serial.as_bytes());
-        Ok((VirtioBlk::new(traits, backend), finished))
+        VirtioBlk::new(traits, Store::File(backend))
+    }
+
+    /// And what is readable when there are answers.
+    fn live(
+        &self,
+        index: u16,
+        disk: LiveDisk,
+        memory: &Arc<GuestSlot>,
+    ) -> Result<(VirtioBlk<Store>, Arc<OwnedFd>), VmError> {
+        let image = disk.files.first().and_then(Option::as_ref);
+        let traits = DiskTraits {
+            len_bytes: disk.info.len_bytes,
+            read_only: disk.info.read_only,
+            block_bytes: image.map_or(*BLOCK_BYTES.start(), |image| block_bytes(&image.file)),
+        };
+        let asking = Asking::new(disk.asker);
+        let answers = asking.socket();
+        let parts = LiveParts {
+            slot: index,
+            info: disk.info,
+            files: disk.files,
+            memory: Arc::clone(memory),
+            pool: Arc::clone(&self.pool),
+            id: identifier(disk.serial.as_bytes()),
+        };
+        let backend = LiveBackend::new(parts, asking).map_err(VmError::Source)?;
+        let device = VirtioBlk::new(traits, Store::Live(Box::new(backend)));
+        Ok((device, answers))
     }
 
     /// Makes `disk` the device with number `index`, counted from 0. Its subscriber is to have a thread of its own.
     ///
     /// # Errors
     /// [`VmError::Start`]: no more descriptors, or there is no such number.
-    pub fn wire(&self, index: u16, disk: Disk, memory: &Arc<GuestSlot>) -> Result<Wired, VmError> {
-        let rate = disk.rate;
-        let (mut device, finished) = self.device(index, disk, memory)?;
+    pub fn wire(
+        &self,
+        index: u16,
+        disk: Served,
+        memory: &Arc<GuestSlot>,
+    ) -> Result<Wired, VmError> {
+        let rate = disk.rate();
+        let Made {
+            mut device,
+            finished,
+            answers,
+        } = self.device(index, disk, memory)?;
         let mut timer = None;
         if let Some(limiter) = rate.and_then(limiter) {
             device = device.with_limit(limiter, Box::new(Monotonic(Instant::now())));
@@ -127,6 +199,7 @@ impl Disks {
             device,
             queues: Arc::clone(&queues),
             finished,
+            answers,
             timer,
             armed: false,
         };
@@ -150,6 +223,15 @@ fn block_bytes(file: &HostFile) -> u32 {
     let size = size.unwrap_or(*BLOCK_BYTES.start());
     let size = size.clamp(*BLOCK_BYTES.start(), *BLOCK_BYTES.end());
     1 << size.ilog2()
+}
+
+/// What the guest reads, of the text.
+fn identifier(text: &[u8]) -> [u8; ID_BYTES] {
+    let mut id = [0; ID_BYTES];
+    for (to, from) in id.iter_mut().zip(text) {
+        *to = *from;
+    }
+    id
 }
 
 /// Time since the machine was made.
@@ -233,9 +315,11 @@ impl Finish for FinishedRequests {
 /// What wakes a disk's thread.
 #[derive(Debug)]
 struct DiskEvents {
-    device: Arc<Mutex<VirtioBlk<FileBackend>>>,
+    device: Arc<Mutex<VirtioBlk<Store>>>,
     queues: Arc<QueueEvents>,
     finished: Arc<SlotFinished>,
+    /// Readable when a microVM has answered.
+    answers: Option<Arc<OwnedFd>>,
     /// To go on when the limit lets it.
     timer: Option<TimerFd>,
     /// It runs.
@@ -259,23 +343,28 @@ impl MutEventSubscriber for DiskEvents {
         self.queues.watch(ops);
         let finished = &self.finished.event;
         watch(ops, Events::with_data(finished, BACKEND_EVENT, SIGNALLED));
+        if let Some(answers) = &self.answers {
+            watch(ops, Events::with_data(answers, ANSWERS_EVENT, EventSet::IN));
+        }
         if let Some(timer) = &self.timer {
             watch(ops, Events::with_data(timer, LIMIT_EVENT, EventSet::IN));
         }
     }
 
-    fn process(&mut self, events: Events, _ops: &mut EventOps) {
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
         let finished = Arc::clone(&self.finished);
         let device = Arc::clone(&self.device);
         let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(index) = self.queues.notified(events) {
             device.kick(index);
-        } else if events.data() == BACKEND_EVENT {
-            device.complete(|backend| {
-                for done in finished.take() {
-                    backend.take_finished(done.token, done.completion);
-                }
-            });
+        } else if [BACKEND_EVENT, ANSWERS_EVENT].contains(&events.data()) {
+            device.complete(|store| store.take_news(&finished));
+            if device.backend().gone().is_some()
+                && let Some(answers) = self.answers.take()
+            {
+                // It would be readable for ever.
+                let _ = ops.remove(Events::empty(&answers));
+            }
         } else if let Some(timer) = &mut self.timer {
             let _ = timer.wait();
             self.armed = false;

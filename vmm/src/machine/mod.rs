@@ -29,7 +29,7 @@ mod console;
 pub mod control;
 mod counts;
 mod devices;
-mod disk;
+pub mod disk;
 mod dsdt;
 mod error;
 pub mod events;

@@ -1,6 +1,7 @@
 //! What a machine is made of. The caller has opened the files, as policy allows; names stand here for messages only.
 
 use super::control::Connector;
+use super::disk::store::Served;
 use crate::block::HostFile;
 use crate::boot_plan::BootPlan;
 use std::fs::File;
@@ -24,7 +25,7 @@ pub struct Parts {
     /// Where virtio-console goes; none if there is none.
     pub console: Option<Line>,
     /// Block devices, in the order in which the guest finds them.
-    pub disks: Vec<Disk>,
+    pub disks: Vec<Served>,
     /// Network devices.
     pub nets: Vec<Net>,
     /// The vsock device.

@@ -1,16 +1,23 @@
 //! `instar serve`: a disk for the guest of another program. `qemu-img` has no such command.
 
+pub mod live;
+
 use crate::cli::{LimitOptions, UsageError};
 use crate::failure;
 use crate::sink::{Out, Sink};
 use clap::Args;
 use instar_sandbox::machine::{DiskFile, MachineFailure};
-use instar_sandbox::serve::{self, ServeJob, ServeOutput};
+use instar_sandbox::serve::{self, Image, ServeJob, ServeOutput};
+use instar_shared::op::ImageFormat;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// What stands below the options.
 pub const HELP: &str = "\
+A qcow2 image, the images below it and its data file are read by an operation in a
+microVM of its own for as long as they are served; one that is marked dirty has to be
+repaired before. Without -f the operation finds the format.
+
 The disk has one queue. The guest's memory must be shared, as with QEMU's
 memory-backend-memfd,share=on. One front end is served at a time; when it has gone,
 the next may connect. SIGTERM and SIGINT end the server when what was written is
@@ -22,6 +29,7 @@ Exit codes:
   130  stopped by a second signal, the first being SIGINT (143: SIGTERM)
 
 Examples:
+  instar serve --socket /run/disk.sock disk.qcow2
   instar serve -f raw --socket /run/disk.sock disk.raw
   qemu-system-x86_64 -m 1G -object memory-backend-memfd,id=m,size=1G,share=on \\
     -machine q35,memory-backend=m -chardev socket,id=d,path=/run/disk.sock \\
@@ -33,7 +41,7 @@ pub struct ServeOptions {
     /// Where front ends connect: a Unix socket, which is made
     #[arg(long, value_name = "PATH")]
     pub socket: PathBuf,
-    /// The image's format: raw
+    /// The image's format: raw or qcow2; else it is looked for
     #[arg(short = 'f', long, value_name = "FORMAT")]
     pub format: Option<OsString>,
     /// Write nothing
@@ -58,19 +66,22 @@ const MAX_SERIAL_BYTES: usize = 20;
 /// # Errors
 /// The options do not go together, or ask for what is not there.
 pub fn run(options: &ServeOptions, limits: &LimitOptions) -> Result<u8, UsageError> {
-    let refused = match options.format.as_deref() {
-        Some(format) if format == "raw" => None,
-        Some(_) => Some("only raw images can be served: give -f raw"),
-        None => Some(
-            "the format of the image is not looked for: give -f raw, and the guest sees the bytes of the file",
-        ),
+    let format = match options.format.as_deref().map(|format| format.to_str()) {
+        None => ImageFormat::Probe,
+        Some(Some("raw")) => ImageFormat::Raw,
+        Some(Some("qcow2")) => ImageFormat::Qcow2,
+        Some(_) => {
+            return Err(UsageError::plain(
+                "only raw and qcow2 images can be served: give -f raw, -f qcow2, or no -f",
+            ));
+        }
     };
-    if let Some(sentence) = refused {
-        return Err(UsageError::plain(sentence));
-    }
-    if limits.memory.is_some() || limits.max_growth.is_some() || !limits.allow_path.is_empty() {
+    let is_raw = format == ImageFormat::Raw;
+    if is_raw
+        && (limits.memory.is_some() || limits.max_growth.is_some() || !limits.allow_path.is_empty())
+    {
         return Err(UsageError::plain(
-            "--memory, --max-growth and --allow-path are for operations on images: a disk that is served needs none of them",
+            "--memory, --max-growth and --allow-path are for operations on images: a raw disk that is served needs none of them",
         ));
     }
     if options.serial.len() > MAX_SERIAL_BYTES {
@@ -78,14 +89,20 @@ pub fn run(options: &ServeOptions, limits: &LimitOptions) -> Result<u8, UsageErr
             "--serial: an identifier has at most 20 bytes",
         ));
     }
+    let disk = DiskFile {
+        path: options.image.clone(),
+        read_only: options.read_only,
+        direct: options.direct,
+        serial: options.serial.clone(),
+        rate: None,
+    };
+    let image = if is_raw {
+        Image::Raw(disk)
+    } else {
+        Image::Live(Box::new(live::image(disk, format, limits)?))
+    };
     let job = ServeJob {
-        disk: DiskFile {
-            path: options.image.clone(),
-            read_only: options.read_only,
-            direct: options.direct,
-            serial: options.serial.clone(),
-            rate: None,
-        },
+        image,
         socket: options.socket.clone(),
         timeout: limits.timeout,
     };

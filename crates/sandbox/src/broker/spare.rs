@@ -3,21 +3,12 @@
 use super::{Child, UNSEEN, run};
 use crate::output::Output;
 use crate::rounds::{Rounds, Turn};
-use crate::wire::{self, MAX_REPLY};
+use crate::wire::{self, passing};
 use crate::worker::Machine;
 use instar_vmm::VmError;
 use instar_vmm::operation::OperationSpec;
 use nix::unistd::{ForkResult, fork as fork_process};
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags,
-};
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
-
-/// Files that travel at most: an image and a data file that are written, twice over.
-const MAX_FILES: usize = 16;
+use std::os::fd::OwnedFd;
 
 /// One of the two processes after [`fork`].
 pub enum Forked {
@@ -55,7 +46,7 @@ pub fn run_when_told<M: Machine>(
     mut output: Box<dyn Output>,
     prepare: impl FnOnce(OperationSpec) -> Result<M, VmError>,
 ) -> u8 {
-    let Ok((packet, files)) = receive(&line) else {
+    let Ok((packet, files)) = passing::receive(&line) else {
         return UNSEEN;
     };
     let Some(next) = wire::decode_next(&packet) else {
@@ -76,40 +67,4 @@ pub fn run_when_told<M: Machine>(
             output.failed(&crate::JobError::Start { step, source }, &table)
         }
     }
-}
-
-/// Sends a packet and files. The other end waits for it.
-pub fn send(
-    line: BorrowedFd<'_>,
-    packet: &[u8],
-    files: &[BorrowedFd<'_>],
-) -> rustix::io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !files.is_empty() && !control.push(SendAncillaryMessage::ScmRights(files)) {
-        return Err(rustix::io::Errno::MSGSIZE);
-    }
-    let flags = SendFlags::NOSIGNAL;
-    rustix::io::retry_on_intr(|| {
-        rustix::net::sendmsg(line, &[IoSlice::new(packet)], &mut control, flags)
-    })?;
-    Ok(())
-}
-
-fn receive(line: &OwnedFd) -> rustix::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    let mut packet = vec![0; MAX_REPLY];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received = rustix::io::retry_on_intr(|| {
-        let mut buffers = [IoSliceMut::new(&mut packet)];
-        rustix::net::recvmsg(line, &mut buffers, &mut control, RecvFlags::CMSG_CLOEXEC)
-    })?;
-    let mut files = Vec::new();
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-            files.extend(descriptors);
-        }
-    }
-    packet.truncate(received.bytes);
-    Ok((packet, files))
 }

@@ -2,18 +2,26 @@ use super::*;
 
 const READER: Filter = Filter::Vcpu {
     socket: 4,
+    channel: None,
     writes: false,
 };
 const WRITER: Filter = Filter::Vcpu {
     socket: 4,
+    channel: None,
+    writes: true,
+};
+const RESIDENT: Filter = Filter::Vcpu {
+    socket: 4,
+    channel: Some(5),
     writes: true,
 };
 const BROKER_ONLY: Filter = Filter::Broker { outputs: false };
 const MAKER: Filter = Filter::Broker { outputs: true };
 const IO_WRITER: Filter = Filter::Io { writes: true };
-const FILTERS: [Filter; 8] = [
+const FILTERS: [Filter; 9] = [
     READER,
     WRITER,
+    RESIDENT,
     Filter::Io { writes: false },
     IO_WRITER,
     Filter::FurtherVcpu,
@@ -84,6 +92,7 @@ fn no_filter_opens_executes_or_connects_but_a_network_s() {
         let own: &[i64] = match filter {
             MAKER => &NAMING,
             WRITER | IO_WRITER => &WRITING,
+            RESIDENT => &[&WRITING[..], &[libc::SYS_sendto]].concat(),
             Filter::Network => &[libc::SYS_socket, libc::SYS_connect, libc::SYS_sendto],
             _ => &[],
         };

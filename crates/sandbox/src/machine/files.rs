@@ -10,6 +10,7 @@ use crate::locks::Reads;
 use crate::machine::connect::Asking;
 use crate::open::{self, Opened};
 use instar_vmm::HostFile;
+use instar_vmm::machine::disk::store::Served;
 use instar_vmm::machine::parts::{Boot, Disk, Line, Net, Parts, Vsock, Wire};
 use instar_vmm::machine::tap::open_tap;
 use rustix::event::epoll;
@@ -211,7 +212,7 @@ impl MachineFiles {
             boot,
             serial: self.serial,
             console: self.console,
-            disks: self.disks,
+            disks: self.disks.into_iter().map(Served::Raw).collect(),
             nets,
             vsock,
             rng: job.rng,
@@ -430,7 +431,7 @@ fn new_file(path: &Path) -> Result<OwnedFd, MachineFailure> {
 
 /// Makes the host's vsock socket. One that a machine has left behind is removed.
 fn listen(cid: u32, path: &Path) -> Result<Listening, MachineFailure> {
-    let failed = |reason: String| MachineFailure::Vsock {
+    let failed = |reason: String| MachineFailure::Socket {
         path: path.to_owned(),
         reason,
     };

@@ -14,6 +14,7 @@
 //! What a disk boots is found before each boot by an operation in a process of its own (`scan`), so that a kernel which
 //! the guest has installed counts from its next boot on.
 
+mod child;
 mod connect;
 mod files;
 mod network;
@@ -22,14 +23,15 @@ mod scan;
 mod terminal;
 mod worker;
 
+pub(crate) use child::{Child, EXIT_FAILED, failed, forked};
 pub(crate) use files::open_disk;
-pub(crate) use parent::Child;
 
 use crate::jail::JailError;
 use crate::output::FailedOpen;
 use instar_user_net::forward::{Forward, ForwardError};
 use instar_user_net::policy::RuleError;
 use instar_vmm::VmError;
+use instar_vmm::live::source::SourceGone;
 use instar_vmm::machine::MachineError;
 use instar_vmm::machine::control::{Outcome, Report};
 use instar_vmm::machine::parts::{RateLimit, Transport};
@@ -192,9 +194,9 @@ pub enum MachineFailure {
         /// What the system said.
         source: io::Error,
     },
-    /// The host's vsock socket could not be made.
+    /// A socket, for vsock or a disk's front ends, could not be made.
     #[error("cannot listen at '{}': {reason}", .path.display())]
-    Vsock {
+    Socket {
         /// The path.
         path: PathBuf,
         /// Why.
@@ -236,6 +238,15 @@ pub enum MachineFailure {
     /// The machine could not be made or started.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// A disk's image cannot be used, as who reads it says.
+    #[error(transparent)]
+    Source(#[from] SourceGone),
+    /// An image whose format was looked for is raw.
+    #[error(
+        "'{}' has no format that is known, so that it may be raw: give -f raw, and the guest sees the bytes of the file, \
+         or --read-only", .0.display()
+    )]
+    Guessed(PathBuf),
     /// A disk's server could not be made or started, or cannot go on.
     #[error(transparent)]
     Vm(VmError),
@@ -292,7 +303,7 @@ pub fn run_machine(job: &MachineJob, output: &mut dyn MachineOutput) -> u8 {
         Ok(code) => code,
         Err(error) => {
             output.failed(&error);
-            parent::EXIT_FAILED
+            EXIT_FAILED
         }
     }
 }

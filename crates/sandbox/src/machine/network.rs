@@ -2,15 +2,13 @@
 //!
 //! Each boot has one of its own, as it has a worker. Forwarded ports are bound once, before the first boot, and stay so.
 
-use super::parent::Child;
+use super::child::{Child, EXIT_FAILED, failed, forked};
 use super::{MachineFailure, UserNet};
 use crate::confine;
 use crate::jail::Filter;
 use instar_user_net::forward::Listener;
 use instar_user_net::policy::Policy;
 use instar_user_net::{Network, Settings, servers};
-use nix::unistd::{ForkResult, fork};
-use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -76,26 +74,18 @@ impl UserNetwork {
         let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
         let (link, card) = pair.map_err(failed("socketpair"))?;
         let parent = rustix::process::getpid();
-        // SAFETY: `run_machine` is documented to be called before any thread exists, so the child may do whatever this
-        // process may.
-        match unsafe { fork() } {
-            Err(errno) => Err(MachineFailure::Start {
-                step: "fork",
-                source: errno.into(),
-            }),
-            Ok(ForkResult::Child) => {
-                drop(card);
-                let code = match self.serve(link, parent) {
-                    Ok(()) => 0,
-                    Err(error) => {
-                        eprintln!("instar: {error}");
-                        super::parent::EXIT_FAILED
-                    }
-                };
-                std::process::exit(code.into())
-            }
-            Ok(ForkResult::Parent { child }) => Ok((Child::new(child.as_raw())?, card)),
+        if let Some(child) = forked()? {
+            return Ok((child, card));
         }
+        drop(card);
+        let code = match self.serve(link, parent) {
+            Ok(()) => 0,
+            Err(error) => {
+                eprintln!("instar: {error}");
+                EXIT_FAILED
+            }
+        };
+        std::process::exit(code.into())
     }
 
     /// Gives up everything but what the network needs, and serves the guest until it is gone. In the forked process.
@@ -130,13 +120,6 @@ impl UserNetwork {
         confine::give_up_all_but_sockets()?;
         Filter::Network.install()?;
         Ok(network.run()?)
-    }
-}
-
-fn failed(step: &'static str) -> impl Fn(Errno) -> MachineFailure {
-    move |errno| MachineFailure::Start {
-        step,
-        source: errno.into(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The parent: opens files, forks a worker for each boot, connects for it, passes signals on as presses of the power
 //! button, reaps it.
 
+use super::child::{Child, EXIT_FAILED, failed, forked};
 use super::connect::{self, Asked};
 use super::files::MachineFiles;
 use super::terminal::Raw;
@@ -9,15 +10,10 @@ use crate::signals;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::signal::SigSet;
 use nix::sys::time::TimeSpec;
-use nix::unistd::{ForkResult, fork};
 use rustix::event::EventfdFlags;
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
-
-/// Exit code of everything that went wrong.
-pub const EXIT_FAILED: u8 = 1;
 
 /// Runs the machine, boot after boot; the exit code.
 pub fn run(job: &MachineJob, output: &mut dyn MachineOutput) -> Result<u8, MachineFailure> {
@@ -55,7 +51,10 @@ pub fn run(job: &MachineJob, output: &mut dyn MachineOutput) -> Result<u8, Machi
             files.set_boot(None);
         }
         let ended = watch.see_through(&child, &line, files.vsock_path(), &mut networks, output);
-        networks.iter().for_each(Child::end);
+        for network in &networks {
+            // However it has ended.
+            let _ = network.end(network::PATIENCE);
+        }
         match ended {
             Ok(worker::EXIT_RESET) if job.reboot && watch.pressed == 0 => began = Instant::now(),
             Ok(worker::EXIT_RESET | worker::EXIT_QUIT) => break Ok(0),
@@ -65,13 +64,6 @@ pub fn run(job: &MachineJob, output: &mut dyn MachineOutput) -> Result<u8, Machi
     drop(raw);
     files.remove();
     ended
-}
-
-pub fn failed(step: &'static str) -> impl Fn(rustix::io::Errno) -> MachineFailure {
-    move |errno| MachineFailure::Start {
-        step,
-        source: errno.into(),
-    }
 }
 
 /// Forks a worker. It has all files, too.
@@ -94,94 +86,23 @@ fn start(
             source,
         })?;
     let parent = rustix::process::getpid();
-    // SAFETY: `run_machine` is documented to be called before any thread exists, so the child may do whatever this
-    // process may.
-    match unsafe { fork() } {
-        Err(errno) => Err(MachineFailure::Start {
-            step: "fork",
-            source: errno.into(),
-        }),
-        Ok(ForkResult::Child) => {
-            drop(own_line);
-            // Their descriptors are closed with all others.
-            std::mem::forget(networks);
-            let start = worker::Start {
-                job,
-                files,
-                cards,
-                line,
-                button,
-                parent,
-                began,
-                scanned,
-            };
-            std::process::exit(worker::run(start, output).into())
-        }
-        Ok(ForkResult::Parent { child }) => {
-            Ok((files, Child::new(child.as_raw())?, own_line, networks))
-        }
+    if let Some(child) = forked()? {
+        return Ok((files, child, own_line, networks));
     }
-}
-
-/// A worker, or another process.
-#[derive(Debug)]
-pub(crate) struct Child {
-    pid: Pid,
-    /// Readable once it has ended.
-    pub(crate) pidfd: OwnedFd,
-}
-
-impl Child {
-    /// Of a process of this number, just forked.
-    ///
-    /// # Errors
-    /// It cannot be watched; it is gone then.
-    pub(crate) fn new(pid: i32) -> Result<Self, MachineFailure> {
-        let pid = Pid::from_raw(pid).ok_or(rustix::io::Errno::SRCH);
-        let pid = pid.map_err(failed("fork"))?;
-        match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(pidfd) => Ok(Self { pid, pidfd }),
-            Err(errno) => {
-                // One that cannot be watched must not run.
-                let _ = rustix::process::kill_process(pid, Signal::KILL);
-                let _ = rustix::process::waitpid(Some(pid), WaitOptions::empty());
-                Err(failed("pidfd_open")(errno))
-            }
-        }
-    }
-
-    /// Ends it as a power cut does, and waits until it is gone.
-    pub(crate) fn kill(&self) {
-        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
-        let _ = self.reap();
-    }
-
-    /// Waits until it ends by itself, for as long as a network may take, and then ends it.
-    fn end(&self) {
-        let left = TimeSpec::from_duration(network::PATIENCE);
-        let mut polled = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
-        // Interrupted or not: what has not ended is ended.
-        let _ = ppoll(&mut polled, Some(left), None);
-        self.kill();
-    }
-
-    /// Waits until it has ended; its exit code.
-    ///
-    /// # Errors
-    /// A signal has ended it.
-    pub(crate) fn reap(&self) -> Result<u8, MachineFailure> {
-        let status = rustix::io::retry_on_intr(|| {
-            rustix::process::waitpid(Some(self.pid), WaitOptions::empty())
-        });
-        let status = status.map_err(failed("waitpid"))?.map(|(_, status)| status);
-        match status.and_then(|status| status.terminating_signal()) {
-            Some(signal) => Err(MachineFailure::Died(signal)),
-            None => Ok(status
-                .and_then(|status| status.exit_status())
-                .and_then(|code| u8::try_from(code).ok())
-                .unwrap_or(EXIT_FAILED)),
-        }
-    }
+    drop(own_line);
+    // Their descriptors are closed with all others.
+    std::mem::forget(networks);
+    let start = worker::Start {
+        job,
+        files,
+        cards,
+        line,
+        button,
+        parent,
+        began,
+        scanned,
+    };
+    std::process::exit(worker::run(start, output).into())
 }
 
 /// What ends a machine from outside.

@@ -3,7 +3,7 @@
 //! The kernel, the initial RAM disk and the report come in unnamed files of the memory. The report is as untrusted as the
 //! disk, and is validated here once more: between the operation and this process lies its own worker.
 
-use super::parent::{Child, failed};
+use super::child::{Child, failed, forked};
 use super::{MachineFailure, Scan};
 use crate::signals;
 use instar_shared::bootscan::{BootPlan as RawPlan, INITRD_ALIGN, MAX_BOOT_TEXT, MAX_INITRD};
@@ -12,7 +12,6 @@ use instar_vmm::boot_plan::BootPlan;
 use instar_vmm::machine::parts::Boot;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::signal::SigSet;
-use nix::unistd::{ForkResult, fork};
 use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 use std::fs::File;
@@ -37,36 +36,27 @@ pub fn find(scan: &dyn Scan, mask: &SigSet) -> Result<Result<Boot, u8>, MachineF
     };
     let (kernel, initrd, report) = (file("kernel")?, file("initrd")?, file("boot-plan")?);
     let parent = rustix::process::getpid();
-    // SAFETY: `run_machine` is documented to be called before any thread exists, so the child may do whatever this
-    // process may.
-    match unsafe { fork() } {
-        Err(errno) => Err(failed("fork")(rustix::io::Errno::from_raw_os_error(
-            errno as i32,
-        ))),
-        Ok(ForkResult::Child) => {
-            let code = match prepare(parent, &report, mask) {
-                Ok(()) => scan.run(&path(&kernel), &path(&initrd)),
-                Err(_) => EXIT_NOT_STARTED,
-            };
-            std::process::exit(code.into())
-        }
-        Ok(ForkResult::Parent { child }) => {
-            match wait(&Child::new(child.as_raw())?, mask)? {
-                0 => {}
-                code => return Ok(Err(code)),
-            }
-            if let Some(signal) = signals::received() {
-                return Ok(Err(signals::exit_code(signal)));
-            }
-            let (plan, cmdline) = read(&report)?;
-            Ok(Ok(Boot::Found {
-                plan: Box::new(plan),
-                kernel,
-                initrd,
-                cmdline,
-            }))
-        }
+    let Some(child) = forked()? else {
+        let code = match prepare(parent, &report, mask) {
+            Ok(()) => scan.run(&path(&kernel), &path(&initrd)),
+            Err(_) => EXIT_NOT_STARTED,
+        };
+        std::process::exit(code.into())
+    };
+    match wait(&child, mask)? {
+        0 => {}
+        code => return Ok(Err(code)),
     }
+    if let Some(signal) = signals::received() {
+        return Ok(Err(signals::exit_code(signal)));
+    }
+    let (plan, cmdline) = read(&report)?;
+    Ok(Ok(Boot::Found {
+        plan: Box::new(plan),
+        kernel,
+        initrd,
+        cmdline,
+    }))
 }
 
 /// What makes a fork the process that looks.

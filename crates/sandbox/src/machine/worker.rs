@@ -43,7 +43,7 @@ pub fn run(start: Start<'_>, output: &mut dyn MachineOutput) -> u8 {
         Ok(ended) => ended,
         Err(error) => {
             output.failed(&error);
-            return super::parent::EXIT_FAILED;
+            return super::child::EXIT_FAILED;
         }
     };
     output.ended(&ended.report, &ended.outcome);
@@ -53,7 +53,7 @@ pub fn run(start: Start<'_>, output: &mut dyn MachineOutput) -> u8 {
         Outcome::Quit => EXIT_QUIT,
         Outcome::Failed(sentence) => {
             output.failed(&MachineFailure::Failed(sentence));
-            super::parent::EXIT_FAILED
+            super::child::EXIT_FAILED
         }
     }
 }

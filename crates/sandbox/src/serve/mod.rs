@@ -2,39 +2,52 @@
 //!
 //! [`serve`] is the *parent*: it opens the image that the user named with its locks, makes the socket, and forks. The
 //! child, the *worker*, gives up everything but these two and serves ([`instar_vmm::machine::serve`]). The parent passes on
-//! signals and removes the socket at the end. It parses nothing, and reads nothing that the front end sends.
+//! signals and removes the socket at the end. It parses nothing, and reads nothing that the front end sends. An image that is
+//! not raw has a reader besides ([`crate::LiveImage`]), which ends when the worker has.
 
 mod socket;
 
 use crate::confine;
 use crate::jail::Filter;
-use crate::machine::{Child, DiskFile, MachineFailure, open_disk};
+use crate::live::{LiveImage, Unopened};
+use crate::machine::{Child, DiskFile, EXIT_FAILED, MachineFailure, failed, forked, open_disk};
 use crate::signals;
+use instar_vmm::VmError;
+use instar_vmm::live::source::SourceGone;
+use instar_vmm::machine::disk::store::Served;
 use instar_vmm::machine::parts::Disk;
 use instar_vmm::machine::serve::Server;
 use instar_vmm::operation::Confine;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::signal::SigSet;
 use nix::sys::time::TimeSpec;
-use nix::unistd::{ForkResult, fork};
 use rustix::event::EventfdFlags;
 use rustix::process::Pid;
 use socket::Socket;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long the worker may take to make durable what was written.
 const GRACE: Duration = Duration::from_secs(30);
-/// Exit code of everything that went wrong.
-const EXIT_FAILED: u8 = 1;
+/// Exit code of a worker whose image's reader has ended: that one has said why.
+const EXIT_READER_ENDED: u8 = 64;
+
+/// The image of a disk that is served.
+#[derive(Clone, Debug)]
+pub enum Image {
+    /// Its bytes are the disk's.
+    Raw(DiskFile),
+    /// An operation reads it.
+    Live(Box<LiveImage>),
+}
 
 /// A disk to be served; nothing is open yet.
 #[derive(Clone, Debug)]
 pub struct ServeJob {
     /// The image.
-    pub disk: DiskFile,
+    pub image: Image,
     /// Where front ends connect.
     pub socket: PathBuf,
     /// It is served no longer.
@@ -71,35 +84,42 @@ fn parent(job: &ServeJob, output: &mut dyn ServeOutput) -> Result<u8, MachineFai
         source: errno.into(),
     })?;
     let stop = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-    let stop = stop.map_err(start("eventfd"))?;
-    let disk = open_disk(&job.disk)?;
-    let socket = Socket::listen(&job.socket)?;
+    let stop = stop.map_err(failed("eventfd"))?;
+    let (source, socket, reader);
+    match &job.image {
+        Image::Raw(disk) => {
+            let disk = open_disk(disk)?;
+            socket = Socket::listen(&job.socket)?;
+            (source, reader) = (Source::Raw(disk), None);
+        }
+        Image::Live(image) => {
+            let opened = image.open()?;
+            socket = Socket::listen(&job.socket)?;
+            let (child, unopened) = image.start(&opened)?;
+            (source, reader) = (Source::Live(Box::new(unopened)), Some(child));
+        }
+    }
     let parent = rustix::process::getpid();
-    // SAFETY: `serve` is documented to be called before any thread exists, so the child may do whatever this process
-    // may.
-    let child = match unsafe { fork() } {
-        Err(errno) => {
-            return Err(MachineFailure::Start {
-                step: "fork",
-                source: errno.into(),
-            });
-        }
-        Ok(ForkResult::Child) => {
-            let code = match worker(disk, socket, stop, parent) {
-                Ok(()) => 0,
-                Err(error) => {
-                    output.failed(&error);
-                    EXIT_FAILED
-                }
-            };
-            std::process::exit(code.into())
-        }
-        Ok(ForkResult::Parent { child }) => Child::new(child.as_raw())?,
+    let Some(child) = forked()? else {
+        let code = match worker(source, socket, stop, parent, (&job.socket, output)) {
+            Ok(()) => 0,
+            Err(error) if has_reader_ended(&error) => EXIT_READER_ENDED,
+            Err(error) => {
+                output.failed(&error);
+                EXIT_FAILED
+            }
+        };
+        std::process::exit(code.into())
     };
-    output.listening(&job.socket);
+    // The reader ends when nobody has its channel any more.
+    drop(source);
     let limit = job.timeout.and_then(|timeout| started.checked_add(timeout));
     let ended = watch(&child, &stop, mask, limit);
     socket.remove();
+    let ended = match reader {
+        Some(reader) => with_reader(ended, &reader),
+        None => ended,
+    };
     match (ended, job.timeout) {
         (Ok(Ended::Timeout), Some(timeout)) => Err(MachineFailure::ServedLongEnough(timeout)),
         (Ok(Ended::Timeout), None) => Ok(0),
@@ -108,25 +128,70 @@ fn parent(job: &ServeJob, output: &mut dyn ServeOutput) -> Result<u8, MachineFai
     }
 }
 
-fn start(step: &'static str) -> impl Fn(rustix::io::Errno) -> MachineFailure {
-    move |errno| MachineFailure::Start {
-        step,
-        source: errno.into(),
+/// Waits for the end of the image's reader; how all of it came to an end.
+fn with_reader(
+    ended: Result<Ended, MachineFailure>,
+    reader: &Child,
+) -> Result<Ended, MachineFailure> {
+    let read = reader.end(GRACE);
+    match (ended?, read?) {
+        (Ended::Code(EXIT_READER_ENDED), 0) => Err(SourceGone::ended().into()),
+        (Ended::Code(0 | EXIT_READER_ENDED) | Ended::Timeout, code) if code != 0 => {
+            Ok(Ended::Code(code))
+        }
+        (ended, _) => Ok(ended),
+    }
+}
+
+/// The image, as the worker gets it.
+enum Source {
+    Raw(Disk),
+    Live(Box<Unopened>),
+}
+
+impl Source {
+    fn descriptors(&self) -> Vec<RawFd> {
+        match self {
+            Self::Raw(disk) => vec![disk.file.as_raw_fd()],
+            Self::Live(unopened) => unopened.descriptors().to_vec(),
+        }
+    }
+
+    fn open(self) -> Result<Served, MachineFailure> {
+        Ok(match self {
+            Self::Raw(disk) => Served::Raw(disk),
+            Self::Live(unopened) => Served::Live(Box::new(unopened.open()?)),
+        })
+    }
+}
+
+/// Whether the image's reader has ended, and said why.
+fn has_reader_ended(error: &MachineFailure) -> bool {
+    match error {
+        MachineFailure::Source(gone) | MachineFailure::Vm(VmError::Source(gone)) => {
+            *gone == SourceGone::ended()
+        }
+        _ => false,
     }
 }
 
 /// The process that serves.
-fn worker(disk: Disk, socket: Socket, stop: OwnedFd, parent: Pid) -> Result<(), MachineFailure> {
+fn worker(
+    source: Source,
+    socket: Socket,
+    stop: OwnedFd,
+    parent: Pid,
+    (path, output): (&Path, &mut dyn ServeOutput),
+) -> Result<(), MachineFailure> {
     confine::bind_to(parent)?;
     let listener = socket.into_listener();
-    let kept = [
-        disk.file.as_raw_fd(),
-        listener.as_raw_fd(),
-        stop.as_raw_fd(),
-    ];
+    let mut kept = source.descriptors();
+    kept.extend([listener.as_raw_fd(), stop.as_raw_fd()]);
     confine::close_others(&kept)?;
+    let disk = source.open()?;
     let server = Server::new(disk, listener, stop).map_err(MachineFailure::Vm)?;
     confine::give_up_files()?;
+    output.listening(path);
     let own_pid = std::process::id();
     let filters: Confine = Arc::new(move |kind| {
         let filter = Filter::Machine { kind, own_pid };

@@ -21,7 +21,7 @@ impl Socket {
     /// # Errors
     /// Someone listens there, or the name cannot be had.
     pub fn listen(path: &Path) -> Result<Self, MachineFailure> {
-        let failed = |reason: String| MachineFailure::Vsock {
+        let failed = |reason: String| MachineFailure::Socket {
             path: path.to_owned(),
             reason,
         };

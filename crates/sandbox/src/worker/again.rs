@@ -10,6 +10,11 @@ use instar_vmm::operation::{Completed, RunError};
 
 /// What is said of an image that was repaired and is dirty all the same.
 const STILL_DIRTY: &[u8] = b"it is still marked dirty after its repair";
+/// In front of why a repair failed.
+const NOT_REPAIRED: &[u8] = b"Could not repair dirty image: ";
+/// What is said of an image that is dirty and would be in use for as long as a guest is.
+const DIRTY: &[u8] =
+    b"It is marked dirty, as whoever used it last has not closed it: 'instar check -r all' repairs it";
 
 /// Lines that the user sees.
 pub struct Lines {
@@ -109,6 +114,11 @@ impl Host<'_> {
                 _ => Err(broken("an end that nothing follows on")),
             };
         };
+        if self.asked_by.is_some() {
+            let slot = u16::try_from(needs.slot.get()).unwrap_or(0);
+            self.complain(slot, DIRTY)?;
+            return Ok(Some(completed));
+        }
         let unknown = || broken("the repair of an image that it may not change");
         let dirty = Dirty {
             slot: u16::try_from(needs.slot.get()).map_err(|_| unknown())?,
@@ -118,30 +128,25 @@ impl Host<'_> {
         match self.ask(&wire::encode_repair(&dirty)) {
             Ok((Reply::Noted, _)) => Ok(None),
             Ok((Reply::Tried(complaint), _)) => {
-                self.complain(dirty.slot, &complaint)?;
+                let why = if complaint.is_empty() {
+                    STILL_DIRTY
+                } else {
+                    &complaint
+                };
+                self.complain(dirty.slot, &[NOT_REPAIRED, why].concat())?;
                 Ok(Some(completed))
             }
             _ => Err(unknown()),
         }
     }
 
-    /// Says why the image could not be repaired, as the operation would.
+    /// Says what is wrong with the image, as the operation would.
     fn complain(&mut self, slot: u16, complaint: &[u8]) -> Result<(), JobError> {
-        let complaint = if complaint.is_empty() {
-            STILL_DIRTY
-        } else {
-            complaint
-        };
         let head = Failure {
             kind: FailureKind::OpenImage.raw().into(),
             slot: u32::from(slot).into(),
         };
-        let payload = [
-            head.as_bytes(),
-            b"Could not repair dirty image: ",
-            complaint,
-        ]
-        .concat();
+        let payload = [head.as_bytes(), complaint].concat();
         let taken = self
             .output
             .record(RecordKind::Failure, &payload, &self.files);

@@ -59,7 +59,7 @@ impl Bed {
             serial: "serial number of the disk".into(),
             rate,
         };
-        let wired = disks.wire(0, disk, &memory).unwrap();
+        let wired = disks.wire(0, Served::Raw(disk), &memory).unwrap();
         let begun = disks.begin(&confine()).unwrap();
         begun.into_iter().try_for_each(Begun::wait).unwrap();
         let subscribers: Vec<Subscriber> = vec![wired.subscriber];

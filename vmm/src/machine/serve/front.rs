@@ -1,17 +1,17 @@
 //! What a front end has said, and the device that it thereby has.
 
 use super::memory::SharedMemory;
-use crate::block::FileBackend;
-use crate::machine::disk::SlotFinished;
+use crate::live::source::SourceGone;
+use crate::machine::disk::store::Store;
+use crate::machine::disk::{Made, SlotFinished};
 use crate::memory::GuestSlot;
 use instar_devices::blk::{
     BlockBackend, Errno, IoKind, IoRequest, QUEUE_SIZE, Submission, VirtioBlk,
 };
 use instar_devices::virtio::{Activation, DeviceState, Interrupt, VirtioDevice};
-use rustix::event::{PollFd, PollFlags, poll};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use vhost::vhost_user::message::{
@@ -32,8 +32,10 @@ const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
 /// The device, and how far the front end has come with it.
 #[derive(Debug)]
 pub struct Front {
-    device: VirtioBlk<FileBackend>,
+    device: VirtioBlk<Store>,
     finished: Arc<SlotFinished>,
+    /// Readable when a microVM has answered, if the disk asks one.
+    answers: Option<Arc<OwnedFd>>,
     accepted: u64,
     memory: Option<SharedMemory>,
     ring: Ring,
@@ -88,10 +90,11 @@ impl Interrupt for Call {
 
 impl Front {
     /// Of nobody yet.
-    pub fn new(device: VirtioBlk<FileBackend>, finished: Arc<SlotFinished>) -> Self {
+    pub fn new(made: Made) -> Self {
         Self {
-            device,
-            finished,
+            device: made.device,
+            finished: made.finished,
+            answers: made.answers,
             accepted: 0,
             memory: None,
             ring: Ring::default(),
@@ -101,6 +104,16 @@ impl Front {
     /// What threads have done.
     pub fn finished(&self) -> Arc<SlotFinished> {
         Arc::clone(&self.finished)
+    }
+
+    /// What a microVM answers at.
+    pub fn answers(&self) -> Option<Arc<OwnedFd>> {
+        self.answers.clone()
+    }
+
+    /// Why the disk cannot be used any more, once that is so.
+    pub fn gone(&mut self) -> Option<SourceGone> {
+        self.device.backend().gone().cloned()
     }
 
     /// What the driver notifies.
@@ -125,10 +138,10 @@ impl Front {
         self.device.kick(0);
     }
 
-    /// Threads have finished something.
+    /// Threads have finished something, or a microVM has answered.
     pub fn complete(&mut self) {
         let finished = Arc::clone(&self.finished);
-        self.device.complete(|backend| take(backend, &finished));
+        self.device.complete(|store| store.take_news(&finished));
     }
 
     /// The front end has gone.
@@ -148,7 +161,7 @@ impl Front {
             kind: IoKind::Flush,
             buffers: Vec::new(),
         };
-        let finished = Arc::clone(&self.finished);
+        let (finished, answers) = (Arc::clone(&self.finished), self.answers());
         let backend = self.device.backend();
         let result = match backend.submit(0, request) {
             Submission::Done(completion) => completion.result,
@@ -156,8 +169,8 @@ impl Front {
                 if let Some((_, completion)) = backend.poll() {
                     break completion.result;
                 }
-                await_threads(&finished)?;
-                take(backend, &finished);
+                await_news(&finished, answers.as_deref())?;
+                backend.take_news(&finished);
             },
         };
         result.map(drop).map_err(|Errno(errno)| {
@@ -176,9 +189,9 @@ impl Front {
         if !std::mem::take(&mut self.ring.active) {
             return self.ring.base;
         }
-        let finished = Arc::clone(&self.finished);
-        while self.device.settle(|backend| take(backend, &finished)) > 0 {
-            if await_threads(&finished).is_err() {
+        let (finished, answers) = (Arc::clone(&self.finished), self.answers());
+        while self.device.settle(|store| store.take_news(&finished)) > 0 {
+            if await_news(&finished, answers.as_deref()).is_err() {
                 break;
             }
         }
@@ -242,22 +255,14 @@ impl Front {
     }
 }
 
-/// Hands the backend what threads have finished.
-fn take(backend: &mut FileBackend, finished: &SlotFinished) {
-    for done in finished.take() {
-        backend.take_finished(done.token, done.completion);
-    }
-}
-
-/// Sleeps until threads have finished something.
-fn await_threads(finished: &SlotFinished) -> io::Result<()> {
+/// Sleeps until threads have finished something, or there are answers.
+fn await_news(finished: &SlotFinished, answers: Option<&OwnedFd>) -> io::Result<()> {
     // SAFETY: the event is open as long as it is borrowed.
     let event = unsafe { BorrowedFd::borrow_raw(finished.event().as_raw_fd()) };
-    match poll(&mut [PollFd::new(&event, PollFlags::IN)], None) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => {}
-        Err(e) => return Err(e.into()),
+    let [done, _] = super::wait([Some(event), answers.map(AsFd::as_fd)])?;
+    if done {
+        let _ = finished.event().read();
     }
-    let _ = finished.event().read();
     Ok(())
 }
 

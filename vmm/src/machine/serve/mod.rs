@@ -8,7 +8,7 @@ mod front;
 mod memory;
 
 use super::disk::Disks;
-use super::parts::Disk;
+use super::disk::store::Served;
 use crate::VmError;
 use crate::memory::GuestSlot;
 use crate::threads::{Begun, Confine, ThreadKind};
@@ -43,13 +43,13 @@ impl Server {
     /// Serves `disk` to whoever connects to `listener`, one after the other, until `stop` is readable.
     ///
     /// # Errors
-    /// [`VmError::Start`]: no more descriptors.
-    pub fn new(disk: Disk, listener: UnixListener, stop: OwnedFd) -> Result<Self, VmError> {
+    /// [`VmError::Start`]: no more descriptors. [`VmError::Source`]: it is no disk.
+    pub fn new(disk: Served, listener: UnixListener, stop: OwnedFd) -> Result<Self, VmError> {
         let disks = Disks::new(1)?;
         let memory = GuestSlot::shared(GuestMemoryMmap::default());
-        let (device, finished) = disks.device(0, disk, &memory)?;
+        let made = disks.device(0, disk, &memory)?;
         Ok(Self {
-            front: Arc::new(Mutex::new(Front::new(device, finished))),
+            front: Arc::new(Mutex::new(Front::new(made))),
             disks,
             listener,
             stop,
@@ -60,28 +60,46 @@ impl Server {
     /// then durable.
     ///
     /// # Errors
-    /// The threads could not be started or confined, or nobody can connect any more.
+    /// The threads could not be started or confined, or nobody can connect any more. [`VmError::Source`]: who reads the
+    /// disk's image has ended, or answers what cannot be.
     pub fn run(self, confine: &Confine) -> Result<(), VmError> {
         let begun = self.disks.begin(confine)?;
         begun.into_iter().try_for_each(Begun::wait)?;
         confine(ThreadKind::Device).map_err(failed)?;
-        while let Some(stream) = self.next().map_err(failed)? {
-            let left = self.serve(stream).map_err(failed)?;
+        while let Some(stream) = self.next()? {
+            let left = self.serve(stream);
             self.front().hang_up();
-            if left == Left::Stopped {
+            if left? == Left::Stopped {
                 break;
             }
         }
-        self.front().sync().map_err(failed)
+        let synced = self.front().sync();
+        self.look_for_the_source()?;
+        synced.map_err(failed)
+    }
+
+    /// Whether there still is who answers for the disk's map.
+    fn look_for_the_source(&self) -> Result<(), VmError> {
+        let gone = self.front().gone();
+        gone.map_or(Ok(()), |gone| Err(VmError::Source(gone)))
     }
 
     /// The next connection; none if the server is to end.
-    fn next(&self) -> io::Result<Option<UnixStream>> {
+    fn next(&self) -> Result<Option<UnixStream>, VmError> {
+        let answers = self.front().answers();
         loop {
-            let [stopped, connected] =
-                wait([Some(self.stop.as_fd()), Some(self.listener.as_fd())])?;
+            let [stopped, answered, connected] = wait([
+                Some(self.stop.as_fd()),
+                answers.as_deref().map(AsFd::as_fd),
+                Some(self.listener.as_fd()),
+            ])
+            .map_err(failed)?;
             if stopped {
                 return Ok(None);
+            }
+            if answered {
+                self.front().complete();
+                self.look_for_the_source()?;
             }
             if connected {
                 match self.listener.accept() {
@@ -89,35 +107,40 @@ impl Server {
                     Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock) => {}
                     // Whoever wanted to connect has gone.
                     Err(e) if e.raw_os_error() == Some(libc::ECONNABORTED) => {}
-                    Err(e) => return Err(e),
+                    Err(e) => return Err(failed(e)),
                 }
             }
         }
     }
 
     /// Serves a connection until it or the server ends.
-    fn serve(&self, stream: UnixStream) -> io::Result<Left> {
+    fn serve(&self, stream: UnixStream) -> Result<Left, VmError> {
         let mut requests = BackendReqHandler::from_stream(stream, Arc::clone(&self.front));
         let finished = self.front().finished();
+        let answers = self.front().answers();
         loop {
             let kick = self.front().kick_event();
             // SAFETY: the handler, which owns the descriptor, outlives the wait.
             let socket = unsafe { BorrowedFd::borrow_raw(requests.as_raw_fd()) };
             // SAFETY: the event lives as long as `finished`.
             let event = unsafe { BorrowedFd::borrow_raw(finished.event().as_raw_fd()) };
-            let kicked_by = kick.as_deref().map(AsFd::as_fd);
-            let [stopped, done, kicked, asked] = wait([
+            let [stopped, done, answered, kicked, asked] = wait([
                 Some(self.stop.as_fd()),
                 Some(event),
-                kicked_by,
+                answers.as_deref().map(AsFd::as_fd),
+                kick.as_deref().map(AsFd::as_fd),
                 Some(socket),
-            ])?;
+            ])
+            .map_err(failed)?;
             if stopped {
                 return Ok(Left::Stopped);
             }
             if done {
                 let _ = finished.event().read();
+            }
+            if done || answered {
                 self.front().complete();
+                self.look_for_the_source()?;
             }
             if kicked {
                 self.front().kicked();

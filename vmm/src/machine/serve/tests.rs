@@ -5,6 +5,7 @@
 use super::memory::SharedMemory;
 use super::*;
 use crate::block::HostFile;
+use crate::machine::parts::Disk;
 use instar_devices::virtio::driver::{Buf, DRIVER_BYTES, Driver};
 use std::fs::File;
 use std::io::Write;
@@ -76,7 +77,7 @@ impl Bed {
             rate: None,
         };
         let stop = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
-        let server = Server::new(disk, listener, stop.try_clone().unwrap()).unwrap();
+        let server = Server::new(Served::Raw(disk), listener, stop.try_clone().unwrap()).unwrap();
         let confine: Confine = Arc::new(|_| Ok(()));
         let server = std::thread::spawn(move || server.run(&confine));
         let memory_file = new_memory();
