@@ -380,8 +380,10 @@ fn header_is_luks(scratch: &Scratch, one: &Combination) -> Result<()> {
     ] {
         ensure!(dump.out().contains(&line), "{line:?}: {}", dump.out());
     }
+    // Where the kernel offers it no ciphers it has OpenSSL's, where XTS with AES-192 is missing; qemu-io judges that.
+    let missing = cipher == "aes-192" && mode == "xts";
     let known = name == "aes" && matches!(mode, "xts" | "cbc") && generator.starts_with("plain");
-    if known && matches!(hash, "sha1" | "sha256" | "sha512") {
+    if known && !missing && matches!(hash, "sha1" | "sha256" | "sha512") {
         let opens = |file| cryptsetup(&["open", "--test-passphrase", "--key-file", file, "volume"]);
         opens("password")?.expect_code(0)?;
         opens("wrong")?.expect_code(2)?;

@@ -23,6 +23,7 @@ mod convert_into;
 mod convert_texts;
 mod convert_ways;
 mod create;
+mod direct_dirty;
 mod direct_io;
 mod edit_chains;
 mod edit_devices;

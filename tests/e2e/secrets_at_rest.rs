@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -15,7 +16,7 @@ use instar_tests::tools;
 use crate::Outcome;
 
 /// The password; its half is looked for.
-const WORD: &str = "aSecretThatIsNowhereElse-aSecretThatIsNowhereElse";
+pub const WORD: &str = "aSecretThatIsNowhereElse-aSecretThatIsNowhereElse";
 /// How long a run may take to get to its work.
 const PATIENCE: Duration = Duration::from_secs(120);
 const PAGE: u64 = 4096;
@@ -23,7 +24,7 @@ const PAGE: u64 = 4096;
 const CHUNK: u64 = 512;
 
 /// A process, and all that it has started.
-fn family(pid: u32) -> Vec<u32> {
+pub fn family(pid: u32) -> Vec<u32> {
     let mut all = vec![pid];
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids: Vec<u32> = processes
@@ -84,18 +85,24 @@ fn memory_has(pid: u32, word: &[u8]) -> Result<bool> {
     Ok(false)
 }
 
+/// Waits until a run has written some of `target`: it is at work then, and has its keys.
+pub fn wait_until_it_writes(scratch: &Scratch, child: &mut Child, target: &str) -> Outcome {
+    let started = Instant::now();
+    let before = blocks(scratch, target);
+    while blocks(scratch, target) <= before + 256 {
+        ensure!(started.elapsed() < PATIENCE, "nothing is written");
+        ensure!(child.try_wait()?.is_none(), "it ended");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
 /// Where the password is in a run, once `target` has become `len` bytes of data or longer.
 fn look(scratch: &Scratch, args: &[&str], target: &str) -> Outcome {
     let mut child = Run::new(&tools::instar()?, scratch.path())
         .args(args)
         .start()?;
-    let started = Instant::now();
-    let before = blocks(scratch, target);
-    while blocks(scratch, target) <= before + 256 {
-        ensure!(started.elapsed() < PATIENCE, "{args:?}: nothing is written");
-        ensure!(child.try_wait()?.is_none(), "{args:?}: it ended");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_until_it_writes(scratch, &mut child, target).with_context(|| format!("{args:?}"))?;
     let mut found = family(child.id());
     // Who has ended has no memory.
     found.retain(|pid| !status(*pid, "State").is_ok_and(|state| state.starts_with('Z')));
@@ -112,10 +119,22 @@ fn look(scratch: &Scratch, args: &[&str], target: &str) -> Outcome {
             ));
         }
     }
-    let _ = child.kill();
-    child.wait()?;
+    end(child, &found)?;
     ensure!(found.len() > 1, "{args:?}: there is no worker");
     outcome
+}
+
+/// Ends a run, and waits for all of its processes: a worker holds the locks of its files as long as it is there.
+pub fn end(mut child: Child, processes: &[u32]) -> Outcome {
+    let _ = child.kill();
+    child.wait()?;
+    let started = Instant::now();
+    let is_there = |pid: &u32| status(*pid, "State").is_ok_and(|state| !state.starts_with('Z'));
+    while processes.iter().any(is_there) {
+        ensure!(started.elapsed() < PATIENCE, "a process is left behind");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
 }
 
 /// Blocks that the file has, 0 if it is not there yet.
