@@ -409,6 +409,7 @@ fn damaged_luks_headers_are_refused_as_by_qemu_img() -> Outcome {
         scratch.write("disk", &bytes)?;
         let words = with_keys("map", &["--image-opts", &disk]);
         bench.same(&format!("case {case}"), &words)?;
+        bench.same(&format!("case {case} without a key"), &["map", "disk"])?;
     }
     bench.finish()
 }

@@ -11,6 +11,9 @@ use instar_shared::zerocopy::IntoBytes;
 use instar_shared::zerocopy::little_endian::U64;
 use op_chain::Reported;
 
+/// Nanoseconds of a second.
+const NS_PER_SECOND: u64 = 1_000_000_000;
+
 /// What is asked of a program.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked {
@@ -106,10 +109,15 @@ fn begun(ctx: &mut Context, total: u64) {
 }
 
 fn nanoseconds(ticks: u64, ctx: &Context) -> u64 {
-    let per_second = u128::from(ctx.boot().tsc_hz.get().max(1));
-    let ns = u128::from(ticks).saturating_mul(1_000_000_000);
-    let ns = ns.checked_div(per_second).unwrap_or(0);
-    u64::try_from(ns).unwrap_or(u64::MAX)
+    let per_second = ctx.boot().tsc_hz.get().max(1);
+    // Whole seconds apart from the rest, which times a billion is below 2^64 up to 18 GHz.
+    let seconds = ticks.checked_div(per_second).unwrap_or(0);
+    let rest = ticks.wrapping_sub(seconds.wrapping_mul(per_second));
+    let rest = rest
+        .saturating_mul(NS_PER_SECOND)
+        .checked_div(per_second)
+        .unwrap_or(0);
+    seconds.saturating_mul(NS_PER_SECOND).saturating_add(rest)
 }
 
 /// A [`Monitor`] over the operation's context.

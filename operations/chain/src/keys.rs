@@ -3,11 +3,12 @@
 //! An operation without cryptography opens images with [`NO_KEYS`]; what unlocks is linked into those alone that name
 //! it.
 
-use crate::{Reported, fail};
+use crate::{Reported, fail, read_header, with_data_file};
 use core::fmt;
 use instar_guest_ops::{Context, Disk};
-use instar_qcow2::Header;
 use instar_qcow2::header::{CryptMethod, OpenError};
+use instar_qcow2::{Header, OpenMode};
+use instar_shared::control::FileAccess;
 use instar_storage::Cipher;
 
 /// A qcow2 image that is being opened.
@@ -47,6 +48,13 @@ pub const fn judge_encryption(said: u16, found: CryptMethod) -> Result<(), Other
 
 /// Whatever has keys.
 pub trait Keys {
+    /// Reads the header of an image whose data is read or written. Without keys no LUKS header is looked at, so that
+    /// what judges one is not linked.
+    ///
+    /// # Errors
+    /// The image cannot be opened: the record that says so has been sent.
+    fn header(&self, ctx: &mut Context, disk: &Disk) -> Result<Header, Reported>;
+
     /// The cipher of the data of an image, which is `depth` below the one that the user named for slot
     /// `input`. `None`: it is not encrypted, or the data is not needed.
     ///
@@ -73,6 +81,10 @@ impl fmt::Debug for dyn Keys + '_ {
 pub struct NoKeys;
 
 impl Keys for NoKeys {
+    fn header(&self, ctx: &mut Context, disk: &Disk) -> Result<Header, Reported> {
+        read_header(ctx, disk, OpenMode::Keyless)
+    }
+
     fn cipher(
         &self,
         ctx: &mut Context,
@@ -114,6 +126,20 @@ impl<'k> Unlock<'k> {
     #[must_use]
     pub const fn input(&self) -> u16 {
         self.input
+    }
+
+    /// Opens a qcow2 image for its data: its header, and its external data file if it has one.
+    ///
+    /// # Errors
+    /// The image's damage, or the host's refusal of the data file.
+    pub fn open_qcow2(
+        &self,
+        ctx: &mut Context,
+        disk: &Disk,
+        access: FileAccess,
+    ) -> Result<(Header, Option<Disk>), Reported> {
+        let header = self.keys.header(ctx, disk)?;
+        with_data_file(ctx, disk, header, access)
     }
 
     /// Goes on to the keys of the image below.

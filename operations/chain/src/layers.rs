@@ -1,14 +1,14 @@
 //! A whole backing chain, opened for its content.
 
 use crate::keys::{Image, NO_KEYS, Unlock};
-use crate::{NamedBy, Reported, fail, format_of, open_backing, open_qcow2};
+use crate::{NamedBy, Reported, fail, format_of, open_backing};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use instar_guest_ops::{Context, Disk};
 use instar_layers::{Chain, DataError, Layer, View};
+use instar_qcow2::Header;
 use instar_qcow2::header::{MAX_FILE_BYTES, MAX_L1_BYTES};
 use instar_qcow2::snapshot::{Snapshot, SnapshotTable};
-use instar_qcow2::{Header, OpenMode};
 use instar_shared::control::FileAccess;
 use instar_shared::op::ImageFormat;
 use instar_shared::record::FailureKind;
@@ -107,7 +107,7 @@ fn open(
             break;
         }
         let slot = disk.slot();
-        let (header, data) = open_qcow2(ctx, &disk, OpenMode::Change, FileAccess::Read)?;
+        let (header, data) = unlock.open_qcow2(ctx, &disk, FileAccess::Read)?;
         let image = Image {
             disk: &disk,
             header: &header,

@@ -21,6 +21,7 @@ pub use stopped::{Stopped, stopped};
 use alloc::vec;
 use instar_guest_ops::{Context, Disk, OpenError};
 use instar_plan_check::{Cancelled, MessageKind, Reporter};
+use instar_qcow2::header::Lossy;
 use instar_qcow2::snapshot::Snapshot;
 use instar_qcow2::{Header, OpenMode};
 use instar_raw::ImageFormat as Probed;
@@ -114,10 +115,7 @@ fn stated_format(
         Some(other) => Err(fail(
             ctx,
             slot,
-            format_args!(
-                "Unknown driver '{}'",
-                alloc::string::String::from_utf8_lossy(other)
-            ),
+            format_args!("Unknown driver '{}'", Lossy(other)),
         )),
     }
 }
@@ -203,8 +201,25 @@ pub fn open_qcow2(
     mode: OpenMode,
     access: FileAccess,
 ) -> Result<(Header, Option<Disk>), Reported> {
-    let header = Header::read(disk, mode);
-    let header = header.map_err(|e| fail(ctx, disk.slot(), format_args!("{e}")))?;
+    let header = read_header(ctx, disk, mode)?;
+    with_data_file(ctx, disk, header, access)
+}
+
+/// Reads the header of a qcow2 image for `mode`.
+///
+/// # Errors
+/// The image cannot be opened: the record that says so has been sent.
+pub fn read_header(ctx: &mut Context, disk: &Disk, mode: OpenMode) -> Result<Header, Reported> {
+    Header::read(disk, mode).map_err(|e| fail(ctx, disk.slot(), format_args!("{e}")))
+}
+
+/// A header that was read, with the external data file that it names or the host knows.
+fn with_data_file(
+    ctx: &mut Context,
+    disk: &Disk,
+    header: Header,
+    access: FileAccess,
+) -> Result<(Header, Option<Disk>), Reported> {
     if let Some(warning) = &header.extensions.bitmaps_ignored {
         ctx.records().prefixed(format_args!("warning: {warning}"));
     }

@@ -5,13 +5,11 @@ use alloc::vec::Vec;
 use instar_guest_ops::{Context, Disk, DiskSet};
 use instar_layers::{Chain, FileOf, Layer, View};
 use instar_plan_commit::{Image, Numbers};
-use instar_qcow2::{Header, OpenMode};
+use instar_qcow2::Header;
 use instar_shared::control::FileAccess;
 use instar_shared::op::ImageFormat;
 use instar_storage::Cipher;
-use op_chain::{
-    Image as Opening, NamedBy, Reported, Unlock, fail, format_of, open_backing, open_qcow2,
-};
+use op_chain::{Image as Opening, NamedBy, Reported, Unlock, fail, format_of, open_backing};
 
 /// Memory that an image takes at most: its tables, and its requests.
 const IMAGE_BYTES: u64 = 512 << 10;
@@ -99,7 +97,7 @@ fn open_one(
     } else {
         FileAccess::Read
     };
-    let (header, data) = open_qcow2(ctx, disk, OpenMode::Change, access)?;
+    let (header, data) = unlock.open_qcow2(ctx, disk, access)?;
     let slot = disk.slot();
     let cipher = unlock.cipher(
         ctx,

@@ -12,11 +12,11 @@ use instar_guest_ops::{AnnounceError, Context, Disk};
 use instar_layers::{Chain, FileOf};
 use instar_plan_commit::{Base, CommitError, Image, Job, copy, empty, grow};
 use instar_plan_write::{Below, CACHE_BYTES, NothingBelow, WriteImage};
-use instar_qcow2::{Header, OpenMode};
+use instar_qcow2::OpenMode;
 use instar_shared::commit::{COMMIT_KEEP, COMMIT_NAMED, COMMIT_PACED, CommitConfig, CommitResult};
 use instar_shared::op::{ImageFormat, Outcome};
 use instar_storage::Cipher;
-use op_chain::{Keys, Reported, Unlock, fail};
+use op_chain::{Keys, Reported, Unlock, read_header};
 use op_edit::Progress;
 use say::Watch;
 
@@ -103,7 +103,7 @@ impl Parts {
         let grown = grow(base, self.cipher, below, size, &mut Progress(ctx));
         grown.map_err(|error| say::failed(ctx, &error))?;
         if let Some(header) = &mut self.base.header {
-            *header = read_header(ctx, &self.base.disk)?;
+            *header = read_header(ctx, &self.base.disk, OpenMode::Change)?;
         }
         self.copy(ctx, paced)?;
         let top = self.above.layers().first().filter(|_| empties);
@@ -174,9 +174,4 @@ fn refuse_dirty(ctx: &mut Context, image: &Image<Disk>, told: bool) -> Result<()
         None => Ok(()),
         Some(header) => op_edit::refuse_dirty(ctx, image.disk.slot(), header, told),
     }
-}
-
-fn read_header(ctx: &mut Context, disk: &Disk) -> Result<Header, Reported> {
-    let header = Header::read(disk, OpenMode::Change);
-    header.map_err(|e| fail(ctx, disk.slot(), format_args!("{e}")))
 }

@@ -10,7 +10,7 @@ use instar_qcow2::bitmaps::Bitmap;
 use instar_qcow2::{Header, OpenMode};
 use instar_shared::convert::{ConvertConfig, ConvertResult};
 use instar_shared::op::{ImageFormat, Outcome};
-use op_chain::{Reported, fail};
+use op_chain::{Reported, fail, read_header};
 use op_copy::say;
 use op_edit::Progress;
 
@@ -39,12 +39,12 @@ fn add(
     let source = ctx.disk(0).map_err(|_| Reported)?;
     let slot = u16::try_from(config.target_slot.get()).map_err(|_| Reported)?;
     let disk = &ctx.disk(slot).map_err(|_| Reported)?;
-    let from = &read(ctx, &source)?;
+    let from = &read_header(ctx, &source, OpenMode::Change)?;
     result.source_format.set(ImageFormat::Qcow2.raw());
     result.size.set(from.whole_sectors_size());
     let bitmaps = bitmaps_in(ctx, &source, from)?;
     let bitmaps: Vec<&Bitmap> = bitmaps.iter().filter(|one| !one.in_use()).collect();
-    let header = read(ctx, disk)?;
+    let header = read_header(ctx, disk, OpenMode::Change)?;
     let there = bitmaps_in(ctx, disk, &header)?;
     let judged = |bitmap: &Bitmap| judge(bitmap, &there, from, &header);
     // QEMU walks from the last one to the first, and ends at one that it cannot add.
@@ -55,7 +55,7 @@ fn add(
         .as_ref()
         .map_or(0, |(index, _)| index.saturating_add(1));
     for bitmap in bitmaps.get(first..).unwrap_or_default() {
-        let header = read(ctx, disk)?;
+        let header = read_header(ctx, disk, OpenMode::Change)?;
         let granularity = bitmap.granularity_bytes();
         let name = bitmap.name.as_slice();
         let mut actions = Vec::from([Action::Add { granularity }]);
@@ -93,11 +93,6 @@ fn add(
 fn bitmaps_in(ctx: &mut Context, disk: &Disk, header: &Header) -> Result<Vec<Bitmap>, Reported> {
     let found = bitmaps_of(disk, header);
     found.map_err(|e| fail(ctx, disk.slot(), format_args!("{e}")))
-}
-
-fn read(ctx: &mut Context, disk: &Disk) -> Result<Header, Reported> {
-    let header = Header::read(disk, OpenMode::Change);
-    header.map_err(|e| fail(ctx, disk.slot(), format_args!("{e}")))
 }
 
 /// Why a bitmap cannot be added to those that are there.

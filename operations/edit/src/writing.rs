@@ -5,10 +5,10 @@ use alloc::boxed::Box;
 use instar_codec::Decoder;
 use instar_guest_ops::{Context, Disk};
 use instar_plan_write::{Below, CACHE_BYTES, NothingBelow, WriteError, WriteImage};
-use instar_qcow2::{Header, OpenMode};
+use instar_qcow2::Header;
 use instar_shared::control::FileAccess;
 use instar_storage::Cipher;
-use op_chain::{Image, Reported, Unlock, fail, open_backing, open_layers_with, open_qcow2};
+use op_chain::{Image, Reported, Unlock, fail, open_backing, open_layers_with};
 
 /// The files of an image that is written to.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ pub fn open_image<'d>(
     disk: &'d Disk,
     unlock: &mut Unlock<'_>,
 ) -> Result<Written<'d>, Reported> {
-    let (header, data) = open_qcow2(ctx, disk, OpenMode::Change, FileAccess::ReadWrite)?;
+    let (header, data) = unlock.open_qcow2(ctx, disk, FileAccess::ReadWrite)?;
     let cipher = unlock.cipher(
         ctx,
         &Image {

@@ -7,18 +7,23 @@ extern crate alloc;
 
 use alloc::boxed::Box;
 use instar_crypt::{Counted, ImageCipher, SectorCipher};
-use instar_guest_ops::Context;
+use instar_guest_ops::{Context, Disk};
 use instar_luks::{KeyError, LuksVolume};
 use instar_qcow2::header::CryptMethod;
+use instar_qcow2::{Header, OpenMode};
 use instar_shared::secret::SecretRole;
 use instar_storage::Cipher;
-use op_chain::{Image, Keys, NoKeys, Reported, fail, judge_encryption};
+use op_chain::{Image, Keys, NoKeys, Reported, fail, judge_encryption, read_header};
 
 /// The secrets in the secret region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SecretKeys;
 
 impl Keys for SecretKeys {
+    fn header(&self, ctx: &mut Context, disk: &Disk) -> Result<Header, Reported> {
+        read_header(ctx, disk, OpenMode::Change)
+    }
+
     fn cipher(
         &self,
         ctx: &mut Context,

@@ -13,6 +13,7 @@ use instar_plan_snapshot::{
 };
 use instar_plan_txn::TxnError;
 use instar_qcow2::Header;
+use instar_qcow2::header::Lossy;
 use instar_shared::edit::{EditResult, SnapshotAction, SnapshotConfig};
 use instar_shared::op::Outcome;
 use op_chain::Reported;
@@ -71,7 +72,7 @@ fn change(
             let Some(sentence) = sentence else {
                 return Ok(Outcome::Cancelled);
             };
-            let name = String::from_utf8_lossy(name);
+            let name = Lossy(name);
             let verb = verb(action);
             let text = format_args!("Could not {verb} snapshot '{name}': {sentence}");
             Ok(failed(ctx, &text))

@@ -226,7 +226,7 @@ pub(crate) fn read<S: Storage>(
     while let Some(ext) = chain.next(window)? {
         found.extensions.take(window, fields, &ext)?;
         if let (EXT_CRYPTO_HEADER, Some(pointer)) = (ext.kind, found.extensions.crypto_header) {
-            if mode == OpenMode::Check {
+            if mode.is_keyless() {
                 return Err(OpenError::KeyRequired);
             }
             let (offset, room) = (pointer.offset.get(), pointer.length);
@@ -431,10 +431,8 @@ pub(crate) fn name_features<S: Storage>(
         }
     }
     if mask != 0 {
-        append_part(
-            &mut text,
-            alloc::format!("Unknown incompatible feature: {mask:x}").as_bytes(),
-        );
+        append_part(&mut text, b"Unknown incompatible feature: ");
+        append_hex(&mut text, mask);
     }
     text
 }
@@ -459,6 +457,18 @@ fn append_part(text: &mut Vec<u8>, part: &[u8]) {
         text.extend_from_slice(b", ");
     }
     text.extend_from_slice(part);
+}
+
+/// Appends a number in hexadecimal, without leading zeros. `format!` would bring all that makes texts longer along.
+fn append_hex(text: &mut Vec<u8>, number: u64) {
+    let mut shift = u64::BITS.saturating_sub(number.leading_zeros());
+    shift = shift.next_multiple_of(4);
+    while shift > 0 {
+        shift = shift.saturating_sub(4);
+        let [low, ..] = (number >> shift).to_le_bytes();
+        let digit = low & 15;
+        text.push(digit.saturating_add(if digit < 10 { b'0' } else { b'a' - 10 }));
+    }
 }
 
 /// Cuts a name at its first NUL, where a C string ends.

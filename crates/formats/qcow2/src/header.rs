@@ -21,10 +21,9 @@ mod error;
 mod wire;
 pub(crate) use checks::RawHeaderFields;
 use checks::{check_encryption, l1_entry_bits};
-pub(crate) use error::Lossy;
 
 pub use area::HeaderArea;
-pub use error::{OpenError, ReadStage};
+pub use error::{Lossy, LuksRefusal, OpenError, ReadStage};
 pub use wire::{AutoclearFeatures, CompatibleFeatures, IncompatibleFeatures, RawHeader};
 
 /// `QFI\xfb`.
@@ -61,12 +60,19 @@ pub enum OpenMode {
     CheckWithKey,
     /// A change of the metadata: all tables must be sound, no key is needed.
     Change,
+    /// Guest data where the caller holds no key: as [`OpenMode::Change`], and encrypted images are refused.
+    Keyless,
 }
 
 impl OpenMode {
     /// True for both kinds of check.
     pub const fn is_check(self) -> bool {
         matches!(self, Self::Check | Self::CheckWithKey)
+    }
+
+    /// True if encrypted images are refused. QEMU asks for the key before it looks at a LUKS header.
+    pub(crate) const fn is_keyless(self) -> bool {
+        matches!(self, Self::Check | Self::Keyless)
     }
 
     /// True if guest data may be looked at, so that its file has to be there.

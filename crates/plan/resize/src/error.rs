@@ -1,9 +1,9 @@
 //! Why an image was not resized, in `qemu-img`'s words.
 
 use crate::Preallocation;
-use alloc::string::String;
 use alloc::vec::Vec;
 use instar_plan_txn::{Cancelled, TxnError};
+use instar_qcow2::header::Lossy;
 use instar_storage::Errno;
 
 /// What `qemu-img` warns of after [`ResizeError::ShrinkNotAsked`], after `warning: `.
@@ -99,7 +99,7 @@ pub enum ResizeError {
     #[error(
         "Bitmap '{}' is inconsistent and cannot be used\n\
          Try block-dirty-bitmap-remove to delete this bitmap from disk",
-        String::from_utf8_lossy(name)
+        Lossy(name)
     )]
     BitmapInconsistent {
         /// Up to 1023 bytes.
@@ -109,7 +109,7 @@ pub enum ResizeError {
     #[error(
         "Bitmap '{}' doesn't satisfy the constraints: Too much space will be occupied by the bitmap. \
          Use larger granularity",
-        String::from_utf8_lossy(name)
+        Lossy(name)
     )]
     BitmapTooLarge {
         /// Up to 1023 bytes.

@@ -319,7 +319,7 @@ pub(super) fn check_encryption(
         CryptMethod::Luks if extensions.crypto_header.is_none() => {
             Err(OpenError::CryptoHeaderMissing)
         }
-        CryptMethod::Aes if mode == OpenMode::Check => Err(OpenError::KeyRequired),
+        CryptMethod::Aes if mode.is_keyless() => Err(OpenError::KeyRequired),
         _ => Ok(()),
     }
 }

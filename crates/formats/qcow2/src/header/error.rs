@@ -182,7 +182,7 @@ pub enum OpenError {
     BackingNameTooLong,
     /// The LUKS header.
     #[error(transparent)]
-    Luks(#[from] LuksError),
+    Luks(#[from] LuksRefusal),
     /// The snapshot table (info only).
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
@@ -207,6 +207,49 @@ pub enum OpenError {
         stage: ReadStage,
     },
 }
+
+impl From<LuksError> for OpenError {
+    fn from(error: LuksError) -> Self {
+        Self::Luks(error.into())
+    }
+}
+
+/// Why a LUKS header is refused. What words it comes along, so that a program that looks at no LUKS header does not
+/// carry its sentences. `Display` is [`LuksError`]'s.
+#[derive(Clone)]
+pub struct LuksRefusal {
+    error: LuksError,
+    show: fn(&LuksError, &mut fmt::Formatter<'_>) -> fmt::Result,
+}
+
+impl From<LuksError> for LuksRefusal {
+    fn from(error: LuksError) -> Self {
+        let show = <LuksError as fmt::Display>::fmt;
+        Self { error, show }
+    }
+}
+
+impl PartialEq for LuksRefusal {
+    fn eq(&self, other: &Self) -> bool {
+        self.error == other.error
+    }
+}
+
+impl Eq for LuksRefusal {}
+
+impl fmt::Debug for LuksRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.error, f)
+    }
+}
+
+impl fmt::Display for LuksRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (self.show)(&self.error, f)
+    }
+}
+
+impl core::error::Error for LuksRefusal {}
 
 /// What was being read when the store failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -243,7 +286,8 @@ impl ReadStage {
 }
 
 /// Bytes shown as text; what is not UTF-8 becomes U+FFFD.
-pub(crate) struct Lossy<'a>(pub(crate) &'a [u8]);
+#[derive(Clone, Copy, Debug)]
+pub struct Lossy<'a>(pub &'a [u8]);
 
 impl fmt::Display for Lossy<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

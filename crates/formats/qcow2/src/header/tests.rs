@@ -1,6 +1,7 @@
 use super::*;
 use crate::test_image::Builder;
 use alloc::string::{String, ToString};
+use instar_luks::LuksError;
 use instar_storage::{FaultyStorage, MemStorage};
 use proptest::prelude::*;
 use zerocopy::big_endian::{U32, U64};
@@ -116,6 +117,10 @@ fn check_needs_key_and_data_file() {
     builder.raw.crypt_method = U32::new(1);
     assert!(open(&builder, OpenMode::Info).is_ok());
     assert_eq!(open(&builder, OpenMode::Check), Err(OpenError::KeyRequired));
+    assert_eq!(
+        open(&builder, OpenMode::Keyless),
+        Err(OpenError::KeyRequired)
+    );
     assert!(open(&builder, OpenMode::CheckWithKey).is_ok());
     let mut builder = Builder::v3();
     builder.raw.incompatible_features = U64::new(4);
@@ -127,6 +132,23 @@ fn check_needs_key_and_data_file() {
     builder.extension(extensions::EXT_DATA_FILE, b"d\0x");
     let header = open(&builder, OpenMode::Check).unwrap();
     assert_eq!(header.extensions.data_file_name.as_deref(), Some(&b"d"[..]));
+}
+
+#[test]
+fn a_luks_header_is_looked_at_with_a_key_alone() {
+    let mut builder = Builder::v3();
+    builder.raw.crypt_method = U32::new(2);
+    // It lies in the second cluster, where there are zeros.
+    let pointer = [1_u64 << 16, 4096].map(u64::to_be_bytes).concat();
+    builder.extension(extensions::EXT_CRYPTO_HEADER, &pointer);
+    for mode in [OpenMode::Check, OpenMode::Keyless] {
+        assert_eq!(open(&builder, mode), Err(OpenError::KeyRequired));
+    }
+    for mode in [OpenMode::Info, OpenMode::CheckWithKey, OpenMode::Change] {
+        let error = open(&builder, mode).unwrap_err();
+        assert_eq!(error, LuksError::NotLuks.into());
+        assert_eq!(error.to_string(), "Volume is not in LUKS format");
+    }
 }
 
 #[test]
