@@ -42,7 +42,13 @@ fuzz_target!(|bytes: &[u8]| {
         let alone = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) };
         alone.expect("a network of its own, which needs root");
         let up = ["link", "set", "lo", "up"];
-        assert!(std::process::Command::new("ip").args(up).status().expect("ip").success());
+        assert!(
+            std::process::Command::new("ip")
+                .args(up)
+                .status()
+                .expect("ip")
+                .success()
+        );
     });
     let Some((rules, mut rest)) = bytes.split_first() else {
         return;
@@ -64,7 +70,8 @@ impl World {
     fn new(rules: u8) -> Self {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (link, guest) =
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).expect("a pair");
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+                .expect("a pair");
         let dns = UdpSocket::bind("127.0.0.1:0").expect("a port");
         let server = TcpListener::bind("127.0.0.1:80").expect("a port");
         let datagrams = UdpSocket::bind("127.0.0.1:80").expect("a port");
@@ -77,7 +84,12 @@ impl World {
             2 => (&["host:80", "*.example.com"], &["all"]),
             _ => (&["127.0.0.1", "10.0.2.2"], &["udp:lan", "evil.example.com"]),
         };
-        let texts = |rules: &[&str]| rules.iter().map(|rule| (*rule).to_owned()).collect::<Vec<_>>();
+        let texts = |rules: &[&str]| {
+            rules
+                .iter()
+                .map(|rule| (*rule).to_owned())
+                .collect::<Vec<_>>()
+        };
         let settings = Settings {
             link,
             guest_mac: MAC,
@@ -124,7 +136,10 @@ impl World {
         let len = (query.len() + 8) as u16;
         let [high, low] = len.to_be_bytes();
         let datagram = [&[0x10, detail & 3, 0, 53, high, low, 0, 0][..], &query].concat();
-        self.send(&ethernet(0x0800, &addressed(17, DNS_SERVER.octets(), &datagram)));
+        self.send(&ethernet(
+            0x0800,
+            &addressed(17, DNS_SERVER.octets(), &datagram),
+        ));
     }
 
     /// The DNS server answers what it was asked: the question, so many records, and the input in their place.
