@@ -6,7 +6,9 @@ use std::os::unix::fs::FileExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use instar_tests::image;
 use instar_tests::layouts::{Disk, Fs, Part, Tree, kernel};
+use instar_tests::run::Run;
 use instar_tests::scratch::Scratch;
 use instar_tests::tools;
 
@@ -85,8 +87,12 @@ struct Guest {
 
 impl Guest {
     fn start(scratch: &Scratch, options: &[&str]) -> Result<Self> {
+        Self::start_on(scratch, "disk.raw", options)
+    }
+
+    fn start_on(scratch: &Scratch, image: &str, options: &[&str]) -> Result<Self> {
         let mut child = Command::new(tools::instar()?)
-            .args(["run", "disk.raw", "--timeout", "100"])
+            .args(["run", image, "--timeout", "100"])
             .args(options)
             .current_dir(scratch.path())
             .stdin(Stdio::piped())
@@ -191,6 +197,46 @@ fn a_reboot_looks_for_the_kernel_again() -> Outcome {
     for report in &reports {
         ensure!(report["phases"][0]["name"] == "bootscan", "{report}");
     }
+    Ok(())
+}
+
+/// The kernel is in a compressed image below another one.
+#[test]
+fn a_qcow2_image_over_another_boots_and_reboots() -> Outcome {
+    let scratch = Scratch::new()?;
+    disk(&scratch, CONFIGURATION)?;
+    let img = |args: &[&str]| -> Result<()> {
+        image::qemu_img(&scratch, args)?;
+        Ok(())
+    };
+    img(&["convert", "-c", "-O", "qcow2", "disk.raw", "low.qcow2"])?;
+    let over = ["create", "-q", "-f", "qcow2", "-b", "low.qcow2", "-F"];
+    img(&[&over[..], &["qcow2", "disk.qcow2"]].concat())?;
+    let mut guest = Guest::start_on(&scratch, "disk.qcow2", &[])?;
+    for answer in [b'r', b'p'] {
+        let line = guest.line()?;
+        ensure!(line.contains("marker=first"), "{line}");
+        let initrd = guest.line()?;
+        ensure!(initrd == "the initial RAM disk", "{initrd}");
+        let taken = Run::new(&tools::qemu_img()?, scratch.path())
+            .args(["resize", "disk.qcow2", "1G"])
+            .go()?;
+        ensure!(taken.err().contains("lock"), "{}", taken.describe());
+        guest.answer(answer)?;
+    }
+    let (code, stderr) = guest.end()?;
+    ensure!(code == Some(0), "{code:?}: {stderr}");
+    img(&["check", "disk.qcow2"])?;
+    img(&["compare", "disk.qcow2", "low.qcow2"])?;
+
+    // One that nobody has closed is repaired by its user.
+    let mut bytes = scratch.read("disk.qcow2")?;
+    bytes[79] |= 1;
+    scratch.write("disk.qcow2", &bytes)?;
+    let guest = Guest::start_on(&scratch, "disk.qcow2", &[])?;
+    let (code, stderr) = guest.end()?;
+    ensure!(code == Some(1), "{code:?}: {stderr}");
+    ensure!(stderr.contains("instar check -r all"), "{stderr}");
     Ok(())
 }
 

@@ -19,7 +19,7 @@ same() {
 
 # machine NAME: runs the guest with the user-data of this name; its console is /results/NAME.
 machine() {
-	"$INSTAR_BIN" run image.raw --memory 768M --user-data "$1.yaml" --ssh-key key.pub --hostname cloud --timeout 1500 --json \
+	"$INSTAR_BIN" run image.qcow2 --memory 768M --user-data "$1.yaml" --ssh-key key.pub --hostname cloud --timeout 1500 --json \
 		--forward tcp:2222:22 >"/results/$1" 2>"/results/$1.err" </dev/null
 }
 
@@ -36,7 +36,10 @@ said() {
 
 offset=$((8192 * 512))
 "$B" ip link set lo up
-qemu-img convert -O raw "$LAB/cloud/base.qcow2" image.raw
+# What an image names must lie beside it.
+cp "$LAB/cloud/base.qcow2" base.qcow2
+qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 image.qcow2
+base=$(sha256sum <base.qcow2)
 ssh-keygen -q -t ed25519 -N '' -f key
 
 ### cloud-init runs to its end, the guest reboots, finds what it wrote, and switches itself off.
@@ -70,11 +73,15 @@ case $(said first result) in
 *) wrong "cloud-init says: $(said first result)" ;;
 esac
 same 'boots' "$(grep -c '"outcome"' /results/first.err)" 2
+"$INSTAR_BIN" check image.qcow2 >/results/check 2>&1 && qemu-img check image.qcow2 >>/results/check 2>&1 && ok 'check' ||
+	wrong "$(cat /results/check)"
+qemu-img convert -O raw image.qcow2 image.raw
 e2fsck -fn "image.raw?offset=$offset" >/results/fsck 2>&1 && ok 'clean e2fsck' || wrong "$(cat /results/fsck)"
 debugfs -R 'dump /blob blob' "image.raw?offset=$offset" 2>/dev/null
 same 'in the image' "$(sha256sum <blob)" "$wrote"
+rm image.raw
 
-### Another configuration is applied anew; the process is killed while the guest writes.
+### Another configuration is applied anew; the machine and the reader of its disk are killed while the guest writes.
 cat >killed.yaml <<'END'
 #cloud-config
 runcmd:
@@ -97,6 +104,14 @@ $(head -c 3000000 /dev/zero | sha256sum)"
 pkill -9 -f 'user-data killed.yaml'
 wait
 durable=$(said killed durable | tr -cd 0-9)
+# Leaks are all that may be wrong with it.
+qemu-img check image.qcow2 >/results/check 2>&1
+case $? in
+0 | 3) ok 'killed check' ;;
+*) wrong "killed: $(cat /results/check)" ;;
+esac
+same 'backing file' "$(sha256sum <base.qcow2)" "$base"
+qemu-img convert -O raw image.qcow2 image.raw
 # e2fsck opens a file system anew when it has replayed its journal, and does not know its place in a disk any more then.
 dd if=image.raw of=/results/root.ext4 bs=4M skip=1 conv=sparse 2>/dev/null
 e2fsck -fy /results/root.ext4 >/results/fsck 2>&1

@@ -44,7 +44,7 @@ const NEEDED: [&str; 25] = [
 ];
 
 /// What must be right of the image.
-const NEEDED_OF_IMAGE: [&str; 12] = [
+const NEEDED_OF_IMAGE: [&str; 15] = [
     "power-off",
     "cloud-init",
     "written before the reboot",
@@ -52,9 +52,12 @@ const NEEDED_OF_IMAGE: [&str; 12] = [
     "key",
     "finished",
     "boots",
+    "check",
     "clean e2fsck",
     "in the image",
     "ssh",
+    "killed check",
+    "backing file",
     "killed e2fsck",
     "killed files",
 ];

@@ -15,11 +15,12 @@ use crate::input::Growth;
 use crate::machine::{Child, MachineFailure, failed, forked};
 use crate::open::{self, Opened, Refusal};
 use crate::output::{FileFacts, FileTable, JobError, Output};
-use crate::rounds::{Resident, Rounds};
+use crate::rounds::{Resident, Rounds, refresh};
 use crate::window::Window;
 use crate::wire::{self, passing};
 use crate::{Job, broker};
 use instar_vmm::HostFile;
+use instar_vmm::VmError;
 use instar_vmm::live::backend::LiveFile;
 use instar_vmm::live::channel::Asker;
 use instar_vmm::live::check;
@@ -34,7 +35,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// Exit code of a user whose reader has ended: that one has said why.
+pub(crate) const EXIT_READER_ENDED: u8 = 66;
+/// How long a reader may take to make durable what was written.
+pub(crate) const GRACE: Duration = Duration::from_secs(30);
 
 /// A disk whose image an operation reads; nothing is open yet.
 #[derive(Clone, Debug)]
@@ -122,21 +128,45 @@ impl LiveImage {
     }
 }
 
-/// The same open file once more, with the same locks.
+/// The same open file once more, with the same locks, as an earlier reader may have left it.
 fn copy(image: &Opened) -> Result<Opened, MachineFailure> {
-    let file = image.file.try_clone();
-    let file = file.map_err(|source| MachineFailure::Start {
-        step: "dup",
-        source,
-    })?;
+    let step = |step| move |source| MachineFailure::Start { step, source };
+    let file = image.file.try_clone().map_err(step("dup"))?;
+    let mut facts = image.facts.clone();
+    refresh(&mut facts, &file).map_err(step("lseek"))?;
     Ok(Opened {
         file,
-        facts: image.facts.clone(),
+        facts,
         id: image.id,
         writable: image.writable,
         format_conflict: None,
         target: None,
     })
+}
+
+impl MachineFailure {
+    /// Whether a disk's reader has ended, and said why.
+    pub(crate) fn is_readers_end(&self) -> bool {
+        match self {
+            Self::Source(gone) | Self::Vm(VmError::Source(gone)) => *gone == SourceGone::ended(),
+            _ => false,
+        }
+    }
+}
+
+/// Waits for the end of readers whose user has ended with `code`; the exit code of all of them: a reader that ends with
+/// another one than 0 has told the user why.
+///
+/// # Errors
+/// One was ended by a signal, or they ended as if nothing was wrong and their user knows better.
+pub(crate) fn end(code: u8, readers: &[Child]) -> Result<u8, MachineFailure> {
+    let ended = readers.iter().map(|reader| reader.end(GRACE));
+    let codes: Vec<u8> = ended.collect::<Result<_, _>>()?;
+    match (code, codes.into_iter().find(|code| *code != 0)) {
+        (EXIT_READER_ENDED, None) => Err(SourceGone::ended().into()),
+        (0 | EXIT_READER_ENDED, Some(code)) => Ok(code),
+        _ => Ok(code),
+    }
 }
 
 /// A disk whose reader has begun, in the process that is to use it.

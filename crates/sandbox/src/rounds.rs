@@ -304,8 +304,11 @@ impl Rounds {
     }
 }
 
-/// What an earlier round has made of the file's length.
-fn refresh(facts: &mut FileFacts, file: &File) -> std::io::Result<()> {
+/// What others have made of the file's length since it was opened.
+///
+/// # Errors
+/// The system's.
+pub fn refresh(facts: &mut FileFacts, file: &File) -> std::io::Result<()> {
     if !facts.character_device {
         facts.len_bytes = rustix::fs::seek(file, rustix::fs::SeekFrom::End(0))?;
         let blocks = rustix::fs::fstat(file)?.st_blocks;

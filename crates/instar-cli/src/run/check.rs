@@ -132,6 +132,9 @@ fn boots(config: &Config) -> Result<(), String> {
     if !config.scans() && (config.entry.is_some() || config.append.is_some()) {
         return Err("--entry and --append belong to what a disk image boots".into());
     }
+    if config.image.is_none() && config.format.is_some() {
+        return Err("--format belongs to a disk image that is booted".into());
+    }
     match (&config.kernel, &config.firmware) {
         (None, None) if config.scans() && config.initrd.is_some() => {
             Err("--initrd belongs to --kernel".into())

@@ -2,6 +2,7 @@
 //!
 //! `--dry-run` prints what `--config` reads.
 
+use instar_shared::op::ImageFormat;
 use instar_user_net::servers::DNS_PORT;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::net::SocketAddr;
@@ -22,6 +23,9 @@ pub struct Config {
     /// Disk image that is booted: the first disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<PathBuf>,
+    /// Its format; by default qcow2 if its name ends in `.qcow2`, which no guest can change, and else raw.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
     /// The boot loader's entry that is booted, if not its default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entry: Option<String>,
@@ -77,6 +81,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             image: None,
+            format: None,
             entry: None,
             append: None,
             kernel: None,
@@ -134,8 +139,11 @@ pub enum Transport {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Disk {
-    /// A raw image or block device.
+    /// An image or block device.
     pub file: PathBuf,
+    /// Its format; raw by default, whatever its name is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
     /// Nothing is written.
     #[serde(default, skip_serializing_if = "is_default")]
     pub readonly: bool,
@@ -151,6 +159,27 @@ pub struct Disk {
     /// Most requests in a second; 0: any.
     #[serde(default, skip_serializing_if = "is_default")]
     pub requests_per_second: u64,
+}
+
+/// Format of a disk image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// Its bytes are the disk's.
+    Raw,
+    /// qcow2.
+    Qcow2,
+}
+
+impl Format {
+    /// The same for operations.
+    #[must_use]
+    pub const fn image_format(self) -> ImageFormat {
+        match self {
+            Self::Raw => ImageFormat::Raw,
+            Self::Qcow2 => ImageFormat::Qcow2,
+        }
+    }
 }
 
 /// A network device.
@@ -410,6 +439,16 @@ impl Config {
     pub fn text(&self) -> Result<String, String> {
         toml::to_string(self)
             .map_err(|error| format!("the machine cannot be written as TOML: {error}"))
+    }
+
+    /// The format of the image.
+    #[must_use]
+    pub fn image_format(&self) -> ImageFormat {
+        let by_name = || match self.image.as_ref().and_then(|image| image.extension()) {
+            Some(extension) if extension == "qcow2" => Format::Qcow2,
+            _ => Format::Raw,
+        };
+        self.format.unwrap_or_else(by_name).image_format()
     }
 
     /// Whether the kernel is what the image boots.

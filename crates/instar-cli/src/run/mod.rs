@@ -14,15 +14,17 @@ pub use options::RunOptions;
 
 use crate::cli::{LimitOptions, UsageError};
 use crate::failure::system_text;
-use config::{Config, Disk, Net, NetKind, Stream, Transport};
+use crate::serve::live;
+use config::{Config, Disk, Format, Net, NetKind, Stream, Transport};
 use instar_sandbox::machine::{
-    self, BootFiles, DiskFile, MachineJob, NetName, NetTo, UserNet, VsockName,
+    self, BootFiles, DiskFile, DiskImage, MachineJob, NetName, NetTo, UserNet, VsockName,
 };
+use instar_shared::op::ImageFormat;
 use instar_user_net::forward::Forward;
 use instar_vmm::machine::parts::{self, RateLimit};
 use scan::ImageScan;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -33,8 +35,9 @@ shows it; the search is repeated before each boot. It gets two vCPUs, 1 GiB of m
 and a source of random bytes unless something else is said, and its kernel is told of
 the console that there is. What the options of cloud-init say comes on a further disk.
 
-A disk is the bytes of FILE, whatever is in them: a qcow2 image is not looked into,
-and is an odd raw disk to the guest. SIGTERM and SIGINT press the power button; a
+An IMAGE whose name ends in .qcow2 is a qcow2 image, unless --format says otherwise; its
+tables are read by an operation in a microVM of its own for as long as the guest runs.
+The other disks are the bytes of their FILE unless format=qcow2 is with them. SIGTERM and SIGINT press the power button; a
 second one stops the machine. At a terminal, Ctrl-A x ends the machine and
 Ctrl-A Ctrl-A sends Ctrl-A.
 
@@ -52,6 +55,7 @@ Exit codes:
 
 Examples:
   instar run debian.raw --ssh-key ~/.ssh/id_ed25519.pub --hostname debian
+  instar run debian.qcow2 --net user --forward tcp:2222:22
   instar run debian.raw --entry '1>0' --append single --dry-run
   instar run --kernel vmlinuz --initrd initrd.img --disk disk.raw
   instar run --kernel vmlinux --cmdline 'console=ttyS0 root=/dev/vda' --disk root.raw --cpus 4 --memory 2G
@@ -90,7 +94,7 @@ pub fn run(options: &RunOptions, limits: &LimitOptions) -> Result<u8, UsageError
     let seed = seed::disk(&config.cloud_init).map_err(UsageError::plain)?;
     let job = MachineJob {
         seed,
-        ..job(config, options, limits)
+        ..job(config, options, limits)?
     };
     Ok(machine::run_machine(&job, &mut output))
 }
@@ -112,7 +116,26 @@ fn read(path: &Path) -> Result<Config, String> {
 }
 
 /// What the description asks of the sandbox.
-fn job(config: Config, options: &RunOptions, limits: &LimitOptions) -> MachineJob {
+///
+/// # Errors
+/// It cannot be said how much memory an operation may use.
+fn job(
+    mut config: Config,
+    options: &RunOptions,
+    limits: &LimitOptions,
+) -> Result<MachineJob, UsageError> {
+    let mut disks = Vec::new();
+    if let Some(image) = &config.image {
+        let file = Disk {
+            file: image.clone(),
+            ..Disk::default()
+        };
+        disks.push(disk_image(file, config.image_format(), limits)?);
+    }
+    for other in std::mem::take(&mut config.disk) {
+        let format = other.format.unwrap_or(Format::Raw).image_format();
+        disks.push(disk_image(other, format, limits)?);
+    }
     let cmdline = config.cmdline();
     let boot = match (config.firmware.clone(), config.kernel.clone()) {
         _ if config.scans() => BootFiles::Scan(Rc::new(ImageScan::new(&config, limits))),
@@ -123,7 +146,7 @@ fn job(config: Config, options: &RunOptions, limits: &LimitOptions) -> MachineJo
             cmdline,
         },
     };
-    MachineJob {
+    Ok(MachineJob {
         cpus: config.cpus(),
         memory_bytes: config.memory(),
         transport: match config.transport {
@@ -138,28 +161,33 @@ fn job(config: Config, options: &RunOptions, limits: &LimitOptions) -> MachineJo
         shutdown: Duration::from_secs(config.shutdown_timeout),
         timeout: limits.timeout,
         recycle: options.recycle(),
-        disks: config
-            .image
-            .map(image_disk)
-            .into_iter()
-            .chain(config.disk)
-            .map(disk)
-            .collect(),
+        disks,
         seed: None,
         nets: config.net.into_iter().filter_map(net).collect(),
         vsock: config.vsock.map(|vsock| VsockName {
             cid: vsock.cid,
             path: vsock.socket,
         }),
-    }
+    })
 }
 
-/// The image that is booted, as a disk.
-fn image_disk(file: PathBuf) -> Disk {
-    Disk {
-        file,
-        ..Disk::default()
+/// A disk over an image of this format.
+fn disk_image(
+    of: Disk,
+    format: ImageFormat,
+    limits: &LimitOptions,
+) -> Result<DiskImage, UsageError> {
+    let disk = disk(of);
+    if format == ImageFormat::Raw {
+        return Ok(DiskImage::Raw(disk));
     }
+    // --memory is the machine's.
+    let limits = LimitOptions {
+        memory: None,
+        ..limits.clone()
+    };
+    let image = live::image(disk, format, &limits)?;
+    Ok(DiskImage::Live(Box::new(image)))
 }
 
 fn disk(disk: Disk) -> DiskFile {

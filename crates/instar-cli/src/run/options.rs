@@ -1,9 +1,9 @@
 //! The options of `run`.
 
-use super::config::{Config, Disk, Mac, Net, NetKind, Size, Stream, Transport, Vsock};
+use super::config::{Config, Disk, Format, Mac, Net, NetKind, Size, Stream, Transport, Vsock};
 use crate::cli::LimitOptions;
 use crate::opts::keyval;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
@@ -15,6 +15,9 @@ pub struct RunOptions {
     /// Disk image to boot: the first disk; its boot loader's entry is started
     #[arg(value_name = "IMAGE")]
     pub image: Option<PathBuf>,
+    /// The image's format (default: qcow2 if its name ends in .qcow2, else raw)
+    #[arg(short = 'f', long, value_name = "FORMAT")]
+    pub format: Option<Format>,
     /// Start this entry of the image's boot loader: its index, ID or title (default: the boot loader's default)
     #[arg(long, value_name = "ENTRY", allow_hyphen_values = true)]
     pub entry: Option<String>,
@@ -48,7 +51,7 @@ pub struct RunOptions {
     /// Firmware with a PVH entry, which finds the rest itself
     #[arg(long, value_name = "FILE")]
     pub firmware: Option<PathBuf>,
-    /// A disk, as FILE[,readonly][,direct][,serial=ID][,bytes-per-second=SIZE][,requests-per-second=N]
+    /// A disk, as FILE[,format=raw|qcow2][,readonly][,direct][,serial=ID][,bytes-per-second=SIZE][,requests-per-second=N]
     #[arg(long, value_name = "DISK")]
     pub disk: Vec<OsString>,
     /// A network device, as user[,mtu=N][,dns=ADDRESS][,mac=ADDRESS] or tap:NAME[,mac=ADDRESS], or none
@@ -166,6 +169,7 @@ impl RunOptions {
             }
         }
         over(&mut config.image, &self.image);
+        over(&mut config.format, &self.format);
         over(&mut config.entry, &self.entry);
         over(&mut config.append, &self.append);
         let cloud = &mut config.cloud_init;
@@ -263,6 +267,13 @@ fn disk(text: &OsStr) -> Result<Disk, String> {
             (0, _, _) => disk.file = path(word),
             (_, "readonly", value) => disk.readonly = switch(OPTION, "readonly", value)?,
             (_, "direct", value) => disk.direct = switch(OPTION, "direct", value)?,
+            (_, "format", value) => {
+                let name = text_of(OPTION, "format", value)?;
+                let format = Format::from_str(&name, false);
+                disk.format = Some(format.map_err(|_| {
+                    format!("{OPTION}: '{name}' is no format of a disk: raw or qcow2")
+                })?);
+            }
             (_, "serial", value) => disk.serial = text_of(OPTION, "serial", value)?,
             (_, "bytes-per-second", value) => {
                 let size = text_of(OPTION, "bytes-per-second", value)?;

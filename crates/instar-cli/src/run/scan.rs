@@ -21,9 +21,8 @@ use std::time::Duration;
 /// Exit code where there is nothing to boot.
 const EXIT_NOTHING: u8 = 1;
 /// What is said where nothing is found.
-const RAW_HINT: &[u8] =
-    b"The image is taken as raw; `instar convert -O raw` makes such a one of a qcow2 image, and \
-    `instar bootscan` says what is on it";
+const HINT: &[u8] =
+    b"`instar bootscan` says what is on the image; it is taken as raw unless its name ends in .qcow2, or -f qcow2 says so";
 /// Slots of the files that the kernel and the initial RAM disks are copied into.
 const KERNEL_SLOT: u16 = 1;
 const INITRD_SLOT: u16 = 2;
@@ -32,6 +31,7 @@ const INITRD_SLOT: u16 = 2;
 #[derive(Debug)]
 pub struct ImageScan {
     image: PathBuf,
+    format: ImageFormat,
     entry: Option<String>,
     words: Words,
     timeout: Option<Duration>,
@@ -55,6 +55,7 @@ impl ImageScan {
     pub fn new(config: &Config, limits: &LimitOptions) -> Self {
         Self {
             image: config.image.clone().unwrap_or_default(),
+            format: config.image_format(),
             entry: config.entry.clone(),
             words: Words {
                 instead: config.cmdline.clone(),
@@ -76,7 +77,7 @@ impl Scan for ImageScan {
             allow_path: self.allow_path.clone(),
         };
         let mut config = BootscanConfig::zeroed();
-        config.format.set(ImageFormat::Raw.raw());
+        config.format.set(self.format.raw());
         if let Some(entry) = &self.entry {
             config.flags.set(BOOTSCAN_WANTED);
             let length = launch::fill(&mut config.wanted, entry.as_ref());
@@ -91,7 +92,7 @@ impl Scan for ImageScan {
             layout: Layout::USUAL,
         };
         // The machine has locked it against others.
-        let image = Image::file(self.image.clone(), ImageFormat::Raw);
+        let image = Image::file(self.image.clone(), self.format);
         let inputs = vec![
             launch::to_read(image, Reads::Contents, true),
             launch::to_create(file(kernel), &limits),
@@ -133,7 +134,7 @@ impl ScanOutput {
         }
         let Some(entry) = self.found.chosen() else {
             // The operation has said so.
-            self.console.complain(RAW_HINT);
+            self.console.complain(HINT);
             return self.console.end(EXIT_NOTHING);
         };
         if !entry.problem.is_empty() || self.plan.is_empty() {

@@ -15,6 +15,7 @@ use crate::opts::list::IDENTIFIER_LINE;
 use decode::Source;
 use instar_shared::secret::MAX_SECRET_BYTES;
 use instar_vmm::operation::Zeroizing;
+use rustix::process::DumpableBehavior;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -80,11 +81,16 @@ pub enum Stop {
     Wrong(String),
 }
 
-/// Decodes what `--object` was given, in order.
+/// Decodes what `--object` was given, in order. From then on neither this process nor any that it forks is dumped: a
+/// limit of 0 bytes alone would not hold for a core that the kernel pipes to a program.
 ///
 /// # Errors
 /// The first that is wrong, in `qemu-img`'s words, or help that was asked for.
 pub fn load(objects: &[OsString]) -> Result<(), Stop> {
+    if !objects.is_empty() {
+        let done = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
+        done.map_err(|errno| Stop::Wrong(format!("Could not turn core dumps off: {errno}")))?;
+    }
     let mut store = STORE.lock().unwrap_or_else(PoisonError::into_inner);
     objects
         .iter()

@@ -6,8 +6,8 @@ use crate::cli::{LimitOptions, UsageError};
 use crate::failure;
 use crate::sink::{Out, Sink};
 use clap::Args;
-use instar_sandbox::machine::{DiskFile, MachineFailure};
-use instar_sandbox::serve::{self, Image, ServeJob, ServeOutput};
+use instar_sandbox::machine::{DiskFile, DiskImage, MachineFailure};
+use instar_sandbox::serve::{self, ServeJob, ServeOutput};
 use instar_shared::op::ImageFormat;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -97,9 +97,9 @@ pub fn run(options: &ServeOptions, limits: &LimitOptions) -> Result<u8, UsageErr
         rate: None,
     };
     let image = if is_raw {
-        Image::Raw(disk)
+        DiskImage::Raw(disk)
     } else {
-        Image::Live(Box::new(live::image(disk, format, limits)?))
+        DiskImage::Live(Box::new(live::image(disk, format, limits)?))
     };
     let job = ServeJob {
         image,

@@ -3,9 +3,11 @@
 use super::network::UserNetwork;
 use super::terminal::Pty;
 use super::{
-    BootFiles, DiskFile, MachineFailure, MachineJob, MachineOutput, NetName, NetTo, Stream,
+    BootFiles, Child, DiskFile, DiskImage, MachineFailure, MachineJob, MachineOutput, NetName,
+    NetTo, Stream,
 };
 use crate::input::{Access, Growth, InputFile};
+use crate::live::{LiveImage, Unopened};
 use crate::locks::Reads;
 use crate::machine::connect::Asking;
 use crate::open::{self, Opened};
@@ -28,11 +30,74 @@ pub struct MachineFiles {
     boot: Option<Boot>,
     serial: Line,
     console: Option<Line>,
-    disks: Vec<Disk>,
+    disks: Vec<OpenDisk>,
     nets: Vec<OpenNet>,
     vsock: Option<Listening>,
     /// Held so that the lines do not hang up.
     terminals: Vec<OwnedFd>,
+}
+
+/// A disk whose image is open and locked.
+#[derive(Debug)]
+enum OpenDisk {
+    Raw(Disk),
+    Live {
+        image: Box<LiveImage>,
+        opened: Opened,
+    },
+}
+
+impl OpenDisk {
+    fn open(disk: &DiskImage) -> Result<Self, MachineFailure> {
+        Ok(match disk {
+            DiskImage::Raw(disk) => Self::Raw(open_disk(disk)?),
+            DiskImage::Live(image) => Self::Live {
+                opened: image.open()?,
+                image: image.clone(),
+            },
+        })
+    }
+
+    /// The machine's part, in the worker; `unopened` are the disks whose readers have begun.
+    fn into_part(
+        self,
+        unopened: &mut impl Iterator<Item = Unopened>,
+    ) -> Result<Served, MachineFailure> {
+        match self {
+            Self::Raw(disk) => Ok(Served::Raw(disk)),
+            Self::Live { opened, .. } => {
+                let unknown = || MachineFailure::Protocol("too few disks");
+                let disk = unopened.next().ok_or_else(unknown)?;
+                // The worker closes what it does not keep: here it is not closed a second time.
+                std::mem::forget(opened);
+                Ok(Served::Live(Box::new(disk.open()?)))
+            }
+        }
+    }
+}
+
+/// Descriptors of what is started.
+fn boot_descriptors(boot: &Boot) -> Vec<RawFd> {
+    match boot {
+        Boot::Kernel { kernel, initrd, .. } => {
+            let initrd = initrd.iter().map(AsRawFd::as_raw_fd);
+            initrd.chain([kernel.as_raw_fd()]).collect()
+        }
+        Boot::Found { kernel, initrd, .. } => vec![kernel.as_raw_fd(), initrd.as_raw_fd()],
+        Boot::Firmware(firmware) => vec![firmware.as_raw_fd()],
+    }
+}
+
+/// Descriptors of a disk.
+fn descriptors(disk: &Served) -> Vec<RawFd> {
+    match disk {
+        Served::Raw(disk) => vec![disk.file.as_raw_fd()],
+        Served::Live(disk) => {
+            let files = disk.files.iter().flatten();
+            let files = files.map(|live| live.file.as_raw_fd());
+            files.chain([disk.asker.socket().as_raw_fd()]).collect()
+        }
+    }
 }
 
 /// A network device whose other end is open.
@@ -93,9 +158,10 @@ impl MachineFiles {
     /// # Errors
     /// The first that fails.
     pub fn open(job: &MachineJob, output: &mut dyn MachineOutput) -> Result<Self, MachineFailure> {
-        let mut disks = disks(&job.disks)?;
+        let disks = job.disks.iter().map(OpenDisk::open);
+        let mut disks = disks.collect::<Result<Vec<_>, _>>()?;
         if let Some(seed) = &job.seed {
-            disks.push(in_memory("cidata", seed)?);
+            disks.push(OpenDisk::Raw(in_memory("cidata", seed)?));
         }
         let boot = boot(&job.boot)?;
         let mut terminals = Vec::new();
@@ -131,6 +197,18 @@ impl MachineFiles {
         self.vsock.as_ref().map(|vsock| vsock.path.as_path())
     }
 
+    /// Starts the readers of the disks that need one, for a boot.
+    ///
+    /// # Errors
+    /// There are no more processes or descriptors.
+    pub fn start_readers(&self) -> Result<(Vec<Child>, Vec<Unopened>), MachineFailure> {
+        let live = self.disks.iter().filter_map(|disk| match disk {
+            OpenDisk::Raw(_) => None,
+            OpenDisk::Live { image, opened } => Some(image.start(opened)),
+        });
+        live.collect()
+    }
+
     /// The user networks.
     pub fn user_networks(&self) -> impl Iterator<Item = &UserNetwork> {
         self.nets.iter().filter_map(|net| match net {
@@ -148,19 +226,24 @@ impl MachineFiles {
     }
 
     /// The parts of the machine, in the worker, which asks on `line` for connections; and all descriptors of them. `cards`
-    /// are the sockets of the user networks.
+    /// are the sockets of the user networks, `unopened` the disks whose readers have begun.
     ///
     /// # Errors
-    /// It is not known what to start.
+    /// It is not known what to start, or a reader cannot say what its disk is.
     pub fn into_parts(
         self,
         job: &MachineJob,
         line: OwnedFd,
         cards: Vec<OwnedFd>,
+        unopened: Vec<Unopened>,
     ) -> Result<(Parts, Vec<RawFd>), MachineFailure> {
         let boot = self
             .boot
             .ok_or_else(|| MachineFailure::Scan("there is nothing to start".to_owned()))?;
+        let mut unopened = unopened.into_iter();
+        let disks = self.disks.into_iter();
+        let disks = disks.map(|disk| disk.into_part(&mut unopened));
+        let disks: Vec<Served> = disks.collect::<Result<_, _>>()?;
         let mut kept = vec![line.as_raw_fd()];
         kept.extend(cards.iter().map(AsRawFd::as_raw_fd));
         let mut cards = cards.into_iter();
@@ -178,16 +261,7 @@ impl MachineFiles {
             // The parent sees its end close when the worker is gone.
             std::mem::forget(line);
         }
-        match &boot {
-            Boot::Kernel { kernel, initrd, .. } => {
-                kept.push(kernel.as_raw_fd());
-                kept.extend(initrd.iter().map(AsRawFd::as_raw_fd));
-            }
-            Boot::Found { kernel, initrd, .. } => {
-                kept.extend([kernel.as_raw_fd(), initrd.as_raw_fd()]);
-            }
-            Boot::Firmware(firmware) => kept.push(firmware.as_raw_fd()),
-        }
+        kept.extend(boot_descriptors(&boot));
         for line in [Some(&self.serial), self.console.as_ref()]
             .into_iter()
             .flatten()
@@ -195,7 +269,7 @@ impl MachineFiles {
             kept.extend(line.output.iter().map(AsRawFd::as_raw_fd));
             kept.extend(line.input.iter().map(AsRawFd::as_raw_fd));
         }
-        kept.extend(self.disks.iter().map(|disk| disk.file.as_raw_fd()));
+        kept.extend(disks.iter().flat_map(descriptors));
         kept.extend(nets.iter().map(|net| match &net.wire {
             Wire::Tap(descriptor)
             | Wire::Frames {
@@ -212,7 +286,7 @@ impl MachineFiles {
             boot,
             serial: self.serial,
             console: self.console,
-            disks: self.disks.into_iter().map(Served::Raw).collect(),
+            disks,
             nets,
             vsock,
             rng: job.rng,
@@ -259,25 +333,14 @@ fn boot(files: &BootFiles) -> Result<Option<Boot>, MachineFailure> {
     Ok(Some(boot))
 }
 
-/// Opens and locks the disks as operations do: one that is written is written by nobody else.
-fn disks(named: &[DiskFile]) -> Result<Vec<Disk>, MachineFailure> {
-    let inputs: Vec<InputFile> = named.iter().map(input).collect();
-    let opened = open::open_inputs(&inputs).map_err(MachineFailure::Disk)?;
-    named
-        .iter()
-        .zip(opened)
-        .map(|(disk, opened)| as_disk(disk, opened))
-        .collect()
-}
-
-/// Opens and locks a disk.
+/// Opens and locks a disk as operations do: one that is written is written by nobody else.
 ///
 /// # Errors
-/// As for a machine.
+/// It cannot be opened, is in use, or is none.
 pub(crate) fn open_disk(disk: &DiskFile) -> Result<Disk, MachineFailure> {
-    let opened = disks(std::slice::from_ref(disk))?;
+    let opened = open::open_inputs(&[input(disk)]).map_err(MachineFailure::Disk)?;
     let none = || MachineFailure::NoDisk(disk.path.clone());
-    opened.into_iter().next().ok_or_else(none)
+    as_disk(disk, opened.into_iter().next().ok_or_else(none)?)
 }
 
 fn input(disk: &DiskFile) -> InputFile {

@@ -27,6 +27,7 @@ pub(crate) use child::{Child, EXIT_FAILED, failed, forked};
 pub(crate) use files::open_disk;
 
 use crate::jail::JailError;
+use crate::live::LiveImage;
 use crate::output::FailedOpen;
 use instar_user_net::forward::{Forward, ForwardError};
 use instar_user_net::policy::RuleError;
@@ -58,7 +59,7 @@ pub struct MachineJob {
     /// The virtio console.
     pub console: Stream,
     /// Disks.
-    pub disks: Vec<DiskFile>,
+    pub disks: Vec<DiskImage>,
     /// The bytes of one more disk, which is read only: what the guest's cloud-init is told.
     pub seed: Option<Vec<u8>>,
     /// Network devices.
@@ -116,7 +117,16 @@ pub enum Stream {
     File(PathBuf),
 }
 
-/// A disk.
+/// The image of a disk.
+#[derive(Clone, Debug)]
+pub enum DiskImage {
+    /// Its bytes are the disk's.
+    Raw(DiskFile),
+    /// An operation reads it.
+    Live(Box<LiveImage>),
+}
+
+/// A raw disk.
 #[derive(Clone, Debug)]
 pub struct DiskFile {
     /// Raw image or block device.

@@ -6,6 +6,7 @@ use super::connect::{self, Asked};
 use super::files::MachineFiles;
 use super::terminal::Raw;
 use super::{BootFiles, MachineFailure, MachineJob, MachineOutput, Stream, network, scan, worker};
+use crate::live;
 use crate::signals;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::signal::SigSet;
@@ -45,8 +46,9 @@ pub fn run(job: &MachineJob, output: &mut dyn MachineOutput) -> Result<u8, Machi
             }
             scanned = Some(began.elapsed());
         }
-        let (child, line, mut networks);
-        (files, child, line, networks) = start(job, files, &watch, (began, scanned), output)?;
+        let (child, line, mut networks, readers);
+        (files, child, line, networks, readers) =
+            start(job, files, &watch, (began, scanned), output)?;
         if scanned.is_some() {
             files.set_boot(None);
         }
@@ -55,6 +57,16 @@ pub fn run(job: &MachineJob, output: &mut dyn MachineOutput) -> Result<u8, Machi
             // However it has ended.
             let _ = network.end(network::PATIENCE);
         }
+        // The next search reads what they leave.
+        let ended = match ended {
+            Ok(worker::EXIT_RESET | worker::EXIT_QUIT) if readers.is_empty() => ended,
+            Ok(code @ (worker::EXIT_RESET | worker::EXIT_QUIT)) => match live::end(0, &readers) {
+                Ok(0) => Ok(code),
+                ended => ended,
+            },
+            Ok(code) => live::end(code, &readers),
+            Err(error) => live::end(EXIT_FAILED, &readers).and(Err(error)),
+        };
         match ended {
             Ok(worker::EXIT_RESET) if job.reboot && watch.pressed == 0 => began = Instant::now(),
             Ok(worker::EXIT_RESET | worker::EXIT_QUIT) => break Ok(0),
@@ -66,6 +78,9 @@ pub fn run(job: &MachineJob, output: &mut dyn MachineOutput) -> Result<u8, Machi
     ended
 }
 
+/// The files, the worker, the line to it, its user networks and the readers of its disks.
+type Started = (MachineFiles, Child, OwnedFd, Vec<Child>, Vec<Child>);
+
 /// Forks a worker. It has all files, too.
 fn start(
     job: &MachineJob,
@@ -73,10 +88,11 @@ fn start(
     watch: &Watch<'_>,
     (began, scanned): (Instant, Option<Duration>),
     output: &mut dyn MachineOutput,
-) -> Result<(MachineFiles, Child, OwnedFd, Vec<Child>), MachineFailure> {
+) -> Result<Started, MachineFailure> {
     let started = files.user_networks().map(network::UserNetwork::start);
     let started: Vec<(Child, OwnedFd)> = started.collect::<Result<_, _>>()?;
     let (networks, cards): (Vec<Child>, Vec<OwnedFd>) = started.into_iter().unzip();
+    let (readers, unopened) = files.start_readers()?;
     let (own_line, line) = crate::wire::pair().map_err(failed("socketpair"))?;
     let button = watch
         .button
@@ -87,15 +103,16 @@ fn start(
         })?;
     let parent = rustix::process::getpid();
     if let Some(child) = forked()? {
-        return Ok((files, child, own_line, networks));
+        return Ok((files, child, own_line, networks, readers));
     }
     drop(own_line);
     // Their descriptors are closed with all others.
-    std::mem::forget(networks);
+    std::mem::forget((networks, readers));
     let start = worker::Start {
         job,
         files,
         cards,
+        unopened,
         line,
         button,
         parent,

@@ -4,6 +4,7 @@ use super::files::MachineFiles;
 use super::{MachineFailure, MachineJob, MachineOutput};
 use crate::confine;
 use crate::jail::Filter;
+use crate::live::{EXIT_READER_ENDED, Unopened};
 use instar_vmm::machine::Machine;
 use instar_vmm::machine::control::{Control, Ended, Outcome};
 use instar_vmm::operation::Confine;
@@ -25,6 +26,8 @@ pub struct Start<'a> {
     pub files: MachineFiles,
     /// To the user networks.
     pub cards: Vec<OwnedFd>,
+    /// Disks whose readers have begun.
+    pub unopened: Vec<Unopened>,
     /// To the parent.
     pub line: OwnedFd,
     /// The power button.
@@ -41,6 +44,7 @@ pub struct Start<'a> {
 pub fn run(start: Start<'_>, output: &mut dyn MachineOutput) -> u8 {
     let ended = match machine(start) {
         Ok(ended) => ended,
+        Err(error) if error.is_readers_end() => return EXIT_READER_ENDED,
         Err(error) => {
             output.failed(&error);
             return super::child::EXIT_FAILED;
@@ -61,7 +65,9 @@ pub fn run(start: Start<'_>, output: &mut dyn MachineOutput) -> u8 {
 fn machine(start: Start<'_>) -> Result<Ended, MachineFailure> {
     let job = start.job;
     confine::bind_to(start.parent)?;
-    let (parts, mut kept) = start.files.into_parts(job, start.line, start.cards)?;
+    let (parts, mut kept) = start
+        .files
+        .into_parts(job, start.line, start.cards, start.unopened)?;
     kept.push(start.button.as_raw_fd());
     confine::close_others(&kept)?;
     let control = Control {

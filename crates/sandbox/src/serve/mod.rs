@@ -9,11 +9,9 @@ mod socket;
 
 use crate::confine;
 use crate::jail::Filter;
-use crate::live::{LiveImage, Unopened};
-use crate::machine::{Child, DiskFile, EXIT_FAILED, MachineFailure, failed, forked, open_disk};
+use crate::live::{self, EXIT_READER_ENDED, GRACE, Unopened};
+use crate::machine::{Child, DiskImage, EXIT_FAILED, MachineFailure, failed, forked, open_disk};
 use crate::signals;
-use instar_vmm::VmError;
-use instar_vmm::live::source::SourceGone;
 use instar_vmm::machine::disk::store::Served;
 use instar_vmm::machine::parts::Disk;
 use instar_vmm::machine::serve::Server;
@@ -29,25 +27,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long the worker may take to make durable what was written.
-const GRACE: Duration = Duration::from_secs(30);
-/// Exit code of a worker whose image's reader has ended: that one has said why.
-const EXIT_READER_ENDED: u8 = 64;
-
-/// The image of a disk that is served.
-#[derive(Clone, Debug)]
-pub enum Image {
-    /// Its bytes are the disk's.
-    Raw(DiskFile),
-    /// An operation reads it.
-    Live(Box<LiveImage>),
-}
-
 /// A disk to be served; nothing is open yet.
 #[derive(Clone, Debug)]
 pub struct ServeJob {
     /// The image.
-    pub image: Image,
+    pub image: DiskImage,
     /// Where front ends connect.
     pub socket: PathBuf,
     /// It is served no longer.
@@ -85,25 +69,25 @@ fn parent(job: &ServeJob, output: &mut dyn ServeOutput) -> Result<u8, MachineFai
     })?;
     let stop = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
     let stop = stop.map_err(failed("eventfd"))?;
-    let (source, socket, reader);
+    let (source, socket, readers);
     match &job.image {
-        Image::Raw(disk) => {
+        DiskImage::Raw(disk) => {
             let disk = open_disk(disk)?;
             socket = Socket::listen(&job.socket)?;
-            (source, reader) = (Source::Raw(disk), None);
+            (source, readers) = (Source::Raw(disk), Vec::new());
         }
-        Image::Live(image) => {
+        DiskImage::Live(image) => {
             let opened = image.open()?;
             socket = Socket::listen(&job.socket)?;
             let (child, unopened) = image.start(&opened)?;
-            (source, reader) = (Source::Live(Box::new(unopened)), Some(child));
+            (source, readers) = (Source::Live(Box::new(unopened)), vec![child]);
         }
     }
     let parent = rustix::process::getpid();
     let Some(child) = forked()? else {
         let code = match worker(source, socket, stop, parent, (&job.socket, output)) {
             Ok(()) => 0,
-            Err(error) if has_reader_ended(&error) => EXIT_READER_ENDED,
+            Err(error) if error.is_readers_end() => EXIT_READER_ENDED,
             Err(error) => {
                 output.failed(&error);
                 EXIT_FAILED
@@ -116,30 +100,19 @@ fn parent(job: &ServeJob, output: &mut dyn ServeOutput) -> Result<u8, MachineFai
     let limit = job.timeout.and_then(|timeout| started.checked_add(timeout));
     let ended = watch(&child, &stop, mask, limit);
     socket.remove();
-    let ended = match reader {
-        Some(reader) => with_reader(ended, &reader),
-        None => ended,
+    let ended = match ended {
+        Ok(Ended::Code(code)) => live::end(code, &readers).map(Ended::Code),
+        Ok(Ended::Timeout) => live::end(0, &readers).map(|code| match code {
+            0 => Ended::Timeout,
+            code => Ended::Code(code),
+        }),
+        Err(error) => live::end(EXIT_FAILED, &readers).and(Err(error)),
     };
     match (ended, job.timeout) {
         (Ok(Ended::Timeout), Some(timeout)) => Err(MachineFailure::ServedLongEnough(timeout)),
         (Ok(Ended::Timeout), None) => Ok(0),
         (Ok(Ended::Code(code)), _) => Ok(code),
         (Err(error), _) => Err(error),
-    }
-}
-
-/// Waits for the end of the image's reader; how all of it came to an end.
-fn with_reader(
-    ended: Result<Ended, MachineFailure>,
-    reader: &Child,
-) -> Result<Ended, MachineFailure> {
-    let read = reader.end(GRACE);
-    match (ended?, read?) {
-        (Ended::Code(EXIT_READER_ENDED), 0) => Err(SourceGone::ended().into()),
-        (Ended::Code(0 | EXIT_READER_ENDED) | Ended::Timeout, code) if code != 0 => {
-            Ok(Ended::Code(code))
-        }
-        (ended, _) => Ok(ended),
     }
 }
 
@@ -162,16 +135,6 @@ impl Source {
             Self::Raw(disk) => Served::Raw(disk),
             Self::Live(unopened) => Served::Live(Box::new(unopened.open()?)),
         })
-    }
-}
-
-/// Whether the image's reader has ended, and said why.
-fn has_reader_ended(error: &MachineFailure) -> bool {
-    match error {
-        MachineFailure::Source(gone) | MachineFailure::Vm(VmError::Source(gone)) => {
-            *gone == SourceGone::ended()
-        }
-        _ => false,
     }
 }
 

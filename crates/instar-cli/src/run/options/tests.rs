@@ -25,7 +25,7 @@ fn made(line: &str) -> Result<Config, String> {
 fn options_make_a_machine() {
     let config = made(
         "instar run --kernel k --initrd i --cmdline -x --cpus 2 --memory 1G --transport mmio --rng --no-reboot \
-         --disk a,,b=c,readonly,serial=X --disk /dev/sdb,direct=off,bytes-per-second=1M,requests-per-second=7 \
+         --disk a,,b=c,readonly,serial=X,format=qcow2 --disk /dev/sdb,direct=off,bytes-per-second=1M,requests-per-second=7 \
          --net tap:t0,mac=02:00:00:00:00:02 --vsock 7:/run/v:m,s --serial log --console pty --shutdown-timeout 4",
     )
     .unwrap();
@@ -37,6 +37,7 @@ fn options_make_a_machine() {
     assert_eq!(config.shutdown_timeout, 4);
     let first = Disk {
         file: "a,b=c".into(),
+        format: Some(Format::Qcow2),
         readonly: true,
         serial: "X".into(),
         ..Disk::default()
@@ -104,6 +105,7 @@ fn what_is_wrong_is_said() {
             "'readonly' is on or off",
         ),
         ("instar run --disk a,serial", "'serial' needs a value"),
+        ("instar run --disk a,format=vmdk", "raw or qcow2"),
         (
             "instar run --disk a,requests-per-second=x",
             "'x' is not a number",
