@@ -38,7 +38,7 @@ fn descriptors(pid: i32) -> Result<BTreeMap<i32, String>> {
 }
 
 /// The soft and hard value of a line of `/proc/PID/limits`.
-fn limit(pid: i32, name: &str) -> Result<Vec<String>> {
+pub fn limit(pid: i32, name: &str) -> Result<Vec<String>> {
     let text = fs::read_to_string(format!("/proc/{pid}/limits"))?;
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     let values = line.with_context(|| format!("no {name}:\n{text}"))?;

@@ -3,9 +3,11 @@
 
 use std::io::{Read, Write};
 use std::process::Child;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use instar_tests::family;
+use instar_tests::image;
 use instar_tests::kernel::{self, Then};
 use instar_tests::run::Run;
 use instar_tests::scratch::Scratch;
@@ -48,8 +50,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = family::kill(&mut self.0);
     }
 }
 
@@ -157,18 +158,11 @@ fn a_disk_that_a_machine_writes_is_nobody_elses() -> Outcome {
         .go()?;
     ensure!(io.code != Some(0) && io.err().contains("lock"), "{io:?}");
     drop(running);
-    // The program is dead; the processes it had are killed by the kernel a moment later, and the lock goes with the last.
-    let free = Instant::now() + Duration::from_secs(20);
-    loop {
-        let io = Run::new(&tools::qemu_io()?, scratch.path())
-            .args(write)
-            .go()?;
-        if io.code == Some(0) {
-            return Ok(());
-        }
-        ensure!(Instant::now() < free && io.err().contains("lock"), "{io:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    Run::new(&tools::qemu_io()?, scratch.path())
+        .args(write)
+        .go()?
+        .expect_code(0)?;
+    Ok(())
 }
 
 #[test]
@@ -182,6 +176,28 @@ fn a_disk_that_machines_only_read_is_for_all_of_them() -> Outcome {
     let writer = machine(&scratch, &["--disk", "disk"])?.go()?;
     writer.expect_code(1)?;
     ensure!(writer.err().contains("lock"), "{}", writer.describe());
+    Ok(())
+}
+
+#[test]
+fn a_qcow2_disk_is_one_if_its_option_says_so() -> Outcome {
+    let scratch = Scratch::new()?;
+    kernel::create(&scratch, "kernel", Then::Halt)?;
+    image::qemu_img(&scratch, &["create", "-q", "-f", "qcow2", "disk", "1M"])?;
+    let running = Running::start(&machine(&scratch, &["--disk", "disk,format=qcow2"])?)?;
+    let grow = ["resize", "disk", "2M"];
+    let taken = Run::new(&tools::qemu_img()?, scratch.path())
+        .args(grow)
+        .go()?;
+    ensure!(taken.err().contains("lock"), "{}", taken.describe());
+    drop(running);
+    image::qemu_img(&scratch, &["check", "disk"])?;
+    image::qemu_img(&scratch, &grow)?;
+    std::fs::File::create(scratch.file("flat"))?.set_len(1 << 20)?;
+    let wrong = machine(&scratch, &["--disk", "flat,format=qcow2"])?.go()?;
+    wrong.expect_code(1)?;
+    let sentence = "instar: Could not open 'flat': Image is not in qcow2 format\n";
+    ensure!(wrong.err().contains(sentence), "{}", wrong.describe());
     Ok(())
 }
 

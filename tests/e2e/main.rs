@@ -62,6 +62,7 @@ mod rebase_faults;
 mod round_trips;
 mod run_image;
 mod secrets_at_rest;
+mod secrets_dumped;
 mod serve;
 mod signals;
 mod streams;

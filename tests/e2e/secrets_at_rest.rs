@@ -7,8 +7,8 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use instar_tests::family;
 use instar_tests::image;
-use instar_tests::live::status;
 use instar_tests::run::Run;
 use instar_tests::scratch::Scratch;
 use instar_tests::tools;
@@ -22,24 +22,6 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const PAGE: u64 = 4096;
 /// Pages that are read at once.
 const CHUNK: u64 = 512;
-
-/// A process, and all that it has started.
-pub fn family(pid: u32) -> Vec<u32> {
-    let mut all = vec![pid];
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids: Vec<u32> = processes
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect();
-    let is_child = |child: &u32| status(*child, "PPid").is_ok_and(|of| of == pid.to_string());
-    for child in pids
-        .into_iter()
-        .filter(|child| *child != pid)
-        .filter(is_child)
-    {
-        all.extend(family(child));
-    }
-    all
-}
 
 fn has(bytes: &[u8], word: &[u8]) -> bool {
     bytes.windows(word.len()).any(|window| window == word)
@@ -103,9 +85,9 @@ fn look(scratch: &Scratch, args: &[&str], target: &str) -> Outcome {
         .args(args)
         .start()?;
     wait_until_it_writes(scratch, &mut child, target).with_context(|| format!("{args:?}"))?;
-    let mut found = family(child.id());
+    let mut found = family::of(child.id());
     // Who has ended has no memory.
-    found.retain(|pid| !status(*pid, "State").is_ok_and(|state| state.starts_with('Z')));
+    found.retain(|pid| family::is_there(*pid));
     let half = &WORD.as_bytes()[..WORD.len() / 2];
     let mut outcome = Ok(());
     for (index, pid) in found.iter().enumerate() {
@@ -119,22 +101,9 @@ fn look(scratch: &Scratch, args: &[&str], target: &str) -> Outcome {
             ));
         }
     }
-    end(child, &found)?;
+    family::kill(&mut child)?;
     ensure!(found.len() > 1, "{args:?}: there is no worker");
     outcome
-}
-
-/// Ends a run, and waits for all of its processes: a worker holds the locks of its files as long as it is there.
-pub fn end(mut child: Child, processes: &[u32]) -> Outcome {
-    let _ = child.kill();
-    child.wait()?;
-    let started = Instant::now();
-    let is_there = |pid: &u32| status(*pid, "State").is_ok_and(|state| !state.starts_with('Z'));
-    while processes.iter().any(is_there) {
-        ensure!(started.elapsed() < PATIENCE, "a process is left behind");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
 }
 
 /// Blocks that the file has, 0 if it is not there yet.

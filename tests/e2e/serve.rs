@@ -11,6 +11,7 @@ use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use instar_tests::family;
 use instar_tests::run::Run;
 use instar_tests::scratch::Scratch;
 use instar_tests::tools;
@@ -127,8 +128,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = family::kill(&mut self.child);
     }
 }
 
@@ -243,7 +243,6 @@ fn an_image_or_socket_in_use_is_refused() -> Outcome {
     let sentence = "cannot listen at 'disk.sock': another program listens there";
     ensure!(taken.err().contains(sentence), "{}", taken.describe());
     // One that was killed leaves its socket behind, and the next one takes its place.
-    server.signal(Signal::KILL)?;
     drop(server);
     let again = Server::start(&scratch, &["-f", "raw", "second.raw"])?;
     let status = again.end()?;

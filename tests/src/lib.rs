@@ -12,6 +12,7 @@
 pub mod compare;
 pub mod corpus;
 pub mod crafted;
+pub mod family;
 pub mod faults;
 pub mod hidden;
 pub mod image;
