@@ -240,6 +240,47 @@ fn a_qcow2_image_over_another_boots_and_reboots() -> Outcome {
     Ok(())
 }
 
+/// Two machines use an image at once, and reboot.
+#[test]
+fn an_ephemeral_run_only_reads_its_image() -> Outcome {
+    let scratch = Scratch::new()?;
+    disk(&scratch, CONFIGURATION)?;
+    image::qemu_img(
+        &scratch,
+        &["convert", "-O", "qcow2", "disk.raw", "disk.qcow2"],
+    )?;
+    let before = scratch.fingerprints()?;
+    for image in ["disk.raw", "disk.qcow2"] {
+        let start = || Guest::start_on(&scratch, image, &["--ephemeral"]);
+        let (mut first, mut second) = (start()?, start()?);
+        for guest in [&mut first, &mut second] {
+            for answer in [b'r', b'p'] {
+                let line = guest.line()?;
+                ensure!(line.contains("marker=first"), "{line}");
+                let initrd = guest.line()?;
+                ensure!(initrd == "the initial RAM disk", "{initrd}");
+                guest.answer(answer)?;
+            }
+        }
+        for guest in [first, second] {
+            let (code, stderr) = guest.end()?;
+            ensure!(code == Some(0), "{image}: {code:?}: {stderr}");
+        }
+        ensure!(scratch.fingerprints()? == before, "{image} is another");
+    }
+    let nowhere = Run::new(&tools::instar()?, scratch.path())
+        .args(["run", "disk.raw", "--ephemeral"])
+        .env("TMPDIR", "/proc")
+        .go()?;
+    nowhere.expect_code(1)?;
+    ensure!(
+        nowhere.err().contains("name another folder by TMPDIR"),
+        "{}",
+        nowhere.describe()
+    );
+    Ok(())
+}
+
 /// A run that does not come to a guest says this.
 fn refused(scratch: &Scratch, options: &[&str], sentence: &str) -> Outcome {
     let guest = Guest::start(scratch, options)?;

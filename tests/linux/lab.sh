@@ -114,6 +114,15 @@ machine reboot reboot --memory 128M --disk count.raw
 same 'reboot exit code' $? 0
 expect reboot 'boot 1' 'boot 2' 'boot 3'
 
+### An image that is only read: its boots are counted in a file that ends with the machine.
+truncate -s 1M thrown.raw
+qemu-img convert -f raw -O qcow2 thrown.raw thrown.qcow2
+before=$(sha256sum <thrown.qcow2)
+machine thrown reboot --memory 128M thrown.qcow2 --ephemeral --net none
+same 'thrown exit code' $? 0
+expect thrown 'boot 1' 'boot 2' 'boot 3'
+same 'thrown away' "$(sha256sum <thrown.qcow2)" "$before"
+
 ### The power button; a guest that does not listen is stopped.
 machine button button --memory 128M &
 until grep -q '^guest: waiting' /results/button; do sleep 0.2; done

@@ -15,7 +15,7 @@ use instar_tests::scratch::Scratch;
 const LIMIT: Duration = Duration::from_secs(1400);
 
 /// Things that must be right, among others: no script that ends early passes.
-const NEEDED: [&str; 25] = [
+const NEEDED: [&str; 27] = [
     "all cpus 4",
     "all clock kvm-clock",
     "power-off",
@@ -35,6 +35,8 @@ const NEEDED: [&str; 25] = [
     "console out",
     "console console hello to hvc0",
     "reboot boot 3",
+    "thrown boot 3",
+    "thrown away",
     "button pressed",
     "deaf exit code",
     "recycled rounds 3",

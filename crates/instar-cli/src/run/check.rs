@@ -135,6 +135,9 @@ fn boots(config: &Config) -> Result<(), String> {
     if config.image.is_none() && config.format.is_some() {
         return Err("--format belongs to a disk image that is booted".into());
     }
+    if config.image.is_none() && config.ephemeral {
+        return Err("--ephemeral belongs to a disk image that is booted".into());
+    }
     match (&config.kernel, &config.firmware) {
         (None, None) if config.scans() && config.initrd.is_some() => {
             Err("--initrd belongs to --kernel".into())

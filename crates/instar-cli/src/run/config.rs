@@ -26,6 +26,9 @@ pub struct Config {
     /// Its format; by default qcow2 if its name ends in `.qcow2`, which no guest can change, and else raw.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,
+    /// What the guest writes to the image is thrown away at the end.
+    #[serde(skip_serializing_if = "is_default")]
+    pub ephemeral: bool,
     /// The boot loader's entry that is booted, if not its default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entry: Option<String>,
@@ -82,6 +85,7 @@ impl Default for Config {
         Self {
             image: None,
             format: None,
+            ephemeral: false,
             entry: None,
             append: None,
             kernel: None,
@@ -443,12 +447,12 @@ impl Config {
 
     /// The format of the image.
     #[must_use]
-    pub fn image_format(&self) -> ImageFormat {
+    pub fn disk_format(&self) -> Format {
         let by_name = || match self.image.as_ref().and_then(|image| image.extension()) {
             Some(extension) if extension == "qcow2" => Format::Qcow2,
             _ => Format::Raw,
         };
-        self.format.unwrap_or_else(by_name).image_format()
+        self.format.unwrap_or_else(by_name)
     }
 
     /// Whether the kernel is what the image boots.

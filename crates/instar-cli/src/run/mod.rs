@@ -1,10 +1,11 @@
 //! `instar run`: a Linux guest in the foreground.
 //!
 //! - `options`, `config`, `check`: what is typed, the whole machine, what does not go together;
-//! - `scan`: the search for what an image boots; `seed`: the disk for cloud-init; `output`: what is told.
+//! - `ephemeral`: an image that is only read; `scan`: the search for what an image boots; `seed`: the disk for cloud-init; `output`: what is told.
 
 mod check;
 pub mod config;
+mod ephemeral;
 mod options;
 mod output;
 mod scan;
@@ -17,9 +18,8 @@ use crate::failure::system_text;
 use crate::serve::live;
 use config::{Config, Disk, Format, Net, NetKind, Stream, Transport};
 use instar_sandbox::machine::{
-    self, BootFiles, DiskFile, DiskImage, MachineJob, NetName, NetTo, UserNet, VsockName,
+    self, Before, BootFiles, DiskFile, DiskImage, MachineJob, NetName, NetTo, UserNet, VsockName,
 };
-use instar_shared::op::ImageFormat;
 use instar_user_net::forward::Forward;
 use instar_vmm::machine::parts::{self, RateLimit};
 use scan::ImageScan;
@@ -56,6 +56,7 @@ Exit codes:
 Examples:
   instar run debian.raw --ssh-key ~/.ssh/id_ed25519.pub --hostname debian
   instar run debian.qcow2 --net user --forward tcp:2222:22
+  instar run debian.qcow2 --ephemeral
   instar run debian.raw --entry '1>0' --append single --dry-run
   instar run --kernel vmlinuz --initrd initrd.img --disk disk.raw
   instar run --kernel vmlinux --cmdline 'console=ttyS0 root=/dev/vda' --disk root.raw --cpus 4 --memory 2G
@@ -92,9 +93,12 @@ pub fn run(options: &RunOptions, limits: &LimitOptions) -> Result<u8, UsageError
         output.say(&format!("warning: {remark}"));
     }
     let seed = seed::disk(&config.cloud_init).map_err(UsageError::plain)?;
+    let (config, limits, overlay) =
+        ephemeral::over(config, limits.clone()).map_err(UsageError::plain)?;
     let job = MachineJob {
         seed,
-        ..job(config, options, limits)?
+        before: overlay.map(|overlay| Rc::new(overlay) as Rc<dyn Before>),
+        ..job(config, options, &limits)?
     };
     Ok(machine::run_machine(&job, &mut output))
 }
@@ -130,10 +134,10 @@ fn job(
             file: image.clone(),
             ..Disk::default()
         };
-        disks.push(disk_image(file, config.image_format(), limits)?);
+        disks.push(disk_image(file, config.disk_format(), limits)?);
     }
     for other in std::mem::take(&mut config.disk) {
-        let format = other.format.unwrap_or(Format::Raw).image_format();
+        let format = other.format.unwrap_or(Format::Raw);
         disks.push(disk_image(other, format, limits)?);
     }
     let cmdline = config.cmdline();
@@ -163,6 +167,7 @@ fn job(
         recycle: options.recycle(),
         disks,
         seed: None,
+        before: None,
         nets: config.net.into_iter().filter_map(net).collect(),
         vsock: config.vsock.map(|vsock| VsockName {
             cid: vsock.cid,
@@ -172,13 +177,9 @@ fn job(
 }
 
 /// A disk over an image of this format.
-fn disk_image(
-    of: Disk,
-    format: ImageFormat,
-    limits: &LimitOptions,
-) -> Result<DiskImage, UsageError> {
+fn disk_image(of: Disk, format: Format, limits: &LimitOptions) -> Result<DiskImage, UsageError> {
     let disk = disk(of);
-    if format == ImageFormat::Raw {
+    if format == Format::Raw {
         return Ok(DiskImage::Raw(disk));
     }
     // --memory is the machine's.
@@ -186,7 +187,7 @@ fn disk_image(
         memory: None,
         ..limits.clone()
     };
-    let image = live::image(disk, format, &limits)?;
+    let image = live::image(disk, format.image_format(), &limits)?;
     Ok(DiskImage::Live(Box::new(image)))
 }
 

@@ -18,6 +18,9 @@ pub struct RunOptions {
     /// The image's format (default: qcow2 if its name ends in .qcow2, else raw)
     #[arg(short = 'f', long, value_name = "FORMAT")]
     pub format: Option<Format>,
+    /// Only read the image: what the guest writes goes to a file without a name in TMPDIR (default: /var/tmp)
+    #[arg(long)]
+    pub ephemeral: bool,
     /// Start this entry of the image's boot loader: its index, ID or title (default: the boot loader's default)
     #[arg(long, value_name = "ENTRY", allow_hyphen_values = true)]
     pub entry: Option<String>,
@@ -170,6 +173,7 @@ impl RunOptions {
         }
         over(&mut config.image, &self.image);
         over(&mut config.format, &self.format);
+        config.ephemeral |= self.ephemeral;
         over(&mut config.entry, &self.entry);
         over(&mut config.append, &self.append);
         let cloud = &mut config.cloud_init;

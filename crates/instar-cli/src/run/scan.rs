@@ -55,7 +55,7 @@ impl ImageScan {
     pub fn new(config: &Config, limits: &LimitOptions) -> Self {
         Self {
             image: config.image.clone().unwrap_or_default(),
-            format: config.image_format(),
+            format: config.disk_format().image_format(),
             entry: config.entry.clone(),
             words: Words {
                 instead: config.cmdline.clone(),

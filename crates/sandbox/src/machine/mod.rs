@@ -14,6 +14,7 @@
 //! What a disk boots is found before each boot by an operation in a process of its own (`scan`), so that a kernel which
 //! the guest has installed counts from its next boot on.
 
+mod aside;
 mod child;
 mod connect;
 mod files;
@@ -23,6 +24,7 @@ mod scan;
 mod terminal;
 mod worker;
 
+pub use aside::path as path_of_open;
 pub(crate) use child::{Child, EXIT_FAILED, failed, forked};
 pub(crate) use files::open_disk;
 
@@ -58,6 +60,8 @@ pub struct MachineJob {
     pub serial: Stream,
     /// The virtio console.
     pub console: Stream,
+    /// Is done before anything is opened.
+    pub before: Option<Rc<dyn Before>>,
     /// Disks.
     pub disks: Vec<DiskImage>,
     /// The bytes of one more disk, which is read only: what the guest's cloud-init is told.
@@ -84,6 +88,12 @@ pub trait Scan: std::fmt::Debug {
     /// empty, and writes to standard output how it is loaded, a [`instar_shared::bootscan::BootPlan`], and behind it the
     /// kernel's command line. Returns the exit code: 0, or another if it has told the user why there is nothing to boot.
     fn run(&self, kernel: &Path, initrd: &Path) -> u8;
+}
+
+/// Makes a file that a machine needs.
+pub trait Before: std::fmt::Debug {
+    /// Runs in a process of its own. Returns the exit code: 0, or another if it has told the user what went wrong.
+    fn run(&self) -> u8;
 }
 
 /// What is started.

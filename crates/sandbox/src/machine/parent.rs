@@ -5,7 +5,9 @@ use super::child::{Child, EXIT_FAILED, failed, forked};
 use super::connect::{self, Asked};
 use super::files::MachineFiles;
 use super::terminal::Raw;
-use super::{BootFiles, MachineFailure, MachineJob, MachineOutput, Stream, network, scan, worker};
+use super::{
+    BootFiles, MachineFailure, MachineJob, MachineOutput, Stream, aside, network, scan, worker,
+};
 use crate::live;
 use crate::signals;
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -25,6 +27,12 @@ pub fn run(job: &MachineJob, output: &mut dyn MachineOutput) -> Result<u8, Machi
     })?;
     let button = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
     let button = button.map_err(failed("eventfd"))?;
+    if let Some(before) = &job.before {
+        let code = aside::run(&mask, || Ok(()), || before.run())?;
+        if code != 0 {
+            return Ok(code);
+        }
+    }
     let mut files = MachineFiles::open(job, output)?;
     let at_terminal = [&job.serial, &job.console].contains(&&Stream::Stdio);
     let raw = if at_terminal { Raw::enter()? } else { None };
