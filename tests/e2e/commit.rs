@@ -1,7 +1,6 @@
 //! `commit` beside `qemu-img commit`: texts, exit codes, and everything that is seen of all files afterwards.
 
 use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use instar_tests::image::{bitmap, io, qemu_img, snapshot};
@@ -11,6 +10,7 @@ use instar_tests::tools;
 use instar_tests::twins::Twins;
 
 use crate::Outcome;
+use crate::files::Holder;
 
 const BASE: &str = "base.qcow2";
 const MID: &str = "mid.qcow2";
@@ -399,28 +399,16 @@ fn images_in_use_are_refused_in_the_same_words() -> Outcome {
             for args in [&[TOP][..], &["-b", BASE, TOP]] {
                 let mut twins = Twins::new()?;
                 twins.build(|s| three(s, ["", "", ""]))?;
-                let mut holders = Vec::new();
-                for folder in [twins.theirs(), twins.ours()] {
-                    let mode = if read_only { "-r" } else { "-n" };
-                    let words = ["-f", "qcow2", mode, "-c", "sleep 60000", *held];
-                    let words = if read_only {
-                        words
-                    } else {
-                        ["-f", "qcow2", "-d", "off", "-c", "sleep 60000"]
-                    };
-                    let mut run = Run::new(&tools::qemu_io()?, folder.path()).args(words);
-                    if !read_only {
-                        run = run.args([*held]);
-                    }
-                    holders.push(run.start()?);
-                }
-                std::thread::sleep(Duration::from_millis(700));
+                let access = if read_only {
+                    &["-f", "qcow2", "-r", "-c", "sleep 60000"][..]
+                } else {
+                    &["-f", "qcow2", "-d", "off", "-c", "sleep 60000"]
+                };
+                let hold = |folder| Holder::open(folder, access, held);
+                let holders = [hold(twins.theirs())?, hold(twins.ours())?];
                 let args = [&["commit"], args].concat();
                 let ran = twins.run(&args);
-                for mut holder in holders {
-                    holder.kill()?;
-                    holder.wait()?;
-                }
+                drop(holders);
                 ran.with_context(|| format!("{held} is held, read only: {read_only}"))?;
             }
         }

@@ -160,11 +160,11 @@ fn an_image_in_use_is_refused_in_the_same_words() -> Outcome {
 fn a_target_in_the_making_keeps_other_writers_out() -> Outcome {
     let scratch = stage()?;
     image::create(&scratch, "there.qcow2", &[], "1M")?;
-    // 24 MiB at 4 MiB a second.
+    // 24 MiB at 2 MiB a second.
     let words = [
         "convert",
         "-r",
-        "4M",
+        "2M",
         "-O",
         "qcow2",
         "top.qcow2",

@@ -17,7 +17,7 @@ use crate::Outcome;
 use crate::block_device::Loop;
 
 /// How long a process may take to open its files.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn go(scratch: &Scratch, program: &Path, args: &[&str]) -> Outcome {
     let done = Run::new(program, scratch.path()).args(args).go()?;

@@ -16,8 +16,8 @@ use crate::Outcome;
 const NAME: &str = "disk.qcow2";
 /// What both print last, when all is done.
 const ALL: &str = "    (100.00/100%)\r\n";
-/// "At once", on a busy machine.
-const SOON: Duration = Duration::from_secs(3);
+/// Before the five seconds after which a worker that does not end is killed.
+const SOON: Duration = Duration::from_millis(4500);
 /// L1 entries of an image whose repair takes two seconds or more.
 const LONG_TABLES: u64 = 3 << 15;
 /// L2 tables of an image that is changed for longer than a signal takes.

@@ -28,7 +28,7 @@ impl Holder {
         let path = scratch.file(name).canonicalize()?;
         let fds = format!("/proc/{}/fd", holder.0.id());
         let started = Instant::now();
-        while started.elapsed() < Duration::from_secs(10) {
+        while started.elapsed() < Duration::from_secs(120) {
             let open = std::fs::read_dir(&fds)?
                 .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
                 .any(|target| target == path);

@@ -9,8 +9,8 @@ use rustix::process::Signal;
 
 use crate::Outcome;
 
-/// "At once", on a busy machine.
-const SOON: Duration = Duration::from_secs(2);
+/// Before the five seconds after which a worker that does not end is killed.
+const SOON: Duration = Duration::from_millis(4500);
 
 /// A signal to the broker ends the run with `code`.
 fn ends_with(signal: Signal, code: i32) -> Outcome {

@@ -30,10 +30,15 @@ pub fn of(pid: u32) -> Vec<u32> {
     all
 }
 
-/// Whether a process is there, and has not ended.
+/// Whether a process is there, and one of its threads has not ended. Its first thread may end before the others (`Z`), and
+/// all of them have its files until the last has ended (proc_pid_task(5)).
 #[must_use]
 pub fn is_there(pid: u32) -> bool {
-    status(pid, "State").is_ok_and(|state| !state.starts_with('Z'))
+    let ended = status(pid, "State").is_ok_and(|state| state.starts_with(['Z', 'X']));
+    match std::fs::read_dir(format!("/proc/{pid}/task")) {
+        Ok(threads) => !ended || threads.count() > 1,
+        Err(_) => false,
+    }
 }
 
 /// Kills a program, and waits until none of its processes is there.

@@ -2,13 +2,13 @@
 
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::crafted;
+use crate::family;
 use crate::run::{Outcome, Run};
 use crate::scratch::Scratch;
 use crate::tools;
@@ -18,7 +18,7 @@ pub const LONG_IMAGE: &str = "long.qcow2";
 /// L1 entries of it: half a minute of work.
 const LONG_TABLES: u64 = 1 << 20;
 /// How long to wait for anything that takes milliseconds.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// CPU time of a worker that certainly runs its guest, in clock ticks of 10 ms.
 const BUSY_TICKS: u64 = 10;
 
@@ -96,7 +96,7 @@ impl Live {
     /// Waits for the end of the worker alone.
     pub fn worker_ended(&self) -> Result<()> {
         let waiting = Instant::now();
-        while is_alive(self.worker) {
+        while family::is_there(self.worker.unsigned_abs()) {
             ensure!(waiting.elapsed() < PATIENCE, "the worker is left behind");
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -130,7 +130,7 @@ impl Live {
 impl Drop for Live {
     fn drop(&mut self) {
         if let Some(worker) = rustix::process::Pid::from_raw(self.worker)
-            && is_alive(self.worker)
+            && family::is_there(self.worker.unsigned_abs())
         {
             let _ = rustix::process::kill_process(worker, rustix::process::Signal::KILL);
         }
@@ -166,13 +166,6 @@ pub fn status(pid: impl std::fmt::Display, key: &str) -> Result<String> {
         .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
         .map(|value| value.trim().to_owned())
         .with_context(|| format!("{path} has no {key}"))
-}
-
-/// Whether a process exists and is no zombie.
-fn is_alive(pid: i32) -> bool {
-    pid > 0
-        && Path::new(&format!("/proc/{pid}")).exists()
-        && status(pid, "State").is_ok_and(|state| !state.starts_with('Z'))
 }
 
 fn rest(pipe: Option<impl Read>) -> Result<Vec<u8>> {

@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 /// Columns of the terminal.
 pub const COLUMNS: u16 = 60;
 /// How long to wait for anything that takes milliseconds.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Which streams of a run the terminal gets; the others are pipes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

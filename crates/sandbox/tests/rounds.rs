@@ -148,7 +148,7 @@ fn signals_reach_the_repair_and_nothing_is_left() {
         }
         let (ended, text, took) = running.end();
         assert_eq!(ended, Some(code), "{how} {signals:?}: {text}");
-        assert!(took < Duration::from_secs(9), "{how} {took:?}");
+        assert!(took < Duration::from_secs(60), "{how} {took:?}");
         let left: Vec<&i32> = all.iter().filter(|pid| is_there(**pid)).collect();
         assert!(left.is_empty(), "{how} {signals:?}: {left:?}");
         if how == "stubborn" {
@@ -181,7 +181,7 @@ fn broker_that_dies_takes_all_rounds_with_it() {
     let running = Running::of(job(&top, "stubborn", None));
     let all = below(running.broker());
     running.signal(running.broker(), libc::SIGKILL);
-    for _ in 0..100 {
+    for _ in 0..2000 {
         if !all.iter().any(|pid| is_there(*pid)) {
             return;
         }

@@ -170,7 +170,7 @@ impl Bed {
 
     /// The next packet that the guest gets.
     fn next(&mut self) -> Packet {
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + Duration::from_secs(120);
         while self.got.is_empty() {
             assert!(Instant::now() < end, "no packet came");
             self.turn();
@@ -206,7 +206,7 @@ impl Bed {
 
 fn is_closed(program: &mut UnixStream) -> bool {
     program
-        .set_read_timeout(Some(Duration::from_secs(20)))
+        .set_read_timeout(Some(Duration::from_secs(120)))
         .unwrap();
     matches!(program.read(&mut [0; 10]), Ok(0) | Err(_))
 }
