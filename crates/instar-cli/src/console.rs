@@ -153,7 +153,9 @@ impl Console {
                     .map_err(|_| "the record's length is wrong".to_owned())?;
                 let (done, total) = (progress.done.get(), progress.total.get());
                 match &mut self.percent {
-                    Some(percent) => percent.update(done, total, &mut self.stdout),
+                    // That all is done is said once, at the end, however late a guest says so.
+                    Some(percent) if done < total => percent.update(done, total, &mut self.stdout),
+                    Some(_) => {}
                     None => self.progress.update(done, total),
                 }
             }
