@@ -18,6 +18,9 @@ fn guest(mut port: Port) -> Vec<Vec<LiveQuery>> {
     port.answered(&[], true).unwrap();
     loop {
         let batch = port.queries().unwrap();
+        if batch.is_empty() {
+            continue;
+        }
         let mut answers = Vec::new();
         for query in &batch {
             let mut head = AnswerHead::zeroed();
@@ -156,6 +159,59 @@ fn what_is_forgotten_on_its_way_is_abandoned_before_anything_else() {
     assert_eq!(kinds, expected.map(QueryKind::raw));
     assert_eq!(tickets(&seen[2], QueryKind::Abandon), [7, 41]);
     assert_eq!(tickets(&seen[2], QueryKind::Link), [40]);
+}
+
+#[test]
+fn links_go_with_the_next_question() {
+    let (mut asking, guest) = open();
+    let now = Instant::now();
+    asking.ask(None, Question::Link { ticket: 5 });
+    assert!(!asking.is_due(now) && asking.holds());
+    asking.ask(Some(1), allocate(6));
+    assert!(asking.is_due(now) && !asking.holds());
+    asking.send().unwrap();
+    // A batch is on its way: this one waits for it, however long it takes.
+    asking.ask(None, Question::Link { ticket: 6 });
+    assert!(!asking.is_due(now) && asking.holds());
+    assert_eq!(next(&mut asking).len(), 2);
+    // And for company, but not for ever.
+    for ticket in 7..6 + u32::try_from(MOST_HELD).unwrap() {
+        asking.ask(None, Question::Link { ticket });
+    }
+    assert!(asking.is_due(now), "so many do not wait");
+    asking.send().unwrap();
+    assert_eq!(next(&mut asking).len(), MOST_HELD);
+    asking.ask(None, Question::Link { ticket: 99 });
+    assert!(!asking.is_due(now));
+    assert!(!asking.is_due(now + HOLD / 2));
+    assert!(asking.is_due(now + HOLD));
+    drop(asking);
+    let seen = guest.join().unwrap();
+    let kinds: Vec<u32> = seen[1].iter().map(|query| query.kind.get()).collect();
+    let expected = [QueryKind::Link, QueryKind::Allocate];
+    assert_eq!(kinds, expected.map(QueryKind::raw));
+}
+
+#[test]
+fn links_are_sent_at_the_end_while_a_batch_is_on_its_way() {
+    let (mut asking, guest) = open();
+    asking.ask(Some(1), allocate(6));
+    asking.send().unwrap();
+    for ticket in 1..=100 {
+        asking.ask(None, Question::Link { ticket });
+    }
+    asking.ask(Some(2), Question::Flush);
+    asking.end();
+    // Nobody takes the answers.
+    drop(asking);
+    let seen = guest.join().unwrap();
+    let links: Vec<u32> = seen
+        .iter()
+        .flat_map(|batch| tickets(batch, QueryKind::Link))
+        .collect();
+    assert_eq!(links, (1..=100).collect::<Vec<u32>>());
+    let last = seen.last().unwrap();
+    assert_eq!(last[0].kind.get(), QueryKind::Close.raw());
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub trait Questions: Debug + Send {
     /// Takes a question; `by` comes back with its answer.
     fn ask(&mut self, by: Option<u64>, question: Question);
 
-    /// Sends what was taken, as far as it can be sent now.
+    /// Sends what was taken, as far as it can be sent now and is worth it: what nobody waits for may go later.
     ///
     /// # Errors
     /// There will be no more answers.
@@ -40,6 +40,12 @@ pub trait Questions: Debug + Send {
     /// Has those who asked forgotten; on return nothing of theirs is asked any more but links and what abandons
     /// allocations.
     fn forget(&mut self);
+
+    /// Whether something waits that is sent later without another question: [`Self::send`] is to be called again.
+    fn holds(&self) -> bool;
+
+    /// Sends links and what abandons allocations, as no more answers will be taken.
+    fn end(&mut self);
 }
 
 /// A question and its answer.
@@ -129,6 +135,18 @@ impl<Q: Questions> LiveBackend<Q> {
     /// Who is asked.
     pub const fn questions(&mut self) -> &mut Q {
         &mut self.questions
+    }
+
+    /// Whether [`Self::poll`] is to be called again after a while, though nothing is on its way.
+    pub fn holds(&self) -> bool {
+        self.gone.is_none() && self.questions.holds()
+    }
+
+    /// No answers will be taken any more: what the guest has been told to be written is linked.
+    pub fn leave(&mut self) {
+        if self.gone.is_none() {
+            self.questions.end();
+        }
     }
 
     /// With another guest's memory from now on; no request may be on its way.

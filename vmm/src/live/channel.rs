@@ -21,6 +21,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use vmm_sys_util::signal::{block_signal, unblock_signal};
 
 /// Bytes of a packet of answers at most: with what the kernel adds, a few of them fit a socket's buffer.
 const PACKET_BYTES: usize = 48 << 10;
@@ -395,6 +396,8 @@ pub struct Port {
     /// Something was asked: before that the guest says that it is ready, and answers nothing.
     asked: bool,
     orphaned: bool,
+    /// It ticked while nobody asked: until somebody does, the vCPU's timer wakes nobody.
+    idle: bool,
 }
 
 impl Port {
@@ -406,6 +409,7 @@ impl Port {
             packet: Vec::new(),
             asked: false,
             orphaned: false,
+            idle: false,
         }
     }
 
@@ -454,15 +458,21 @@ impl Resident for Port {
     }
 
     fn queries(&mut self) -> io::Result<Vec<LiveQuery>> {
-        if self.orphaned {
-            return Ok(self.last());
-        }
         let mut queries = [LiveQuery::zeroed(); MAX_BATCH];
         let bytes = queries.as_mut_bytes();
-        let len = match rustix::net::recv(&self.socket, bytes, RecvFlags::empty()) {
+        // A machine at rest would be woken ten times a second by each of its images. While the guest is not entered,
+        // there is nothing to be limited.
+        let quiet = self.idle && block_signal(libc::SIGALRM).is_ok();
+        let received = rustix::net::recv(&self.socket, bytes, RecvFlags::empty());
+        if quiet {
+            unblock_signal(libc::SIGALRM).map_err(|_| io::Error::other("the timer is lost"))?;
+        }
+        self.idle = received == Err(rustix::io::Errno::INTR);
+        let len = match received {
             Ok((len, _)) => len,
             Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
-            Err(rustix::io::Errno::CONNRESET) => 0,
+            // It ended before it took all answers. What it had asked is still to come.
+            Err(rustix::io::Errno::CONNRESET) => return Ok(Vec::new()),
             Err(error) => return Err(error.into()),
         };
         let count = len.checked_div(size_of::<LiveQuery>()).unwrap_or(0);

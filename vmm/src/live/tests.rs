@@ -272,6 +272,14 @@ impl Questions for Fake {
             self.taken.push_back((None, Question::Abandon { ticket }));
         }
     }
+
+    fn holds(&self) -> bool {
+        false
+    }
+
+    fn end(&mut self) {
+        self.forget();
+    }
 }
 
 #[derive(Debug, Default)]

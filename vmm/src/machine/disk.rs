@@ -9,7 +9,7 @@ use crate::VmError;
 use crate::block::{
     ChangeLimits, FileBackend, Files, Finish, Finished, Handover, HostFile, IoPool, Shared,
 };
-use crate::live::asking::Asking;
+use crate::live::asking::{Asking, HOLD};
 use crate::live::backend::{LiveBackend, LiveParts};
 use crate::memory::GuestSlot;
 use crate::threads::{Begun, Confine};
@@ -35,6 +35,8 @@ const BLOCK_BYTES: std::ops::RangeInclusive<u32> = 512..=4096;
 const LIMIT_EVENT: u32 = BACKEND_EVENT + 1;
 /// Event of the channel to a microVM.
 const ANSWERS_EVENT: u32 = BACKEND_EVENT + 2;
+/// Event of the timer that ends a wait of links for company.
+const HOLD_EVENT: u32 = BACKEND_EVENT + 3;
 
 /// A disk's device.
 #[derive(Debug)]
@@ -186,12 +188,9 @@ impl Disks {
         let mut timer = None;
         if let Some(limiter) = rate.and_then(limiter) {
             device = device.with_limit(limiter, Box::new(Monotonic(Instant::now())));
-            let made = TimerFd::new().map_err(|e| VmError::Start {
-                what: "a disk's limit",
-                source: std::io::Error::from_raw_os_error(e.errno()),
-            })?;
-            timer = Some(made);
+            timer = Some(Timer::new()?);
         }
+        let hold = answers.as_ref().map(|_| Timer::new()).transpose()?;
         let device = Arc::new(Mutex::new(device));
         let shared: SharedDevice = device.clone();
         let queues = QueueEvents::of(&shared)?;
@@ -201,7 +200,7 @@ impl Disks {
             finished,
             answers,
             timer,
-            armed: false,
+            hold,
         };
         Ok(Wired {
             device: shared,
@@ -321,20 +320,47 @@ struct DiskEvents {
     /// Readable when a microVM has answered.
     answers: Option<Arc<OwnedFd>>,
     /// To go on when the limit lets it.
-    timer: Option<TimerFd>,
+    timer: Option<Timer>,
+    /// To send links that no question came for.
+    hold: Option<Timer>,
+}
+
+/// A timer that goes off once each time it is armed.
+#[derive(Debug)]
+struct Timer {
+    timer: TimerFd,
     /// It runs.
     armed: bool,
 }
 
-impl DiskEvents {
-    /// Has the timer go off when the limit is to be looked at again.
-    fn arm(&mut self, closed_for: Option<Duration>) {
-        let (Some(timer), Some(wait)) = (&mut self.timer, closed_for) else {
-            return;
-        };
+impl Timer {
+    fn new() -> Result<Self, VmError> {
+        let timer = TimerFd::new().map_err(|e| VmError::Start {
+            what: "a disk's timer",
+            source: std::io::Error::from_raw_os_error(e.errno()),
+        })?;
+        let armed = false;
+        Ok(Self { timer, armed })
+    }
+
+    /// Has it go off after `wait`, unless it runs.
+    fn arm(&mut self, wait: Duration) {
         if !self.armed {
-            self.armed = timer.reset(wait, None).is_ok();
+            self.armed = self.timer.reset(wait, None).is_ok();
         }
+    }
+
+    /// It has gone off.
+    fn take(&mut self) {
+        let _ = self.timer.wait();
+        self.armed = false;
+    }
+}
+
+impl Drop for DiskEvents {
+    fn drop(&mut self) {
+        let mut device = self.device.lock().unwrap_or_else(PoisonError::into_inner);
+        device.backend().leave();
     }
 }
 
@@ -347,7 +373,12 @@ impl MutEventSubscriber for DiskEvents {
             watch(ops, Events::with_data(answers, ANSWERS_EVENT, EventSet::IN));
         }
         if let Some(timer) = &self.timer {
-            watch(ops, Events::with_data(timer, LIMIT_EVENT, EventSet::IN));
+            let events = Events::with_data(&timer.timer, LIMIT_EVENT, EventSet::IN);
+            watch(ops, events);
+        }
+        if let Some(hold) = &self.hold {
+            let events = Events::with_data(&hold.timer, HOLD_EVENT, EventSet::IN);
+            watch(ops, events);
         }
     }
 
@@ -358,21 +389,29 @@ impl MutEventSubscriber for DiskEvents {
         if let Some(index) = self.queues.notified(events) {
             device.kick(index);
         } else if [BACKEND_EVENT, ANSWERS_EVENT].contains(&events.data()) {
-            device.complete(|store| store.take_news(&finished));
+            let answered = events.data() == ANSWERS_EVENT;
+            device.complete(|store| store.take_news(&finished, answered));
             if device.backend().gone().is_some()
                 && let Some(answers) = self.answers.take()
             {
                 // It would be readable for ever.
                 let _ = ops.remove(Events::empty(&answers));
             }
+        } else if events.data() == HOLD_EVENT {
+            self.hold.iter_mut().for_each(Timer::take);
+            device.complete(|_| ());
         } else if let Some(timer) = &mut self.timer {
-            let _ = timer.wait();
-            self.armed = false;
+            timer.take();
             device.serve();
         }
-        let closed_for = device.closed_for();
+        let (closed_for, holds) = (device.closed_for(), device.backend().holds());
         drop(device);
-        self.arm(closed_for);
+        if let (Some(timer), Some(wait)) = (&mut self.timer, closed_for) {
+            timer.arm(wait);
+        }
+        if let (Some(hold), true) = (&mut self.hold, holds) {
+            hold.arm(HOLD);
+        }
     }
 }
 

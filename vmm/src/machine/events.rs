@@ -179,6 +179,7 @@ struct HoldState {
     stopped: bool,
     paused: bool,
     parked: bool,
+    ended: bool,
 }
 
 impl Hold {
@@ -202,6 +203,16 @@ impl Hold {
 
     fn lock(&self) -> MutexGuard<'_, HoldState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The thread's end.
+struct Ending(Arc<Hold>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.lock().ended = true;
+        self.0.changed.notify_all();
     }
 }
 
@@ -229,20 +240,23 @@ impl EventThread {
             state: Mutex::default(),
             changed: Condvar::new(),
         });
-        let held = Arc::clone(&hold);
+        let ending = Ending(Arc::clone(&hold));
         let prepare = || {
             let mut events = EventManager::<Subscriber>::new().map_err(failed)?;
-            events.add_subscriber(Box::new(Held(Arc::clone(&held))));
+            events.add_subscriber(Box::new(Held(Arc::clone(&ending.0))));
             for subscriber in subscribers {
                 events.add_subscriber(subscriber);
             }
-            Ok((events, held))
+            Ok((events, ending))
         };
-        let serve = |(mut events, hold): (EventManager<Subscriber>, Arc<Hold>)| {
-            while hold.goes_on() {
+        let serve = |(mut events, ending): (EventManager<Subscriber>, Ending)| {
+            while ending.0.goes_on() {
                 // Interrupted by a signal: all of them are blocked but those that end the process.
                 let _ = events.run();
             }
+            // Subscribers do what is left to do at the end.
+            drop(events);
+            drop(ending);
         };
         let begun = threads::begin(ThreadKind::Device, confine, prepare, serve)?;
         Ok(Self {
@@ -278,6 +292,10 @@ impl EventThread {
 impl Drop for EventThread {
     fn drop(&mut self) {
         self.hold.set(|state| state.stopped = true);
+        // For a while: a thread may wait for whoever reads its output.
+        let runs = |state: &mut HoldState| !state.ended;
+        let state = self.hold.lock();
+        let _ = self.hold.changed.wait_timeout_while(state, PATIENCE, runs);
     }
 }
 

@@ -67,16 +67,34 @@ impl Store {
         }
     }
 
-    /// Takes what threads have done, and what the microVM has answered.
-    pub(in crate::machine) fn take_news(&mut self, finished: &SlotFinished) {
+    /// Takes what threads have done and, if it has `answered`, what the microVM says.
+    pub(in crate::machine) fn take_news(&mut self, finished: &SlotFinished, answered: bool) {
         for done in finished.take() {
             match self {
                 Self::File(backend) => backend.take_finished(done.token, done.completion),
                 Self::Live(backend) => backend.take_finished(done.token, done.completion),
             }
         }
-        if let Self::Live(backend) = self {
+        if let Self::Live(backend) = self
+            && answered
+        {
             backend.take_answers();
+        }
+    }
+
+    /// Whether it is to be polled again after [`crate::live::asking::HOLD`], though nothing is on its way.
+    pub fn holds(&self) -> bool {
+        match self {
+            Self::File(_) => false,
+            Self::Live(backend) => backend.holds(),
+        }
+    }
+
+    /// Nobody will take news any more.
+    pub fn leave(&mut self) {
+        match self {
+            Self::File(_) => {}
+            Self::Live(backend) => backend.leave(),
         }
     }
 

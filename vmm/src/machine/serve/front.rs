@@ -116,6 +116,11 @@ impl Front {
         self.device.backend().gone().cloned()
     }
 
+    /// Whether [`Self::complete`] is to be called after a while, though nothing has happened.
+    pub fn holds(&mut self) -> bool {
+        self.device.backend().holds()
+    }
+
     /// What the driver notifies.
     pub fn kick_event(&self) -> Option<Arc<File>> {
         self.ring.kick.clone()
@@ -138,10 +143,11 @@ impl Front {
         self.device.kick(0);
     }
 
-    /// Threads have finished something, or a microVM has answered.
-    pub fn complete(&mut self) {
+    /// Threads have finished something, or a microVM has `answered`.
+    pub fn complete(&mut self, answered: bool) {
         let finished = Arc::clone(&self.finished);
-        self.device.complete(|store| store.take_news(&finished));
+        let take = |store: &mut Store| store.take_news(&finished, answered);
+        self.device.complete(take);
     }
 
     /// The front end has gone.
@@ -169,8 +175,8 @@ impl Front {
                 if let Some((_, completion)) = backend.poll() {
                     break completion.result;
                 }
-                await_news(&finished, answers.as_deref())?;
-                backend.take_news(&finished);
+                let answered = await_news(&finished, answers.as_deref())?;
+                backend.take_news(&finished, answered);
             },
         };
         result.map(drop).map_err(|Errno(errno)| {
@@ -190,9 +196,15 @@ impl Front {
             return self.ring.base;
         }
         let (finished, answers) = (Arc::clone(&self.finished), self.answers());
-        while self.device.settle(|store| store.take_news(&finished)) > 0 {
-            if await_news(&finished, answers.as_deref()).is_err() {
-                break;
+        let mut answered = false;
+        while self
+            .device
+            .settle(|store| store.take_news(&finished, answered))
+            > 0
+        {
+            match await_news(&finished, answers.as_deref()) {
+                Ok(news) => answered = news,
+                Err(_) => break,
             }
         }
         if let DeviceState::Blk(Some(state)) = self.device.save() {
@@ -255,15 +267,15 @@ impl Front {
     }
 }
 
-/// Sleeps until threads have finished something, or there are answers.
-fn await_news(finished: &SlotFinished, answers: Option<&OwnedFd>) -> io::Result<()> {
+/// Sleeps until threads have finished something, or there are answers; whether there are.
+fn await_news(finished: &SlotFinished, answers: Option<&OwnedFd>) -> io::Result<bool> {
     // SAFETY: the event is open as long as it is borrowed.
     let event = unsafe { BorrowedFd::borrow_raw(finished.event().as_raw_fd()) };
-    let [done, _] = super::wait([Some(event), answers.map(AsFd::as_fd)])?;
+    let [done, answered] = super::wait([Some(event), answers.map(AsFd::as_fd)], None)?;
     if done {
         let _ = finished.event().read();
     }
-    Ok(())
+    Ok(answered)
 }
 
 /// Nothing of the kind is offered.

@@ -10,16 +10,24 @@ mod memory;
 use super::disk::Disks;
 use super::disk::store::Served;
 use crate::VmError;
+use crate::live::asking::HOLD;
 use crate::memory::GuestSlot;
 use crate::threads::{Begun, Confine, ThreadKind};
 use front::Front;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vhost::vhost_user::{BackendReqHandler, Error};
 use vm_memory::GuestMemoryMmap;
+
+/// [`HOLD`], for a wait.
+#[allow(clippy::cast_possible_wrap)] // milliseconds
+const HELD: Timespec = Timespec {
+    tv_sec: HOLD.as_secs() as i64,
+    tv_nsec: HOLD.subsec_nanos() as i64,
+};
 
 /// A disk that is served at a socket.
 #[derive(Debug)]
@@ -88,17 +96,18 @@ impl Server {
     fn next(&self) -> Result<Option<UnixStream>, VmError> {
         let answers = self.front().answers();
         loop {
-            let [stopped, answered, connected] = wait([
+            let longest = self.longest_wait();
+            let descriptors = [
                 Some(self.stop.as_fd()),
                 answers.as_deref().map(AsFd::as_fd),
                 Some(self.listener.as_fd()),
-            ])
-            .map_err(failed)?;
+            ];
+            let [stopped, answered, connected] = wait(descriptors, longest).map_err(failed)?;
             if stopped {
                 return Ok(None);
             }
-            if answered {
-                self.front().complete();
+            if answered || longest.is_some() {
+                self.front().complete(answered);
                 self.look_for_the_source()?;
             }
             if connected {
@@ -124,22 +133,24 @@ impl Server {
             let socket = unsafe { BorrowedFd::borrow_raw(requests.as_raw_fd()) };
             // SAFETY: the event lives as long as `finished`.
             let event = unsafe { BorrowedFd::borrow_raw(finished.event().as_raw_fd()) };
-            let [stopped, done, answered, kicked, asked] = wait([
+            let longest = self.longest_wait();
+            let descriptors = [
                 Some(self.stop.as_fd()),
                 Some(event),
                 answers.as_deref().map(AsFd::as_fd),
                 kick.as_deref().map(AsFd::as_fd),
                 Some(socket),
-            ])
-            .map_err(failed)?;
+            ];
+            let [stopped, done, answered, kicked, asked] =
+                wait(descriptors, longest).map_err(failed)?;
             if stopped {
                 return Ok(Left::Stopped);
             }
             if done {
                 let _ = finished.event().read();
             }
-            if done || answered {
-                self.front().complete();
+            if done || answered || longest.is_some() {
+                self.front().complete(answered);
                 self.look_for_the_source()?;
             }
             if kicked {
@@ -155,6 +166,11 @@ impl Server {
         }
     }
 
+    /// How long nothing may happen before the device is looked at again.
+    fn longest_wait(&self) -> Option<Timespec> {
+        self.front().holds().then_some(HELD)
+    }
+
     fn front(&self) -> MutexGuard<'_, Front> {
         self.front.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -167,23 +183,29 @@ fn failed(source: io::Error) -> VmError {
     }
 }
 
-/// Waits until one of the descriptors has something to say; which of them have.
-fn wait<const N: usize>(descriptors: [Option<BorrowedFd<'_>>; N]) -> io::Result<[bool; N]> {
-    let mut polled: Vec<PollFd<'_>> = descriptors
-        .iter()
-        .flatten()
-        .map(|descriptor| PollFd::new(descriptor, PollFlags::IN))
-        .collect();
-    match poll(&mut polled, None) {
+/// Waits until one of the descriptors has something to say, or for so long; which of them have.
+fn wait<const N: usize>(
+    descriptors: [Option<BorrowedFd<'_>>; N],
+    longest: Option<Timespec>,
+) -> io::Result<[bool; N]> {
+    let Some(any) = descriptors.iter().flatten().next().copied() else {
+        return Ok([false; N]);
+    };
+    // In the place of those that are not there: nothing is asked of it.
+    let mut polled = descriptors.map(|descriptor| match descriptor {
+        Some(descriptor) => PollFd::from_borrowed_fd(descriptor, PollFlags::IN),
+        None => PollFd::from_borrowed_fd(any, PollFlags::empty()),
+    });
+    match poll(&mut polled, longest.as_ref()) {
         Ok(_) => {}
         Err(rustix::io::Errno::INTR) => return Ok([false; N]),
         Err(e) => return Err(e.into()),
     }
-    let mut polled = polled.into_iter();
-    Ok(descriptors.map(|descriptor| {
-        let events = descriptor.and_then(|_| polled.next());
-        events.is_some_and(|polled| !polled.revents().is_empty())
-    }))
+    let mut ready = [false; N];
+    for ((ready, descriptor), polled) in ready.iter_mut().zip(descriptors).zip(&polled) {
+        *ready = descriptor.is_some() && !polled.revents().is_empty();
+    }
+    Ok(ready)
 }
 
 #[cfg(test)]
