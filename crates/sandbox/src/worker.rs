@@ -540,8 +540,9 @@ impl OperationHost for Host<'_> {
     }
 
     fn tick(&mut self) {
-        // A guest that derives a key says nothing for as long as that takes.
-        if !self.has_progressed {
+        // A guest that derives a key says nothing for as long as that takes; one that is asked by a disk's user has no
+        // progress, and its terminal is another guest's.
+        if !self.has_progressed && self.asked_by.is_none() {
             let unknown = Progress::zeroed();
             let payload = unknown.as_bytes();
             // An output that shows no progress needs none of this either.
