@@ -12,7 +12,7 @@
 
 use crate::confine;
 use crate::input::Growth;
-use crate::machine::{Child, MachineFailure, failed, forked};
+use crate::machine::{Child, MachineFailure, failed, forked, use_small_pages};
 use crate::open::{self, Opened, Refusal};
 use crate::output::{FileFacts, FileTable, JobError, Output};
 use crate::rounds::{Resident, Rounds, refresh};
@@ -105,6 +105,7 @@ impl LiveImage {
             };
             return Ok((child, unopened));
         }
+        use_small_pages();
         let kept = [asked.as_raw_fd(), sent.as_raw_fd(), read.file.as_raw_fd()];
         let output = (self.output)();
         let code = match confine::close_others(&kept) {

@@ -25,7 +25,7 @@ mod terminal;
 mod worker;
 
 pub use aside::path as path_of_open;
-pub(crate) use child::{Child, EXIT_FAILED, failed, forked};
+pub(crate) use child::{Child, EXIT_FAILED, failed, forked, use_small_pages};
 pub(crate) use files::open_disk;
 
 use crate::jail::JailError;

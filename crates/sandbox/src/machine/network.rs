@@ -2,7 +2,7 @@
 //!
 //! Each boot has one of its own, as it has a worker. Forwarded ports are bound once, before the first boot, and stay so.
 
-use super::child::{Child, EXIT_FAILED, failed, forked};
+use super::child::{Child, EXIT_FAILED, failed, forked, use_small_pages};
 use super::{MachineFailure, UserNet};
 use crate::confine;
 use crate::jail::Filter;
@@ -78,6 +78,7 @@ impl UserNetwork {
             return Ok((child, card));
         }
         drop(card);
+        use_small_pages();
         let code = match self.serve(link, parent) {
             Ok(()) => 0,
             Err(error) => {
