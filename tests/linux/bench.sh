@@ -9,16 +9,27 @@ T=/sys/kernel/tracing
 	exit 1
 }
 ip tuntap add dev tap0 mode tap && ip addr add 10.9.8.1/24 dev tap0 && ip link set tap0 up
-truncate -s 256M disk.raw
-dd if=/dev/urandom of=disk.raw bs=1M count=256 conv=notrunc 2>/dev/null
+dd if=/dev/urandom of=disk.raw bs=1M count=256 2>/dev/null
+
+# part NAME: whether it is to be measured.
+part() {
+	case " $INSTAR_PARTS " in
+	*" $1 "*) ;;
+	*) false ;;
+	esac
+}
 
 # vmm NAME DO: runs the machine; its console is on standard output.
 vmm() {
 	cmdline="console=ttyS0 quiet panic=-1 do=$2"
 	qemu() {
 		qemu-system-x86_64 -accel kvm -cpu host -m 128M -nodefaults -no-user-config -display none -serial stdio -no-reboot \
-			-kernel "$LAB/guest/vmlinuz" -initrd initrd -append "$cmdline" -drive if=none,id=d,file=disk.raw,format=raw \
-			-netdev "$netdev" "$@"
+			-kernel "$LAB/guest/vmlinuz" -initrd initrd -append "$cmdline" -drive "if=none,id=d,$disk" -netdev "$netdev" "$@" $more
+	}
+	own='--disk disk.raw' disk=file=disk.raw,format=raw more=
+	[ "$2" != qcow2 ] || {
+		own='--disk disk.qcow2,format=qcow2 --disk over.qcow2,format=qcow2' disk=file=disk.qcow2,format=qcow2
+		more='-drive if=none,id=over,file=over.qcow2,format=qcow2 -device virtio-blk-pci,drive=over'
 	}
 	net=tap:tap0 netdev=tap,id=n,ifname=tap0,script=no,downscript=no
 	[ "$2" != user ] || {
@@ -29,16 +40,16 @@ vmm() {
 	instar)
 		# shellcheck disable=SC2086 # Options of their own.
 		"$INSTAR_BIN" run --kernel "$LAB/guest/vmlinuz" --initrd initrd --memory 128M --cmdline "$cmdline" \
-			--disk disk.raw --net $net
+			$own --net $net
 		;;
 	pc) qemu -M pc -device virtio-blk-pci,drive=d -device virtio-net-pci,netdev=n ;;
 	microvm) qemu -M microvm,acpi=on,rtc=on,pcie=on -device virtio-blk-pci,drive=d -device virtio-net-pci,netdev=n ;;
 	esac </dev/null
 }
 
-# Private memory of the processes whose command line has `do=`, without their largest mapping each, which is the guest's.
+# Private memory of the processes whose command line has these words, without mappings as large as the guest's memory.
 private() {
-	for pid in $(pgrep -f "^[^ ]*(instar|qemu-system)[^ ]* .*do=$1"); do
+	for pid in $(pgrep -f "^[^ ]*(instar|qemu-system)[^ ]* .*$1"); do
 		awk '/^[0-9a-f]+-[0-9a-f]+ / { size = 0 }
 			/^Size:/ { size = $2 }
 			/^Private_(Clean|Dirty):/ { if (size < 65536) sum += $2 }
@@ -90,7 +101,7 @@ work() {
 	vm=$!
 	until grep -q '^guest: up' console; do sleep 0.2; done
 	sleep 1
-	echo "memory $1 $(private work)"
+	echo "memory $1 $(private do=work)"
 	wait $vm
 	# shellcheck disable=SC2086
 	kill $helpers 2>/dev/null
@@ -115,23 +126,44 @@ user() {
 	sed -n "s/\r//; s/^guest: \([a-z0-9]* \)\([0-9.]*\)$/\1$1 \2/p" console
 }
 
+# Requests to a live qcow2 image that is new for each machine: half of it has clusters; and to one over a raw one.
+qcow2() {
+	qemu-img convert -f raw -O qcow2 disk.raw disk.qcow2
+	qemu-img resize -q disk.qcow2 512M
+	qemu-img create -q -f qcow2 -b disk.raw -F raw over.qcow2
+	vmm "$1" qcow2 >console
+	sed -n "s/\r//; s/^guest: \([a-z0-9]* \)\([0-9.]*\)$/\1$1 \2/p" console
+	for image in disk over; do
+		qemu-img check -f qcow2 -q $image.qcow2 >&2 || echo "$1 left $image.qcow2 damaged" >&2
+	done
+	rm disk.qcow2 over.qcow2
+}
+
+. "$here/bench-cloud.sh"
+
 # Nobody pays for what is read from the lab's disk the first time.
 for machine in instar pc microvm; do
-	vmm $machine boot >console
+	[ "$INSTAR_PARTS" = cloud ] || vmm $machine boot >console
 done
+part cloud && cloud_begin
 for run in $(seq "$INSTAR_RUNS"); do
 	for machine in instar pc microvm; do
-		boot $machine
-		work $machine
-		[ $machine = microvm ] || user $machine
+		part boot && boot $machine
+		part work && work $machine
+		[ $machine != microvm ] || continue
+		part qcow2 && qcow2 $machine
+		part user && user $machine
+		part cloud && cloud $machine
 	done
 done | tee /results/measured >measured
-echo "what    machine       p50        p99   (of $INSTAR_RUNS)"
-for what in start boot exits memory read read4k write write4k send receive usersend userreceive userping; do
+echo "what         machine       p50        p99   (of $INSTAR_RUNS)"
+for what in start boot exits memory read read4k write write4k send receive \
+	qread qread4k qread4k8 qwrite qwrite4k qwrite4k8 qnew qnew4k qnew4k8 qover qover4k qover4k8 \
+	usersend userreceive userping ssh cloudmemory; do
 	for machine in instar pc microvm; do
 		awk -v what=$what -v machine=$machine '$1 == what && $2 == machine { print $3 }' measured | sort -n |
 			awk -v what=$what -v machine=$machine '{ v[NR] = $1 }
 				END { p = int(NR * 0.99 + 0.999); if (p > NR) p = NR
-					printf "%-8s %-8s %9s %10s\n", what, machine, v[int((NR + 1) / 2)], v[p] }'
+					if (NR) printf "%-12s %-8s %9s %10s\n", what, machine, v[int((NR + 1) / 2)], v[p] }'
 	done
 done

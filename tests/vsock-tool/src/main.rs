@@ -7,8 +7,13 @@
 //! * `send-tcp ADDRESS MIB`, `receive-tcp ADDRESS`: send zeros, and take them until they end. Both say how many MiB/s it was.
 //! * `serve-tcp ADDRESS COUNT`, `ping-tcp ADDRESS COUNT`: send back what comes, on so many connections; send a byte so many
 //!   times, each when the last has come back, and say how many microseconds that took, as a median.
+//! * `greeting ADDRESS SECONDS`: connects until somebody there says something, and prints that line; fails if that takes longer.
+//! * `disk FILE read|write FIRST-MIB MIB COUNT THREADS`: so many requests of 4 KiB at random places, by so many threads at
+//!   once, past the page cache; says how many MiB/s it was.
 //! * `mark VALUE`: writes a byte to port 0x3f0, for which `instar run --json` and tracepoints of KVM have the time.
 //! * `tsc-khz`: how often a millisecond the processor's time stamp counter counts.
+
+mod disk;
 
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::File;
@@ -22,7 +27,9 @@ use std::time::{Duration, Instant};
 const MARK_PORT: u16 = 0x3f0;
 /// Bytes of a write and of a read over TCP.
 const CHUNK: usize = 256 << 10;
-/// Between the two looks at the counter.
+/// The longest wait for a greeting on one connection.
+const GREETING: Duration = Duration::from_secs(5);
+/// Between the two looks at the counter, and between two connections.
 const LOOK: Duration = Duration::from_millis(200);
 /// How often each look is repeated: the one that nothing came between is kept.
 const TRIES: u32 = 2000;
@@ -69,6 +76,15 @@ fn main() -> Result<()> {
             })
         }
         ["ping-tcp", address, count] => ping(TcpStream::connect(address)?, count.parse()?),
+        ["greeting", address, seconds] => greeting(address, Duration::from_secs(seconds.parse()?)),
+        ["disk", path, what, at_mib, span_mib, count, threads] => disk::run(&disk::Load {
+            path,
+            what,
+            at_mib: at_mib.parse()?,
+            span_mib: span_mib.parse()?,
+            count: count.parse()?,
+            threads: threads.parse()?,
+        }),
         ["mark", value] => mark(value.parse()?),
         ["tsc-khz"] => tsc_khz(),
         _ => bail!("the first lines of its source say what it can do"),
@@ -150,6 +166,23 @@ fn ping(mut stream: TcpStream, count: usize) -> Result<()> {
     let median = took.get(count / 2).context("it was not asked at all")?;
     println!("{median}");
     Ok(())
+}
+
+/// Waits for a line from whoever will listen there; a port that is forwarded may take connections before.
+fn greeting(address: &str, patience: Duration) -> Result<()> {
+    let began = Instant::now();
+    while began.elapsed() < patience {
+        if let Ok(stream) = TcpStream::connect(address) {
+            stream.set_read_timeout(Some(GREETING))?;
+            let mut line = String::new();
+            if BufReader::new(stream).read_line(&mut line).is_ok() && line.ends_with('\n') {
+                print!("{line}");
+                return Ok(());
+            }
+        }
+        std::thread::sleep(LOOK);
+    }
+    bail!("nobody at {address} says anything")
 }
 
 /// Says how fast it was.
