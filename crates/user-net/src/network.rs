@@ -26,6 +26,8 @@ use std::mem::MaybeUninit;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
+/// After a frame has come alone, nobody asks for another one behind so many.
+const ALONE_FRAMES: u32 = 16;
 /// Frames of the guest before its connections have their turn.
 const TURN_FRAMES: usize = 64;
 /// Connections to forwarded ports that are taken at a time.
@@ -126,6 +128,8 @@ pub struct Network {
     buffer: Vec<u8>,
     /// The guest may have sent more.
     readable: bool,
+    /// Frames that are taken to come alone.
+    alone: u32,
     /// The link is watched for room as well.
     watches_room: bool,
     swept: Instant,
@@ -174,6 +178,7 @@ impl Network {
             listeners: settings.listeners,
             buffer: vec![0; MAX_MESSAGE_BYTES],
             readable: true,
+            alone: 0,
             watches_room: false,
             swept: now,
         })
@@ -275,13 +280,25 @@ impl Network {
     /// Takes a turn's frames from the guest, then serves the connections that they are of.
     fn serve_link(&mut self) {
         let mut buffer = std::mem::take(&mut self.buffer);
-        for _ in 0..TURN_FRAMES {
+        for count in 0..TURN_FRAMES {
             if !self.readable {
                 break;
             }
             match self.ground.link.receive(&mut buffer) {
-                Some(frame) => self.frame(frame),
-                None => self.readable = false,
+                Some(frame) => {
+                    // The link is watched by level: what has come meanwhile is told of.
+                    self.readable = self.alone == 0;
+                    self.alone = self.alone.saturating_sub(1);
+                    self.frame(frame);
+                }
+                None => {
+                    self.readable = false;
+                    match count {
+                        0 => {}
+                        1 => self.alone = ALONE_FRAMES,
+                        _ => self.alone = 0,
+                    }
+                }
             }
         }
         self.buffer = buffer;
@@ -463,13 +480,12 @@ impl Network {
     }
 }
 
-/// What the link is watched for.
+/// What the link is watched for, for as long as it is so.
 const fn link_flags(room: bool) -> EventFlags {
-    let flags = EventFlags::IN.union(EventFlags::ET);
     if room {
-        flags.union(EventFlags::OUT)
+        EventFlags::IN.union(EventFlags::OUT)
     } else {
-        flags
+        EventFlags::IN
     }
 }
 

@@ -42,6 +42,7 @@ const AGAIN: Duration = Duration::from_millis(1);
 const WATCHED: EventFlags = EventFlags::IN
     .union(EventFlags::OUT)
     .union(EventFlags::RDHUP)
+    .union(EventFlags::PRI)
     .union(EventFlags::ET);
 
 /// Both ends of a connection.
@@ -308,18 +309,28 @@ impl Tcp {
         }
     }
 
-    /// Serves all whose time has come; when the next one's does.
+    /// Serves all whose time has come; when the next one's does. Most times are put off before they come, as answers do: the
+    /// list learns of it here, for those that stand first.
     pub fn serve_timers(&mut self, ground: &mut Ground) -> Option<Instant> {
         while let Some(Reverse((at, id))) = self.timers.peek().copied() {
-            if at > ground.now {
+            let flow = self.flows.get_mut(&id);
+            let Some(flow) = flow.filter(|flow| flow.due == Some(at)) else {
+                self.timers.pop();
+                continue;
+            };
+            let wanted = flow.wanted;
+            if wanted == Some(at) && at > ground.now {
                 return Some(at);
             }
             self.timers.pop();
-            if let Some(flow) = self.flows.get_mut(&id)
-                && flow.due == Some(at)
-            {
-                flow.due = None;
-                self.serve(ground, id);
+            flow.due = None;
+            match wanted {
+                Some(later) if later > at => {
+                    flow.due = Some(later);
+                    self.timers.push(Reverse((later, id)));
+                }
+                Some(_) => self.serve(ground, id),
+                None => {}
             }
         }
         None
@@ -332,6 +343,7 @@ impl Tcp {
             return;
         };
         flow.pump();
+        flow.wanted = None;
         let mut wanted = None;
         if let Stage::Open { sockets, .. } = &mut flow.stage {
             let mut port = ground.link.port(None);
@@ -363,11 +375,12 @@ impl Tcp {
         }
         let wait = wanted.total_micros().saturating_sub(now.total_micros());
         let wait = Duration::from_micros(u64::try_from(wait).unwrap_or(0)).max(AGAIN);
-        if let Some(due) = ground.now.checked_add(wait)
-            && flow.due.is_none_or(|old| due < old || old < ground.now)
+        flow.wanted = ground.now.checked_add(wait);
+        if let Some(wanted) = flow.wanted
+            && flow.due.is_none_or(|due| wanted < due)
         {
-            flow.due = Some(due);
-            self.timers.push(Reverse((due, id)));
+            flow.due = Some(wanted);
+            self.timers.push(Reverse((wanted, id)));
         }
     }
 }

@@ -186,6 +186,10 @@ impl Hold {
     /// Waits while the thread is paused; false at the end.
     fn goes_on(&self) -> bool {
         let mut state = self.lock();
+        if !state.paused {
+            // Nobody waits to hear of it, and to say it anyway would be a system call for each event.
+            return !state.stopped;
+        }
         state.parked = true;
         self.changed.notify_all();
         let waits = |state: &mut HoldState| state.paused && !state.stopped;

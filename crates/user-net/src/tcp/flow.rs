@@ -73,11 +73,15 @@ pub struct Flow {
     /// How far it is.
     pub stage: Stage,
     /// When it is to be looked at.
+    pub wanted: Option<Instant>,
+    /// When the list of timers has it: then or earlier.
     pub due: Option<Instant>,
     /// It is on the list of those that wait for the link.
     pub held_up: bool,
     readable: bool,
     writable: bool,
+    /// The host's side has ended, or sends urgent data, before which a read ends: behind a read that is short there is more.
+    reads_on: bool,
     /// The guest has sent all.
     guest_finished: bool,
     /// And the host knows.
@@ -92,10 +96,12 @@ impl Flow {
             ends,
             host,
             stage,
+            wanted: None,
             due: None,
             held_up: false,
             readable: false,
             writable: true,
+            reads_on: false,
             guest_finished: false,
             guest_done: false,
             host_done: false,
@@ -126,6 +132,7 @@ impl Flow {
     pub const fn ready(&mut self, events: EventFlags) {
         let broken = events.intersects(EventFlags::ERR.union(EventFlags::HUP));
         let readable = EventFlags::IN.union(EventFlags::RDHUP);
+        self.reads_on |= broken || events.intersects(EventFlags::RDHUP.union(EventFlags::PRI));
         self.readable |= broken || events.intersects(readable);
         self.writable |= broken || events.intersects(EventFlags::OUT);
     }
@@ -153,6 +160,7 @@ impl Flow {
                     host: &self.host,
                     readable: &mut self.readable,
                     writable: &mut self.writable,
+                    reads_on: self.reads_on,
                     guest_finished: &mut self.guest_finished,
                     guest_done: &mut self.guest_done,
                     host_done: &mut self.host_done,
@@ -229,6 +237,7 @@ struct Sides<'a> {
     host: &'a OwnedFd,
     readable: &'a mut bool,
     writable: &'a mut bool,
+    reads_on: bool,
     guest_finished: &'a mut bool,
     guest_done: &'a mut bool,
     host_done: &'a mut bool,
@@ -259,16 +268,19 @@ impl Sides<'_> {
         }
         while *self.readable && socket.can_send() && !broken && !*self.host_done {
             let got = socket.send(|room| {
+                let len = room.len();
                 let got = rustix::net::recv(self.host, room, RecvFlags::empty());
-                let got = got.map(|(_, len)| len);
-                (got.unwrap_or(0), got)
+                let got = got.map(|(_, got)| (got, got == len));
+                (got.map_or(0, |(got, _)| got), got)
             });
             match got {
-                Ok(Ok(0)) => {
+                Ok(Ok((0, _))) => {
                     *self.host_done = true;
                     socket.close();
                 }
-                Ok(Ok(_) | Err(Errno::INTR)) => {}
+                // Less than there is room for is all that there is; what comes later is told of.
+                Ok(Ok((_, filled))) => *self.readable = filled || self.reads_on,
+                Ok(Err(Errno::INTR)) => {}
                 Ok(Err(Errno::AGAIN)) => *self.readable = false,
                 _ => broken = true,
             }
