@@ -62,6 +62,27 @@ do_net() {
 	say received "$(sha256sum </got | cut -c1-64)"
 }
 
+# The address is what passt says it is.
+do_passt() {
+	ip link set eth0 up
+	cat >/lease <<'END'
+#!/bin/sh
+[ "$1" != bound ] || ip addr add "$ip/$mask" dev eth0
+[ "$1" != bound ] || ip route add default via "$router"
+END
+	chmod 755 /lease
+	udhcpc -i eth0 -n -q -t 20 -s /lease >/dev/null 2>&1
+	say address "$(ip -4 -o addr show dev eth0 | sed 's/.*inet \([^ ]*\).*/\1/')"
+	say mtu "$(cat /sys/class/net/eth0/mtu)"
+	seq 1 900000 | head -c 4000000 >/blob
+	nc 10.9.8.1 5003 </blob
+	say sent "$(sha256sum </blob | cut -c1-64)"
+	mkfifo /hold
+	say listens
+	nc -l -p 5004 >/got 9<>/hold <&9
+	say received "$(sha256sum </got | cut -c1-64)"
+}
+
 do_vsock() {
 	vsock-tool serve-vsock 1234 1 &
 	say vsock-out "$(vsock-tool ask-vsock 2 5000 1000000)"

@@ -91,6 +91,31 @@ same 'vsock in' "$(cat from-vsock)" '1000000 bytes came back'
 case $(said all vsock-nobody) in *[Rr]e[sf]*) ok "$transport vsock nobody" ;; *) wrong "vsock nobody: $(said all vsock-nobody)" ;; esac
 [ ! -e vm.sock ] || wrong vm.sock is left
 
+### passt: an address, and connections out and in. The lab's way out, whose address the guest gets, leads nowhere.
+ip tuntap add dev out mode tap && ip addr add 192.0.2.2/24 dev out && ip link set out up &&
+	ip route add default via 192.0.2.1 || wrong no way out
+"$B" nc -l -p 5003 >passt-from-guest <&9 &
+# The port is passt's from the start: whoever connects before the guest listens is sent away again, without an error.
+rm -f passt-done
+(
+	until grep -q '^guest: listens' /results/passt 2>/dev/null || [ -e passt-done ]; do sleep 0.3; done
+	until [ -e passt-done ]; do
+		"$B" nc 127.0.0.1 5004 <vdb.raw
+		sleep 0.3
+	done
+) &
+machine passt passt --memory 256M --net passt --forward tcp:5004:5004 <&9
+same 'passt exit code' $? 0
+touch passt-done
+expect passt 'address 192.0.2.2/24' 'mtu 65520'
+same 'passt out' "$(said passt sent)" "$(sum <passt-from-guest)"
+same 'passt in' "$(said passt received)" "$(sum <vdb.raw)"
+for _ in $(seq 600); do
+	"$B" pidof passt passt.avx2 >/dev/null || break
+	sleep 0.1
+done
+! "$B" pidof passt passt.avx2 >/dev/null && ok "$transport passt ends" || wrong passt runs on
+
 ### virtio-console, by a terminal of its own.
 machine console console --memory 128M --serial /results/console.tty --console pty &
 vm=$!

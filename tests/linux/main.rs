@@ -15,7 +15,7 @@ use instar_tests::scratch::Scratch;
 const LIMIT: Duration = Duration::from_secs(1400);
 
 /// Things that must be right, among others: no script that ends early passes.
-const NEEDED: [&str; 27] = [
+const NEEDED: [&str; 31] = [
     "all cpus 4",
     "all clock kvm-clock",
     "power-off",
@@ -32,6 +32,10 @@ const NEEDED: [&str; 27] = [
     "all vsock-out 1000000 bytes came back",
     "vsock in",
     "vsock nobody",
+    "passt address 192.0.2.2/24",
+    "passt out",
+    "passt in",
+    "passt ends",
     "console out",
     "console console hello to hvc0",
     "reboot boot 3",

@@ -4,8 +4,8 @@ use super::control::{self, OFFLOAD_BITS};
 use super::receive::{Receiver, Stop};
 use super::state::{NetState, STATE_VERSION};
 use super::{
-    CONTROL_QUEUE, MAX_PACKET_BYTES, NetBackend, QUEUE_SIZES, RX_QUEUE, TOLD_PACKETS, TURN_PACKETS,
-    TX_QUEUE,
+    ALONE_PACKETS, CONTROL_QUEUE, MAX_PACKET_BYTES, NetBackend, QUEUE_SIZES, RX_QUEUE,
+    TOLD_PACKETS, TURN_PACKETS, TX_QUEUE,
 };
 use crate::virtio::{
     Activation, DeviceFault, DeviceQueue, DeviceState, Interrupt, Memory, RestoreError,
@@ -14,7 +14,7 @@ use crate::virtio::{
 use instar_shared::net::{Config, Header, STATUS_LINK_UP};
 use instar_shared::zerocopy::IntoBytes;
 use instar_shared::zerocopy::little_endian::U16;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_VQ,
@@ -24,18 +24,20 @@ use virtio_bindings::bindings::virtio_net::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-/// What is offered beside [`OFFLOAD_BITS`].
-const FEATURES: u64 = 1 << VIRTIO_NET_F_CSUM
-    | 1 << VIRTIO_NET_F_HOST_TSO4
-    | 1 << VIRTIO_NET_F_HOST_TSO6
-    | 1 << VIRTIO_NET_F_HOST_ECN
-    | 1 << VIRTIO_NET_F_MAC
+/// What is always offered.
+const FEATURES: u64 = 1 << VIRTIO_NET_F_MAC
     | 1 << VIRTIO_NET_F_MRG_RXBUF
     | 1 << VIRTIO_NET_F_STATUS
     | 1 << VIRTIO_NET_F_CTRL_VQ
-    | 1 << VIRTIO_NET_F_CTRL_GUEST_OFFLOADS
     | 1 << VIRTIO_RING_F_INDIRECT_DESC
     | 1 << VIRTIO_RING_F_EVENT_IDX;
+/// What is offered where packets may be unfinished.
+const OFFLOADS: u64 = OFFLOAD_BITS
+    | 1 << VIRTIO_NET_F_CSUM
+    | 1 << VIRTIO_NET_F_HOST_TSO4
+    | 1 << VIRTIO_NET_F_HOST_TSO6
+    | 1 << VIRTIO_NET_F_HOST_ECN
+    | 1 << VIRTIO_NET_F_CTRL_GUEST_OFFLOADS;
 
 /// In messages.
 const DEVICE: &str = "network";
@@ -46,10 +48,14 @@ pub struct NetDevice<B> {
     mac: [u8; 6],
     /// Longest packet in bytes, if the driver is told.
     mtu: Option<u16>,
+    /// Packets are whole on either side.
+    whole: bool,
     backend: B,
     active: Option<Active>,
     /// The backend may have a packet.
     readable: bool,
+    /// Packets that are taken to come alone.
+    alone: u32,
     /// The backend may take one.
     writable: bool,
     /// A turn ended with work left.
@@ -90,9 +96,11 @@ impl<B: NetBackend> NetDevice<B> {
         Self {
             mac,
             mtu: None,
+            whole: false,
             backend,
             active: None,
             readable: true,
+            alone: 0,
             writable: true,
             more: false,
         }
@@ -102,6 +110,13 @@ impl<B: NetBackend> NetDevice<B> {
     #[must_use]
     pub const fn with_mtu(mut self, mtu: Option<u16>) -> Self {
         self.mtu = mtu;
+        self
+    }
+
+    /// Offers no offload: the backend takes packets as a wire does, with their checksums and no longer than they may be.
+    #[must_use]
+    pub const fn with_whole_packets(mut self) -> Self {
+        self.whole = true;
         self
     }
 
@@ -125,6 +140,12 @@ impl<B: NetBackend> NetDevice<B> {
     #[must_use]
     pub const fn waits_for_room(&self) -> bool {
         !self.writable
+    }
+
+    /// Whether a packet of the backend waits until the guest has buffers for it.
+    #[must_use]
+    pub const fn waits_for_buffers(&self) -> bool {
+        self.readable && !self.more
     }
 
     /// Whether a turn has ended with work left: [`Self::go_on`] is to be called.
@@ -166,8 +187,21 @@ impl<B: NetBackend> NetDevice<B> {
             };
             let memory = &active.memory;
             match active.receiver.receive(memory, queue, &mut self.backend)? {
-                None => left = left.saturating_sub(1),
-                Some(Stop::NoPacket) => self.readable = false,
+                None => {
+                    left = left.saturating_sub(1);
+                    if self.alone > 0 && self.backend.tells_again() {
+                        self.alone = self.alone.saturating_sub(1);
+                        self.readable = false;
+                    }
+                }
+                Some(Stop::NoPacket) => {
+                    self.readable = false;
+                    match TURN_PACKETS.saturating_sub(left) {
+                        0 => {}
+                        1 => self.alone = ALONE_PACKETS,
+                        _ => self.alone = 0,
+                    }
+                }
                 Some(Stop::NoBuffer) => {
                     if !queue.enable_notification(memory)? {
                         break;
@@ -194,6 +228,9 @@ impl<B: NetBackend> NetDevice<B> {
                 self.more = true;
                 break;
             }
+            if self.is_blocked(B::flush) {
+                break;
+            }
             queue.disable_notification(memory)?;
             let Some(chain) = queue.pop(memory)? else {
                 if queue.enable_notification(memory)? {
@@ -206,7 +243,7 @@ impl<B: NetBackend> NetDevice<B> {
             if len < size_of::<Header>() {
                 return Err(DeviceFault::HeaderShort { head: chain.head });
             }
-            if len <= MAX_PACKET_BYTES && self.is_blocked(&packet) {
+            if len <= MAX_PACKET_BYTES && self.is_blocked(|backend| backend.send(&packet)) {
                 queue.put_back(chain.head);
                 break;
             }
@@ -216,10 +253,10 @@ impl<B: NetBackend> NetDevice<B> {
         active.tell(TX_QUEUE)
     }
 
-    /// Sends a packet; true if the backend takes none now. One that it refuses is lost, as packets may be.
-    fn is_blocked(&mut self, packet: &[vm_memory::VolatileSlice<'_>]) -> bool {
+    /// Sends; true if the backend takes nothing now. A packet that it refuses is lost, as packets may be.
+    fn is_blocked(&mut self, send: impl Fn(&mut B) -> io::Result<()>) -> bool {
         loop {
-            match self.backend.send(packet) {
+            match send(&mut self.backend) {
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
                     self.writable = false;
@@ -303,7 +340,8 @@ impl<B: NetBackend> VirtioDevice for NetDevice<B> {
 
     fn features(&self) -> u64 {
         let mtu = self.mtu.map_or(0, |_| 1 << VIRTIO_NET_F_MTU);
-        FEATURES | OFFLOAD_BITS | mtu
+        let offloads = if self.whole { 0 } else { OFFLOADS };
+        FEATURES | offloads | mtu
     }
 
     fn queue_sizes(&self) -> &[u16] {

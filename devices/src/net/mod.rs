@@ -42,6 +42,9 @@ const TURN_PACKETS: u32 = 128;
 /// Packets after which the driver hears of them, within a turn.
 const TOLD_PACKETS: u32 = 8;
 
+/// After a packet has come alone, nobody asks for another one behind so many.
+const ALONE_PACKETS: u32 = 16;
+
 /// What the guest takes from the other side unfinished.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offloads {
@@ -73,4 +76,18 @@ pub trait NetBackend: Debug + Send {
 
     /// From now on packets come as the guest takes them.
     fn set_offloads(&mut self, offloads: Offloads);
+
+    /// Whether the backend tells the device of packets for as long as there are some, not only when the first one comes. Then
+    /// the device does not ask for another one each time while they come alone.
+    fn tells_again(&self) -> bool {
+        false
+    }
+
+    /// Sends what is left of a packet that was taken as a whole. No other one is given to the backend before it is gone.
+    ///
+    /// # Errors
+    /// The host's.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -32,6 +32,10 @@ struct Host {
     offloads: Offloads,
     asked: u32,
     error: Option<io::ErrorKind>,
+    /// It tells of packets as long as there are some.
+    tells_again: bool,
+    /// A packet was taken in part only.
+    holds_rest: bool,
 }
 
 impl NetBackend for Host {
@@ -69,6 +73,17 @@ impl NetBackend for Host {
 
     fn set_offloads(&mut self, offloads: Offloads) {
         self.offloads = offloads;
+    }
+
+    fn tells_again(&self) -> bool {
+        self.tells_again
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.holds_rest {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(())
     }
 }
 
@@ -266,6 +281,26 @@ fn what_the_host_does_not_take_now_waits() {
 }
 
 #[test]
+fn the_rest_of_a_packet_goes_before_the_next_one() {
+    let mut bed = Bed::new(RINGS);
+    bed.send(&packet(100, 1), &[]);
+    bed.send(&packet(100, 2), &[]);
+    bed.device.backend().holds_rest = true;
+    bed.kick(TX_QUEUE);
+    assert!(bed.device.waits_for_room());
+    assert!(bed.device.backend().from_guest.is_empty());
+    bed.device.ready(false, true);
+    assert!(bed.device.waits_for_room());
+    bed.device.backend().holds_rest = false;
+    bed.device.ready(false, true);
+    assert!(!bed.device.waits_for_room());
+    assert_eq!(
+        bed.device.backend().from_guest,
+        [packet(100, 1), packet(100, 2)]
+    );
+}
+
+#[test]
 fn a_packet_that_the_host_refuses_is_lost_alone() {
     let mut bed = Bed::new(RINGS);
     bed.device.backend().error = Some(io::ErrorKind::InvalidInput);
@@ -300,6 +335,45 @@ fn packets_take_as_many_buffers_as_they_need() {
         // The host is asked once more after each, and no more.
         assert_eq!(bed.device.backend().asked, 10);
     }
+}
+
+#[test]
+fn while_packets_come_alone_nobody_asks_for_more() {
+    let mut bed = Bed::new(MERGEABLE | RINGS);
+    bed.device.backend().tells_again = true;
+    bed.arrive(packet(100, 1));
+    // There is no buffer yet, so the host need not tell again.
+    assert!(bed.device.waits_for_buffers());
+    for _ in 0..40 {
+        bed.give(&[1526], false);
+    }
+    bed.kick(RX_QUEUE);
+    assert_eq!((bed.got().len(), bed.device.backend().asked), (1, 2));
+    assert!(!bed.device.waits_for_buffers());
+    for n in 0..ALONE_PACKETS {
+        bed.arrive(packet(100, n.into()));
+        let asked = bed.device.backend().asked;
+        assert_eq!((bed.got().len(), asked), (1, 3 + n));
+    }
+    // It looks again from time to time: where there are more, they are taken at once.
+    bed.device.backend().asked = 0;
+    for _ in 0..2 {
+        let packets = [packet(100, 1), packet(100, 2), packet(100, 3)];
+        bed.device.backend().to_guest.extend(packets);
+        bed.device.ready(true, false);
+        assert_eq!(bed.got().len(), 3);
+    }
+    assert_eq!(bed.device.backend().asked, 8);
+}
+
+#[test]
+fn whole_packets_need_no_offloads() {
+    let device = NetDevice::new(MAC, Host::default()).with_whole_packets();
+    let unfinished = 1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_TSO4 | 1;
+    assert_eq!(device.features() & unfinished, 0);
+    assert_ne!(device.features() & MERGEABLE, 0);
+    let usual = NetDevice::new(MAC, Host::default());
+    assert_eq!(usual.features() & unfinished, unfinished);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! A network card on a tap device, or on a socket that takes frames.
 
+mod stream;
+
 use super::events::{self, BACKEND_EVENT, QueueEvents, Wired};
 use super::parts::{Net, Wire};
 use super::tap::Tap;
@@ -11,6 +13,7 @@ use instar_devices::virtio::{SharedDevice, VirtioDevice};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
+use stream::Stream;
 use vm_memory::VolatileSlice;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -20,6 +23,7 @@ enum Card {
     Tap(Tap),
     /// A socket, each of whose messages is a packet.
     Frames(OwnedFd),
+    Stream(Stream),
 }
 
 impl AsRawFd for Card {
@@ -27,6 +31,7 @@ impl AsRawFd for Card {
         match self {
             Self::Tap(tap) => tap.as_raw_fd(),
             Self::Frames(socket) => socket.as_raw_fd(),
+            Self::Stream(stream) => stream.as_raw_fd(),
         }
     }
 }
@@ -40,6 +45,7 @@ impl NetBackend for Card {
                 Ok(0) => Err(io::ErrorKind::BrokenPipe.into()),
                 result => result,
             },
+            Self::Stream(stream) => stream.receive(into),
         }
     }
 
@@ -47,6 +53,7 @@ impl NetBackend for Card {
         match self {
             Self::Tap(tap) => tap.send(from),
             Self::Frames(socket) => vectors::send(socket, from).map(|_| ()),
+            Self::Stream(stream) => stream.send(from),
         }
     }
 
@@ -54,22 +61,38 @@ impl NetBackend for Card {
         match self {
             Self::Tap(tap) => tap.set_offloads(offloads),
             // What comes from there is never unfinished.
-            Self::Frames(_) => {}
+            Self::Frames(_) | Self::Stream(_) => {}
+        }
+    }
+
+    fn tells_again(&self) -> bool {
+        match self {
+            Self::Tap(_) | Self::Frames(_) => true,
+            Self::Stream(stream) => stream.tells_again(),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tap(_) | Self::Frames(_) => Ok(()),
+            Self::Stream(stream) => stream.flush(),
         }
     }
 }
 
-/// Serves the device. What it is connected to is watched for edges: the device remembers whether there is a packet, and a
-/// guest without buffers costs nothing. It is watched for room only while a packet waits for it: a socket has room each time
-/// that its other end takes a packet.
+/// Serves the device. What it is connected to is watched for packets for as long as there are some, so that a packet that
+/// comes alone takes one call; but not while the device waits for buffers of the guest, which so costs nothing. It is watched
+/// for room only while a packet waits for it: a socket has room each time that its other end takes a packet.
 #[derive(Debug)]
 struct Service {
     device: Arc<Mutex<NetDevice<Card>>>,
     queues: Arc<QueueEvents>,
     /// What the device's card is connected to.
     card: RawFd,
-    /// It is watched for room as well.
-    watches_room: bool,
+    /// What it is watched for.
+    watched: EventSet,
+    /// Its other end is gone.
+    gone: bool,
     again: EventFd,
 }
 
@@ -81,9 +104,14 @@ pub fn wire(parts: Net) -> Result<Wired, VmError> {
     let (card, mtu) = match parts.wire {
         Wire::Tap(tap) => (Card::Tap(Tap::from(tap)), None),
         Wire::Frames { socket, mtu } => (Card::Frames(socket), Some(mtu)),
+        Wire::Stream { socket, mtu } => (Card::Stream(Stream::new(socket)), Some(mtu)),
     };
     let fd = card.as_raw_fd();
-    let device = NetDevice::new(parts.mac, card).with_mtu(mtu);
+    let whole = matches!(card, Card::Stream(_));
+    let mut device = NetDevice::new(parts.mac, card).with_mtu(mtu);
+    if whole {
+        device = device.with_whole_packets();
+    }
     let device = Arc::new(Mutex::new(device));
     let shared: SharedDevice = Arc::<Mutex<NetDevice<Card>>>::clone(&device);
     let queues = QueueEvents::of(&shared)?;
@@ -91,7 +119,8 @@ pub fn wire(parts: Net) -> Result<Wired, VmError> {
         device,
         queues: Arc::clone(&queues),
         card: fd,
-        watches_room: false,
+        watched: EventSet::IN,
+        gone: false,
         again: events::event("a network device")?,
     };
     Ok(Wired {
@@ -102,21 +131,15 @@ pub fn wire(parts: Net) -> Result<Wired, VmError> {
 }
 
 impl Service {
-    fn card_events(&self, room: bool) -> Events {
-        let room = if room {
-            EventSet::OUT
-        } else {
-            EventSet::empty()
-        };
-        let set = EventSet::IN | EventSet::EDGE_TRIGGERED | room;
-        Events::with_data_raw(self.card, BACKEND_EVENT, set)
+    fn card_events(&self) -> Events {
+        Events::with_data_raw(self.card, BACKEND_EVENT, self.watched)
     }
 }
 
 impl MutEventSubscriber for Service {
     fn init(&mut self, ops: &mut EventOps) {
         self.queues.watch(ops);
-        events::watch(ops, self.card_events(false));
+        events::watch(ops, self.card_events());
         let again = Events::with_data(&self.again, BACKEND_EVENT.saturating_add(1), EventSet::IN);
         events::watch(ops, again);
     }
@@ -139,10 +162,22 @@ impl MutEventSubscriber for Service {
             // Full means signalled, which is enough.
             let _ = self.again.write(1);
         }
-        let waits = device.waits_for_room();
-        // If it cannot be changed, the next event of the card tries again.
-        if waits != self.watches_room && ops.modify(self.card_events(waits)).is_ok() {
-            self.watches_room = waits;
+        let mut wanted = EventSet::empty();
+        wanted.set(EventSet::IN, !device.waits_for_buffers());
+        wanted.set(EventSet::OUT, device.waits_for_room());
+        drop(device);
+        let broken = EventSet::HANG_UP | EventSet::ERROR;
+        if events.data() == BACKEND_EVENT && events.event_set().intersects(broken) {
+            // Nobody is at the other end, nor will be; it would be told of without end.
+            let _ = ops.remove(self.card_events());
+            self.gone = true;
+        }
+        if wanted != self.watched && !self.gone {
+            let before = std::mem::replace(&mut self.watched, wanted);
+            // If it cannot be changed, the next event tries again.
+            if ops.modify(self.card_events()).is_err() {
+                self.watched = before;
+            }
         }
     }
 }

@@ -134,6 +134,13 @@ pub enum Wire {
         /// Longest IP packet in bytes, which the guest is told.
         mtu: u16,
     },
+    /// A socket, not blocking, with whole frames, each behind its length, as QEMU's `-netdev stream` has them.
+    Stream {
+        /// SOCK_STREAM.
+        socket: OwnedFd,
+        /// Longest IP packet in bytes, which the guest is told.
+        mtu: u16,
+    },
 }
 
 /// The vsock device.

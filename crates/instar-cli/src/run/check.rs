@@ -77,8 +77,8 @@ fn nets(nets: &[Net]) -> Result<(), String> {
             .filter(move |net| net.kind == Some(kind))
             .count()
     };
-    if of(NetKind::User) > 1 {
-        return Err("a machine has at most one user network".into());
+    if of(NetKind::User).saturating_add(of(NetKind::Passt)) > 1 {
+        return Err("a machine has at most one network of --net user and --net passt".into());
     }
     if of(NetKind::None) > 0 && nets.len() > 1 {
         return Err("--net none stands alone".into());
@@ -88,9 +88,10 @@ fn nets(nets: &[Net]) -> Result<(), String> {
         let users = net.mtu.is_some() || net.log.is_some() || lists.iter().any(|it| !it.is_empty());
         match net.kind {
             Some(NetKind::User) => user_net(net)?,
+            Some(NetKind::Passt) => passt_net(net)?,
             _ if users => {
                 return Err(
-                    "mtu, dns, --forward, --allow, --deny and --net-log belong to --net user"
+                    "mtu, dns and --forward belong to --net user and --net passt, --allow, --deny and --net-log to --net user"
                         .into(),
                 );
             }
@@ -107,6 +108,26 @@ fn nets(nets: &[Net]) -> Result<(), String> {
 
 /// A user network's rules and ports are checked before anything is opened.
 fn user_net(net: &Net) -> Result<(), String> {
+    ports(net)?;
+    net.servers()?;
+    Policy::new(&net.allow, &net.deny).map_err(|error| error.to_string())?;
+    Ok(())
+}
+
+/// What passt is not told is refused: it has no such rules.
+fn passt_net(net: &Net) -> Result<(), String> {
+    if !net.allow.is_empty() || !net.deny.is_empty() || net.log.is_some() {
+        return Err(
+            "--allow, --deny and --net-log belong to --net user: what a guest reaches through passt is passt's to decide"
+                .into(),
+        );
+    }
+    ports(net)?;
+    net.server_addresses().map(|_| ())
+}
+
+/// What both kinds have.
+fn ports(net: &Net) -> Result<(), String> {
     if net
         .mtu
         .is_some_and(|mtu| !(MIN_MTU..=MAX_MTU).contains(&mtu))
@@ -116,14 +137,12 @@ fn user_net(net: &Net) -> Result<(), String> {
     if net.dns.len() > MAX_SERVERS {
         return Err(format!("at most {MAX_SERVERS} DNS servers are asked"));
     }
-    net.servers()?;
     if net.forward.len() > MAX_FORWARDS {
         return Err(format!("at most {MAX_FORWARDS} ports are forwarded"));
     }
     for text in &net.forward {
         Forward::parse(text).map_err(|error| error.to_string())?;
     }
-    Policy::new(&net.allow, &net.deny).map_err(|error| error.to_string())?;
     Ok(())
 }
 

@@ -5,7 +5,7 @@
 use instar_shared::op::ImageFormat;
 use instar_user_net::servers::DNS_PORT;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 /// Memory of a machine that nobody gave a size, and of one that boots a disk image.
@@ -196,10 +196,10 @@ pub struct Net {
     /// Name of the tap device.
     #[serde(default, skip_serializing_if = "is_default")]
     pub tap: String,
-    /// Longest packet of a user network, in bytes.
+    /// Longest packet of a user network, or of passt's, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
-    /// DNS servers of a user network, as ADDRESS or ADDRESS:PORT; the host's by default.
+    /// DNS servers of a user network, as ADDRESS or ADDRESS:PORT, or of passt's, as ADDRESS; the host's by default.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dns: Vec<String>,
     /// Ports of the host that lead into the guest.
@@ -225,6 +225,8 @@ pub struct Net {
 pub enum NetKind {
     /// A user network.
     User,
+    /// The network of passt, a program that the user has installed.
+    Passt,
     /// Nothing: there is no device.
     None,
 }
@@ -248,6 +250,18 @@ impl Net {
             &self.tap
         };
         self.mac.unwrap_or_else(|| Mac::of_name(name))
+    }
+
+    /// Where passt's DNS servers are: their port is always the usual one.
+    ///
+    /// # Errors
+    /// One sentence: one of them is no address.
+    pub fn server_addresses(&self) -> Result<Vec<IpAddr>, String> {
+        let server = |text: &String| {
+            let wrong = |_| format!("'{text}' is not the address of a DNS server for passt");
+            text.parse().map_err(wrong)
+        };
+        self.dns.iter().map(server).collect()
     }
 
     /// Where the user network's DNS servers are.

@@ -18,7 +18,8 @@ use crate::failure::system_text;
 use crate::serve::live;
 use config::{Config, Disk, Format, Net, NetKind, Stream, Transport};
 use instar_sandbox::machine::{
-    self, Before, BootFiles, DiskFile, DiskImage, MachineJob, NetName, NetTo, UserNet, VsockName,
+    self, Before, BootFiles, DiskFile, DiskImage, MachineJob, NetName, NetTo, PasstNet, UserNet,
+    VsockName,
 };
 use instar_user_net::forward::Forward;
 use instar_vmm::machine::parts::{self, RateLimit};
@@ -47,6 +48,10 @@ neither this host (10.0.2.2 to the guest) nor a LAN. A RULE is
 192.168.0.0/16, a name, *.NAME, host or lan. What is denied goes before what is
 allowed; --deny all denies what no --allow names. A name stands for the addresses
 that the guest gets for it from 10.0.2.3, and never for this host's or a LAN's.
+
+--net passt runs the program passt, if it is installed, and gives the guest this host's
+own address. There are no RULEs: the guest reaches what this host reaches, a LAN
+and IPv6 too, but not this host by its loopback or its router's address.
 
 Exit codes:
   0    the guest switched the machine off, or it was ended by Ctrl-A x
@@ -208,20 +213,25 @@ fn disk(disk: Disk) -> DiskFile {
 /// A network device; what is checked already is not refused here.
 fn net(net: Net) -> Option<NetName> {
     let mac = net.mac().0;
+    let mtu = net.mtu.unwrap_or(instar_user_net::MAX_MTU);
+    let forwards = net.forward.iter().map(|text| Forward::parse(text));
+    let forwards: Vec<Forward> = forwards.collect::<Result<_, _>>().ok()?;
     let to = match net.kind {
         None => NetTo::Tap(net.tap),
         Some(NetKind::None) => return None,
-        Some(NetKind::User) => {
-            let forwards = net.forward.iter().map(|text| Forward::parse(text));
-            NetTo::User(UserNet {
-                mtu: net.mtu.unwrap_or(instar_user_net::MAX_MTU),
-                dns: net.servers().ok()?,
-                forwards: forwards.collect::<Result<_, _>>().ok()?,
-                allow: net.allow,
-                deny: net.deny,
-                log: net.log,
-            })
-        }
+        Some(NetKind::User) => NetTo::User(UserNet {
+            mtu,
+            dns: net.servers().ok()?,
+            forwards,
+            allow: net.allow,
+            deny: net.deny,
+            log: net.log,
+        }),
+        Some(NetKind::Passt) => NetTo::Passt(PasstNet {
+            mtu,
+            dns: net.server_addresses().ok()?,
+            forwards,
+        }),
     };
     Some(NetName { to, mac })
 }

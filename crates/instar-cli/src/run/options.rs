@@ -57,7 +57,7 @@ pub struct RunOptions {
     /// A disk, as FILE[,format=raw|qcow2][,readonly][,direct][,serial=ID][,bytes-per-second=SIZE][,requests-per-second=N]
     #[arg(long, value_name = "DISK")]
     pub disk: Vec<OsString>,
-    /// A network device, as user[,mtu=N][,dns=ADDRESS][,mac=ADDRESS] or tap:NAME[,mac=ADDRESS], or none
+    /// A network device, as user[,mtu=N][,dns=ADDRESS][,mac=ADDRESS], passt (the same), tap:NAME[,mac=ADDRESS] or none
     #[arg(long, value_name = "NET")]
     pub net: Vec<String>,
     /// A port of this host that leads into the guest, as tcp:[ADDRESS:]HOSTPORT:GUESTPORT, or udp (default: 127.0.0.1)
@@ -186,7 +186,8 @@ impl RunOptions {
         }
     }
 
-    /// What the options say of the user network, which is there if they do, or if an image is booted, and no other network is.
+    /// What the options say of the user network, which is there if they do, or if an image is booted, and no other network is; or
+    /// of passt's, to which only ports that are forwarded belong, as is checked later.
     fn over_user_net(&self, config: &mut Config) -> Result<(), String> {
         let lists = [&self.forward, &self.allow, &self.deny];
         let said = lists.iter().any(|list| !list.is_empty()) || self.net_log.is_some();
@@ -197,7 +198,7 @@ impl RunOptions {
             return Ok(());
         }
         let mut nets = config.net.iter_mut();
-        let net = nets.find(|net| net.kind == Some(NetKind::User));
+        let net = nets.find(|net| matches!(net.kind, Some(NetKind::User | NetKind::Passt)));
         let net = net.ok_or("--forward, --allow, --deny and --net-log belong to --net user")?;
         for (to, from) in [&mut net.forward, &mut net.allow, &mut net.deny]
             .into_iter()
@@ -307,12 +308,13 @@ fn net(text: &str) -> Result<Net, String> {
         let text = String::from_utf8_lossy(word);
         match (index, key.as_str(), value) {
             (0, "user", None) => net.kind = Some(NetKind::User),
+            (0, "passt", None) => net.kind = Some(NetKind::Passt),
             (0, "none", None) => net.kind = Some(NetKind::None),
             (0, _, _) => match text.strip_prefix("tap:").or(text.strip_prefix("tap=")) {
                 Some(name) => net.tap = name.to_owned(),
                 None => {
                     return Err(format!(
-                        "{OPTION} expects user, tap:NAME or none, not '{text}'"
+                        "{OPTION} expects user, passt, tap:NAME or none, not '{text}'"
                     ));
                 }
             },

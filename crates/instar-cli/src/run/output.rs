@@ -40,8 +40,12 @@ impl MachineOutput for RunOutput {
         self.say(&format!("the {what} is at {path}"));
     }
 
-    fn network_lost(&mut self) {
-        self.say("the user network's process has ended: the guest has no network any more; please report this");
+    fn network_lost(&mut self, passt: bool) {
+        self.say(if passt {
+            "passt has ended: the guest has no network any more; what passt has said stands above"
+        } else {
+            "the user network's process has ended: the guest has no network any more; please report this"
+        });
     }
 
     fn ended(&mut self, report: &Report, outcome: &Outcome) {

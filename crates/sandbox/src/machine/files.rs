@@ -1,10 +1,9 @@
 //! Opens what the user named for a machine.
 
-use super::network::UserNetwork;
+use super::nets::{Network, OpenNet};
 use super::terminal::Pty;
 use super::{
-    BootFiles, Child, DiskFile, DiskImage, MachineFailure, MachineJob, MachineOutput, NetName,
-    NetTo, Stream,
+    BootFiles, Child, DiskFile, DiskImage, MachineFailure, MachineJob, MachineOutput, Stream,
 };
 use crate::input::{Access, Growth, InputFile};
 use crate::live::{LiveImage, Unopened};
@@ -14,7 +13,6 @@ use crate::open::{self, Opened};
 use instar_vmm::HostFile;
 use instar_vmm::machine::disk::store::Served;
 use instar_vmm::machine::parts::{Boot, Disk, Line, Net, Parts, Vsock, Wire};
-use instar_vmm::machine::tap::open_tap;
 use rustix::event::epoll;
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use std::fs::File;
@@ -100,50 +98,6 @@ fn descriptors(disk: &Served) -> Vec<RawFd> {
     }
 }
 
-/// A network device whose other end is open.
-#[derive(Debug)]
-enum OpenNet {
-    Tap(Net),
-    User { network: UserNetwork, mac: [u8; 6] },
-}
-
-impl OpenNet {
-    fn open(net: &NetName) -> Result<Self, MachineFailure> {
-        let mac = net.mac;
-        Ok(match &net.to {
-            NetTo::Tap(name) => Self::Tap(Net {
-                wire: Wire::Tap(open_tap(name)?),
-                name: name.clone(),
-                mac,
-            }),
-            NetTo::User(user) => Self::User {
-                network: UserNetwork::open(user, mac)?,
-                mac,
-            },
-        })
-    }
-
-    /// The machine's part, in the worker; `cards` are the sockets of user networks.
-    fn into_part(self, cards: &mut impl Iterator<Item = OwnedFd>) -> Option<Net> {
-        match self {
-            Self::Tap(net) => Some(net),
-            Self::User { network, mac } => {
-                let wire = Wire::Frames {
-                    socket: cards.next()?,
-                    mtu: network.mtu(),
-                };
-                // The worker closes what it does not keep: here it is not closed a second time.
-                std::mem::forget(network);
-                Some(Net {
-                    wire,
-                    name: "user".to_owned(),
-                    mac,
-                })
-            }
-        }
-    }
-}
-
 /// The host's vsock socket; it goes when this goes.
 #[derive(Debug)]
 struct Listening {
@@ -209,11 +163,11 @@ impl MachineFiles {
         live.collect()
     }
 
-    /// The user networks.
-    pub fn user_networks(&self) -> impl Iterator<Item = &UserNetwork> {
+    /// The networks that processes make.
+    pub fn networks(&self) -> impl Iterator<Item = &Network> {
         self.nets.iter().filter_map(|net| match net {
             OpenNet::Tap(_) => None,
-            OpenNet::User { network, .. } => Some(network),
+            OpenNet::Process { network, .. } => Some(network),
         })
     }
 
@@ -226,7 +180,7 @@ impl MachineFiles {
     }
 
     /// The parts of the machine, in the worker, which asks on `line` for connections; and all descriptors of them. `cards`
-    /// are the sockets of the user networks, `unopened` the disks whose readers have begun.
+    /// are the sockets of the networks that processes make, `unopened` the disks whose readers have begun.
     ///
     /// # Errors
     /// It is not known what to start, or a reader cannot say what its disk is.
@@ -273,6 +227,9 @@ impl MachineFiles {
         kept.extend(nets.iter().map(|net| match &net.wire {
             Wire::Tap(descriptor)
             | Wire::Frames {
+                socket: descriptor, ..
+            }
+            | Wire::Stream {
                 socket: descriptor, ..
             } => descriptor.as_raw_fd(),
         }));

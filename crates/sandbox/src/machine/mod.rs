@@ -18,8 +18,10 @@ mod aside;
 mod child;
 mod connect;
 mod files;
+mod nets;
 mod network;
 mod parent;
+mod passt;
 mod scan;
 mod terminal;
 mod worker;
@@ -40,7 +42,7 @@ use instar_vmm::machine::control::{Outcome, Report};
 use instar_vmm::machine::parts::{RateLimit, Transport};
 use instar_vmm::machine::tap::TapError;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -167,6 +169,19 @@ pub enum NetTo {
     Tap(String),
     /// A user network.
     User(UserNet),
+    /// passt's network; there is at most one of these two.
+    Passt(PasstNet),
+}
+
+/// What passt is told.
+#[derive(Clone, Debug)]
+pub struct PasstNet {
+    /// Longest packet in bytes.
+    pub mtu: u16,
+    /// DNS servers; those of the host if there are none here.
+    pub dns: Vec<IpAddr>,
+    /// Ports of the host that lead into the guest.
+    pub forwards: Vec<Forward>,
 }
 
 /// A user network.
@@ -246,6 +261,11 @@ pub enum MachineFailure {
     /// The worker could not be confined, so nothing was run.
     #[error("the machine could not be confined: {0}")]
     Jail(#[from] JailError),
+    /// passt is not installed.
+    #[error(
+        "there is no program passt in PATH; install it (package passt in Debian, Ubuntu and Fedora), or use --net user"
+    )]
+    NoPasst,
     /// A port cannot be forwarded.
     #[error(transparent)]
     Forward(#[from] ForwardError),
@@ -305,8 +325,8 @@ pub(crate) fn said(error: &io::Error) -> String {
 pub trait MachineOutput {
     /// A terminal was made for `what`.
     fn terminal_made(&mut self, what: &'static str, path: &str);
-    /// The guest has lost its network: the process that serves it has ended.
-    fn network_lost(&mut self);
+    /// The guest has lost its network: the process that serves it, which may be passt, has ended.
+    fn network_lost(&mut self, passt: bool);
     /// A boot has ended.
     fn ended(&mut self, report: &Report, outcome: &Outcome);
     /// Something went wrong; called once, in one of the processes.

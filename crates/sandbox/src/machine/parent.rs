@@ -6,7 +6,8 @@ use super::connect::{self, Asked};
 use super::files::MachineFiles;
 use super::terminal::Raw;
 use super::{
-    BootFiles, MachineFailure, MachineJob, MachineOutput, Stream, aside, network, scan, worker,
+    BootFiles, MachineFailure, MachineJob, MachineOutput, NetName, NetTo, Stream, aside, nets,
+    network, scan, worker,
 };
 use crate::live;
 use crate::signals;
@@ -97,7 +98,7 @@ fn start(
     (began, scanned): (Instant, Option<Duration>),
     output: &mut dyn MachineOutput,
 ) -> Result<Started, MachineFailure> {
-    let started = files.user_networks().map(network::UserNetwork::start);
+    let started = files.networks().map(nets::Network::start);
     let started: Vec<(Child, OwnedFd)> = started.collect::<Result<_, _>>()?;
     let (networks, cards): (Vec<Child>, Vec<OwnedFd>) = started.into_iter().unzip();
     let (readers, unopened) = files.start_readers()?;
@@ -163,7 +164,8 @@ impl Watch<'_> {
                 // One that ends well saw the worker's end before this process did. Without the others the guest sees a
                 // network that is silent, and goes on.
                 if !matches!(networks.swap_remove(index).reap(), Ok(0)) {
-                    output.network_lost();
+                    let passt = |net: &NetName| matches!(net.to, NetTo::Passt(_));
+                    output.network_lost(self.job.nets.iter().any(passt));
                 }
             }
             if let (true, Some(end)) = (asked, line) {

@@ -112,7 +112,7 @@ fn what_is_wrong_is_said() {
         ),
         (
             "instar run --net bridge:b",
-            "--net expects user, tap:NAME or none",
+            "--net expects user, passt, tap:NAME or none",
         ),
         ("instar run --net user,mtu=x", "'x' is not a number"),
         (
@@ -159,7 +159,7 @@ fn what_does_not_go_together_is_said() {
         ),
         (
             "instar run --kernel k --net user --net user",
-            "at most one user network",
+            "at most one network of --net user and --net passt",
         ),
         (
             "instar run --kernel k --net none --net user",
@@ -168,6 +168,26 @@ fn what_does_not_go_together_is_said() {
         (
             "instar run --kernel k --net tap:t --allow host",
             "belong to --net user",
+        ),
+        (
+            "instar run --kernel k --net user --net passt",
+            "at most one network of --net user and --net passt",
+        ),
+        (
+            "instar run --kernel k --net passt --deny lan",
+            "what a guest reaches through passt is passt's to decide",
+        ),
+        (
+            "instar run --kernel k --net passt --net-log l",
+            "belong to --net user",
+        ),
+        (
+            "instar run --kernel k --net passt,dns=192.0.2.1:53",
+            "'192.0.2.1:53' is not the address of a DNS server for passt",
+        ),
+        (
+            "instar run --kernel k --net passt --forward 2222:22",
+            "no forwarded port",
         ),
         ("instar run --kernel k --net user,mtu=100", "576 to 65520"),
         ("instar run --kernel k --net user,dns=x", "'x' is not the"),
@@ -210,4 +230,23 @@ fn a_user_network_is_there_where_it_is_named_or_an_image_is_booted() {
     assert_eq!(image.net, [Net::of_kind(NetKind::User)]);
     let none = made("instar run d.img --net none").unwrap();
     assert_eq!((check(&none), none.net.len()), (Ok(()), 1));
+}
+
+#[test]
+fn passt_is_told_of_ports_and_servers() {
+    use super::super::check::check;
+    let line = "instar run d.img --net passt,mtu=1500,dns=2001:db8::1 --forward udp:53:53";
+    let config = made(line).unwrap();
+    assert_eq!(check(&config), Ok(()));
+    let net = Net {
+        mtu: Some(1500),
+        dns: vec!["2001:db8::1".into()],
+        forward: vec!["udp:53:53".into()],
+        ..Net::of_kind(NetKind::Passt)
+    };
+    assert_eq!(config.net, [net]);
+    let all = config.complete();
+    let text = all.text().unwrap();
+    assert!(text.contains("kind = \"passt\""), "{text}");
+    assert_eq!(Config::parse(&text, std::path::Path::new("t")), Ok(all));
 }
