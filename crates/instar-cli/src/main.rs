@@ -20,6 +20,7 @@ mod dd;
 mod edit;
 mod failure;
 mod files;
+mod heap;
 mod image;
 mod info;
 mod json;
@@ -51,10 +52,8 @@ use cli::{Stop, UsageError};
 use sink::{Out, Sink};
 use std::process::ExitCode;
 
-/// The C library of the static program maps and unmaps memory for every few allocations, which took a fifth of the
-/// CPU time of a short run.
 #[global_allocator]
-static HEAP: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+static HEAP: heap::Heap = heap::Heap;
 
 /// Exit code of a wrong use; 2 would mean a damaged image.
 const EXIT_USAGE: u8 = 1;
