@@ -8,7 +8,7 @@ use job::{Running, command, scratch, stderr, stdout};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A job whose image is dirty, or `data`, which the image names.
 fn job(image: &Path, how: &str, data: Option<&str>) -> Command {
@@ -124,6 +124,18 @@ fn below(pid: i32) -> Vec<i32> {
         .collect()
 }
 
+/// Those that stay: the kernel ends those of a process that has ended, each a moment later.
+fn left(all: &[i32]) -> Vec<i32> {
+    let began = Instant::now();
+    loop {
+        let left: Vec<i32> = all.iter().copied().filter(|pid| is_there(*pid)).collect();
+        if left.is_empty() || began.elapsed() > Duration::from_secs(120) {
+            return left;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 fn is_there(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     !stat.is_empty() && !stat.contains(") Z")
@@ -149,7 +161,7 @@ fn signals_reach_the_repair_and_nothing_is_left() {
         let (ended, text, took) = running.end();
         assert_eq!(ended, Some(code), "{how} {signals:?}: {text}");
         assert!(took < Duration::from_secs(60), "{how} {took:?}");
-        let left: Vec<&i32> = all.iter().filter(|pid| is_there(**pid)).collect();
+        let left = left(&all);
         assert!(left.is_empty(), "{how} {signals:?}: {left:?}");
         if how == "stubborn" {
             assert_eq!(text.matches("was killed").count(), 1, "{text}");
@@ -181,13 +193,7 @@ fn broker_that_dies_takes_all_rounds_with_it() {
     let running = Running::of(job(&top, "stubborn", None));
     let all = below(running.broker());
     running.signal(running.broker(), libc::SIGKILL);
-    for _ in 0..2000 {
-        if !all.iter().any(|pid| is_there(*pid)) {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    let left: Vec<&i32> = all.iter().filter(|pid| is_there(**pid)).collect();
+    let left = left(&all);
     assert!(left.is_empty(), "{left:?}");
 }
 
@@ -238,6 +244,6 @@ fn signals_reach_a_sequel_and_nothing_is_left() {
     let (ended, text, _) = running.end();
     assert_eq!(ended, Some(130), "{text}");
     assert_eq!(text.matches("was killed").count(), 1, "{text}");
-    let left: Vec<&i32> = all.iter().filter(|pid| is_there(**pid)).collect();
+    let left = left(&all);
     assert!(left.is_empty(), "{left:?}");
 }
