@@ -3,7 +3,7 @@
 use zerocopy::little_endian::U32;
 
 /// Version of everything in this crate. Host and guest must agree exactly.
-pub const ABI_VERSION: u32 = 9;
+pub const ABI_VERSION: u32 = 10;
 
 /// Name of the ELF section that holds the note.
 pub const NOTE_SECTION: &str = ".note.instar";

@@ -37,6 +37,8 @@ wire_enum! {
         NeedsRepair = 7,
         /// [`Progress`] of what comes before the work, which counts for nothing in that of the work.
         Preparing = 8,
+        /// Empty: the operation ends before it has written anything, and its fuller program is to run in its place.
+        NeedsFuller = 9,
         /// [`crate::info::ImageRecord`] and names: a new image of the chain.
         Image = 16,
         /// [`crate::info::SnapshotRecord`] and names, of the last image.

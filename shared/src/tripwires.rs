@@ -56,8 +56,8 @@ fn each_vcpu_has_a_stack_and_room_for_its_last_words() {
 }
 
 #[test]
-fn numbers_of_version_9() {
-    assert_eq!(crate::abi::ABI_VERSION, 9);
+fn numbers_of_version_10() {
+    assert_eq!(crate::abi::ABI_VERSION, 10);
     assert_eq!(
         (
             doorbell::KICK_PORT,

@@ -34,6 +34,7 @@ mod encrypted;
 mod encrypted_new;
 mod encrypted_slots;
 mod files;
+mod fuller;
 mod harness;
 mod header_damage;
 mod image_opts;

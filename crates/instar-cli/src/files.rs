@@ -1,9 +1,9 @@
 //! The other crates' types that the output code and the launcher work with.
 
 pub use instar_op_images::{
-    AMEND, BENCH, BENCH_WRITER, BITMAP, BLOCKD, BOOTSCAN, CHECK, COMMIT, COMPARE, CONVERT,
-    CONVERT_INTO, CONVERT_INTO_BITMAPS, CREATE, INFO, MAP, MEASURE, REBASE, REPAIR, RESIZE,
-    SNAPSHOT, keyed,
+    AMEND, AMEND_FULL, BENCH, BENCH_WRITER, BITMAP, BLOCKD, BOOTSCAN, CHECK, COMMIT, COMPARE,
+    CONVERT, CONVERT_INTO, CONVERT_INTO_BITMAPS, CREATE, INFO, MAP, MEASURE, REBASE, REPAIR,
+    RESIZE, SNAPSHOT, fuller, keyed,
 };
 pub use instar_sandbox::{
     Access, Base, Described, Encryption, FailedOpen, FileFacts, FileOptions, FileTable, Growth,

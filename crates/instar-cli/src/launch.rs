@@ -302,6 +302,7 @@ pub fn job(
         files::keyed(elf)
     };
     let repair = repair_of(elf, &inputs);
+    let fuller = files::fuller(elf);
     Ok(Job {
         elf,
         config: config.to_vec(),
@@ -319,6 +320,7 @@ pub fn job(
             base: how.base,
         },
         repair,
+        fuller,
         sequel: how.sequel,
     })
 }

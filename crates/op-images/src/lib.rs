@@ -36,6 +36,10 @@ pub const SNAPSHOT: &[u8] = embedded!("op-snapshot.elf");
 pub const RESIZE: &[u8] = embedded!("op-resize.elf");
 /// The ELF file of the `amend` operation; 8-byte aligned.
 pub const AMEND: &[u8] = embedded!("op-amend.elf");
+/// The ELF file of the whole `resize` operation; 8-byte aligned.
+pub const RESIZE_FULL: &[u8] = embedded!("op-resize-full.elf");
+/// The ELF file of the whole `amend` operation without keys; 8-byte aligned.
+pub const AMEND_FULL: &[u8] = embedded!("op-amend-full.elf");
 /// The ELF file of the `bitmap` operation; 8-byte aligned.
 pub const BITMAP: &[u8] = embedded!("op-bitmap.elf");
 /// The ELF file of the `bench` operation that reads; 8-byte aligned.
@@ -80,6 +84,7 @@ pub const REBASE_KEYED: &[u8] = embedded!("op-rebase-keyed.elf");
 /// Operations without ciphers, each beside the same one that has them.
 const WITH_KEYS: &[(&[u8], &[u8])] = &[
     (AMEND, AMEND_KEYED),
+    (AMEND_FULL, AMEND_KEYED),
     (CREATE, CREATE_KEYED),
     (COMMIT, COMMIT_KEYED),
     (COMPARE, COMPARE_KEYED),
@@ -99,6 +104,16 @@ pub fn keyed(elf: &'static [u8]) -> &'static [u8] {
     found.map_or(elf, |(_, keyed)| keyed)
 }
 
+/// Operations without what few runs need, each beside the same one that has it.
+const FULLER: &[(&[u8], &[u8])] = &[(RESIZE, RESIZE_FULL), (AMEND, AMEND_FULL)];
+
+/// The program that runs in place of `elf` once that has found that it lacks a part.
+#[must_use]
+pub fn fuller(elf: &'static [u8]) -> Option<&'static [u8]> {
+    let found = FULLER.iter().find(|(few, _)| core::ptr::eq(*few, elf));
+    found.map(|(_, fuller)| *fuller)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,6 +130,8 @@ mod tests {
             ("snapshot", SNAPSHOT),
             ("resize", RESIZE),
             ("amend", AMEND),
+            ("resize-full", RESIZE_FULL),
+            ("amend-full", AMEND_FULL),
             ("bitmap", BITMAP),
             ("bench", BENCH),
             ("bench-write", BENCH_WRITER),
@@ -146,6 +163,7 @@ mod tests {
     fn the_keyed_program_is_another_one_where_there_is_one() {
         assert!(core::ptr::eq(keyed(CONVERT), CONVERT_KEYED));
         assert!(core::ptr::eq(keyed(INFO), INFO));
+        assert!(core::ptr::eq(keyed(AMEND_FULL), AMEND_KEYED));
         assert!(core::ptr::eq(keyed(COMPARE_KEYED), COMPARE_KEYED));
     }
 }

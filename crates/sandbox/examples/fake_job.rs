@@ -2,7 +2,7 @@
 //!
 //! `fake_job SCENARIO IMAGE [ARGUMENT...]`; lines go to standard output, the
 //! error to standard error. `ACCESS` (`change`, `raw`), `SHARE`, `UNLIMITED` and
-//! `SECOND` (another image, which is read) and `SEQUEL` in the environment shape the job.
+//! `SECOND` (another image, which is read) `SEQUEL` and `FULLER` in the environment shape the job.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, missing_docs)]
 
 use instar_sandbox::{
@@ -31,6 +31,8 @@ use std::time::{Duration, Instant};
 
 /// The program of a sequel.
 const SEQUEL: &[u8] = b"sequel";
+/// The fuller program of an operation.
+const FULLER: &[u8] = b"fuller";
 
 struct Lines {
     started: Instant,
@@ -95,6 +97,7 @@ struct Fake {
     arguments: Vec<Vec<u8>>,
     config: Vec<u8>,
     is_sequel: bool,
+    is_fuller: bool,
     cancel: &'static AtomicBool,
     socket: RawFd,
     files: Vec<OperationFile>,
@@ -350,6 +353,15 @@ impl Fake {
                 .unwrap();
             return Ok(ended(Outcome::Failed, 1));
         }
+        let lacks = match self.arguments[0].as_slice() {
+            b"lacking" => !self.is_fuller,
+            b"insatiable" => true,
+            _ => false,
+        };
+        if lacks {
+            host.record(RecordKind::NeedsFuller, &[]).unwrap();
+            return Ok(ended(Outcome::Failed, 1));
+        }
         host.record(RecordKind::Line, describe(file).as_bytes())
             .unwrap();
         Ok(ended(Outcome::Done, 0))
@@ -363,7 +375,7 @@ impl Fake {
         )
         .unwrap();
         match self.arguments[0].as_slice() {
-            b"well" => {
+            b"well" | b"lacking" => {
                 let file = &self.files[0].file;
                 let parts = [IoSlice::new(b"clean, and longer")];
                 rustix::io::pwritev2(file, &parts, 0, ReadWriteFlags::empty()).unwrap();
@@ -531,6 +543,7 @@ fn main() {
         },
         policy: Policy::new(Vec::new(), std::env::var_os(Policy::VARIABLE).as_deref()),
         repair: Some(repairing()),
+        fuller: variable("FULLER").map(|_| FULLER),
         sequel: variable("SEQUEL").map(|_| SEQUEL),
     };
     // Descriptors that a worker must not have.
@@ -541,6 +554,7 @@ fn main() {
             scenario,
             arguments,
             is_sequel: spec.elf == SEQUEL,
+            is_fuller: spec.elf == FULLER,
             config: spec.config,
             cancel: spec.cancel,
             socket: find_socket(),

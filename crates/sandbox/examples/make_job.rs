@@ -253,6 +253,7 @@ fn main() {
         },
         policy: Policy::default(),
         repair: None,
+        fuller: None,
         sequel: None,
     };
     if let Ok(failures) = std::env::var("FAIL") {

@@ -204,6 +204,8 @@ struct Broker {
     repairs: bool,
     /// Another operation follows the worker's.
     has_sequel: bool,
+    /// The worker's operation has a fuller program.
+    has_fuller: bool,
     /// Who sees through the next round, if there is one.
     spare: Option<Child>,
     /// What that is.
@@ -226,6 +228,7 @@ impl Broker {
             tried: rounds.tried(),
             repairs: matches!(rounds.turn, Turn::Repair { .. }),
             has_sequel: rounds.has_sequel(),
+            has_fuller: rounds.has_fuller(),
             spare: None,
             next: None,
         }
@@ -343,7 +346,7 @@ impl Broker {
         let line = spare.line.as_ref().ok_or(rustix::io::Errno::PIPE)?;
         let image = match next {
             Next::Repair { dirty, .. } => self.files.written(dirty.slot),
-            Next::Again(_) | Next::Sequel => None,
+            Next::Again(_) | Next::Sequel | Next::Fuller(_) => None,
         };
         let image = image.and_then(|image| image.file);
         let named = self.files.written_named().map(AsFd::as_fd);
@@ -404,7 +407,8 @@ impl Broker {
                 (self.follow(Next::Again(complaint)), None)
             }
             Message::Done if self.has_sequel => (self.follow(Next::Sequel), None),
-            Message::Repaired(_) | Message::Done => (Reply::Invalid, None),
+            Message::Fuller(shown) if self.has_fuller => (self.follow(Next::Fuller(shown)), None),
+            Message::Repaired(_) | Message::Done | Message::Fuller(_) => (Reply::Invalid, None),
         };
         send(
             socket,

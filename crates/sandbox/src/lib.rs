@@ -75,6 +75,9 @@ pub struct Job {
     pub policy: Policy,
     /// What repairs images that are marked dirty, where the operation changes one; it then runs again.
     pub repair: Option<Repair>,
+    /// The operation binary that runs in place of [`Self::elf`], with the same config on the same files, once that has
+    /// found that it lacks a part which few runs need; of a job that makes no file.
+    pub fuller: Option<&'static [u8]>,
     /// The operation binary of what is done once the operation has ended well, with its config on its files, and that
     /// ends the job in its place; of a job that makes no file.
     pub sequel: Option<&'static [u8]>,

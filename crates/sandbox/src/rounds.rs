@@ -15,6 +15,9 @@
 //! An operation may have a sequel: another program, for what is done when all else has been, with the same config on the
 //! same files. It is run in a round of its own once the operation has ended well, and ends the job in its place.
 //!
+//! An operation may have a fuller program, with a part that few runs need. The operation that finds that it lacks this part
+//! ends before it writes, as with an image that is dirty, and the fuller program runs from the start in its place.
+//!
 //! The spare process is forked while nothing is confined yet, and does nothing until its turn: a confined broker cannot
 //! make a worker. It has inherited the files that the user named; those that images named come with its orders. So their
 //! locks are never lost. The broker of an earlier round waits for it, and passes on signals and the exit code.
@@ -59,6 +62,8 @@ pub struct Rounds {
     tried: Vec<(FileId, Vec<u8>)>,
     /// Lines of the operation that the user has seen.
     shown: u64,
+    /// The operation's fuller program runs in its place.
+    fuller: bool,
     started: Instant,
     /// Who asks an operation that is resident.
     pub resident: Option<Resident>,
@@ -143,6 +148,7 @@ impl Rounds {
             boss: None,
             tried: Vec::new(),
             shown: 0,
+            fuller: false,
             started,
             resident: None,
         }
@@ -151,7 +157,9 @@ impl Rounds {
     /// Whether another round can follow on this one.
     pub fn may_go_on(&self) -> bool {
         match &self.turn {
-            Turn::Operation { .. } => self.job.repair.is_some() || self.has_sequel(),
+            Turn::Operation { .. } => {
+                self.job.repair.is_some() || self.has_sequel() || self.has_fuller()
+            }
             Turn::Repair { .. } => true,
             Turn::Sequel => false,
         }
@@ -160,6 +168,12 @@ impl Rounds {
     /// Whether this round is the operation's, and that has a sequel.
     pub fn has_sequel(&self) -> bool {
         matches!(self.turn, Turn::Operation { .. }) && self.job.sequel.is_some()
+    }
+
+    /// Whether this round is the operation's, and that has a fuller program which does not run yet.
+    pub fn has_fuller(&self) -> bool {
+        let operates = matches!(self.turn, Turn::Operation { .. });
+        operates && !self.fuller && self.job.fuller.is_some()
     }
 
     /// What the broker of this round may open. What is kept is its from now on.
@@ -206,7 +220,10 @@ impl Rounds {
             channel,
         };
         match self.turn {
-            Turn::Operation { shown } => operation(limits, job.elf, job.secrets, shown),
+            Turn::Operation { shown } => {
+                let fuller = job.fuller.filter(|_| self.fuller);
+                operation(limits, fuller.unwrap_or(job.elf), job.secrets, shown)
+            }
             Turn::Sequel => {
                 limits.threads = Threads::default();
                 let elf = job.sequel.unwrap_or_default();
@@ -254,6 +271,12 @@ impl Rounds {
             Next::Sequel => {
                 self.refresh_all()?;
                 Turn::Sequel
+            }
+            Next::Fuller(shown) => {
+                self.refresh_all()?;
+                self.fuller = true;
+                self.shown = shown;
+                Turn::Operation { shown }
             }
         };
         Ok(self)

@@ -51,6 +51,8 @@ pub enum Message {
     Repaired(Vec<u8>),
     /// The operation has ended well; what follows it may begin.
     Done,
+    /// The operation lacks a part, and its fuller program is to run; so many lines have been shown.
+    Fuller(u64),
 }
 
 /// An image that must be repaired before it is changed.
@@ -72,6 +74,8 @@ const REPAIR: [u8; 4] = *b"fix?";
 const REPAIRED: [u8; 4] = *b"done";
 /// All of the packet that tells the good end of an operation.
 pub const DONE: [u8; 4] = *b"well";
+/// In front of how many lines an operation has shown that asks for its fuller program.
+const FULLER: [u8; 4] = *b"more";
 /// Bytes of a complaint that travel.
 const MAX_COMPLAINT: usize = 1024;
 
@@ -86,6 +90,13 @@ pub fn encode_begin(slot: u16) -> [u8; 6] {
 pub fn encode_repair(dirty: &Dirty) -> Vec<u8> {
     let mut out = Writer(REPAIR.to_vec());
     out.dirty(dirty);
+    out.0
+}
+
+/// The bytes that ask for the fuller program, after so many lines.
+pub fn encode_fuller(shown: u64) -> Vec<u8> {
+    let mut out = Writer(FULLER.to_vec());
+    out.number(shown);
     out.0
 }
 
@@ -104,6 +115,11 @@ pub fn decode_message(packet: &[u8]) -> Option<Message> {
             let mut rest = Reader(rest);
             let dirty = rest.dirty()?;
             rest.0.is_empty().then_some(Message::Repair(dirty))
+        }
+        (FULLER, rest) => {
+            let mut rest = Reader(rest);
+            let shown = rest.number()?;
+            rest.0.is_empty().then_some(Message::Fuller(shown))
         }
         (DONE, []) => Some(Message::Done),
         (REPAIRED, complaint) => {
@@ -360,6 +376,8 @@ pub enum Next {
     Again(Vec<u8>),
     /// To run what follows the operation.
     Sequel,
+    /// To run the operation's fuller program; so many lines have been shown.
+    Fuller(u64),
 }
 
 /// The bytes of `next`.
@@ -377,6 +395,10 @@ pub fn encode_next(next: &Next) -> Vec<u8> {
             out.bytes(complaint);
         }
         Next::Sequel => out.number(3),
+        Next::Fuller(shown) => {
+            out.number(4);
+            out.number(*shown);
+        }
     }
     out.0
 }
@@ -392,6 +414,7 @@ pub fn decode_next(packet: &[u8]) -> Option<Next> {
         },
         2 => Next::Again(rest.bytes()?.to_vec()),
         3 => Next::Sequel,
+        4 => Next::Fuller(rest.number()?),
         _ => return None,
     };
     rest.0.is_empty().then_some(next)

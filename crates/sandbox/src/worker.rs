@@ -2,7 +2,7 @@
 
 mod again;
 
-use self::again::Lines;
+use self::again::{Lines, Needs};
 use crate::confine;
 use crate::input::{Access, Growth, InputFile};
 use crate::jail::Filter;
@@ -16,7 +16,7 @@ use crate::wire::{self, Reply};
 use instar_shared::control::{FileRequest, FileResponse, FileRole, FileStatus, SizeStatus};
 use instar_shared::info::ImageRecord;
 use instar_shared::op::{ImageFormat, Outcome};
-use instar_shared::record::{NeedsRepair, Progress, RecordKind};
+use instar_shared::record::{Progress, RecordKind};
 use instar_shared::zerocopy::{FromBytes, IntoBytes};
 use instar_vmm::VmError;
 use instar_vmm::operation::{
@@ -170,7 +170,7 @@ fn host<'a>(program: &Program, socket: OwnedFd, output: &'a mut dyn Output) -> H
         },
         has_progressed: false,
         has_sequel: program.has_sequel,
-        dirty: None,
+        needs: None,
         complaint: None,
         asked_by: None,
     }
@@ -333,8 +333,8 @@ struct Host<'a> {
     has_progressed: bool,
     /// Another program ends what the guest has begun.
     has_sequel: bool,
-    /// The image that must be repaired first.
-    dirty: Option<NeedsRepair>,
+    /// What the guest has ended for.
+    needs: Option<Needs>,
     /// Why the repair failed.
     complaint: Option<Vec<u8>>,
     /// Who asks a guest that is resident.

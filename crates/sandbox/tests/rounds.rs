@@ -215,6 +215,42 @@ fn sequel_ends_the_job_once_the_operation_has_ended_well() {
 }
 
 #[test]
+fn fuller_program_runs_in_place_of_one_that_lacks_a_part() {
+    for dirty in [false, true] {
+        let (_scratch, top) = scratch();
+        fs::write(&top, if dirty { "dirty" } else { "longer than that" }).unwrap();
+        let mut job = job(&top, "lacking", None);
+        let output = job.env("FULLER", "1").env("SEQUEL", "1").output().unwrap();
+        let told = lines(&output);
+        // What was shown before is shown once, and what follows on an operation follows on this one.
+        assert_eq!(told[0], "before (1 files)", "{}", stderr(&output));
+        assert_eq!(told.len(), if dirty { 5 } else { 4 }, "{told:?}");
+        assert_eq!(told.contains(&REPAIRS.to_string()), dirty);
+        assert!(told[told.len() - 2].starts_with("follows on"), "{told:?}");
+        assert_eq!(output.status.code(), Some(7));
+    }
+}
+
+#[test]
+fn fuller_program_is_asked_for_once_and_only_where_there_is_one() {
+    for (how, there_is_one) in [("lacking", false), ("insatiable", true)] {
+        let (_scratch, top) = scratch();
+        fs::write(&top, "clean").unwrap();
+        let mut job = job(&top, how, None);
+        if there_is_one {
+            job.env("FULLER", "1");
+        }
+        let output = job.output().unwrap();
+        let text = stderr(&output);
+        assert!(
+            text.contains("a fuller program that there is not"),
+            "{how}: {text}"
+        );
+        assert_eq!(output.status.code(), Some(1), "{how}");
+    }
+}
+
+#[test]
 fn operation_that_fails_has_no_sequel() {
     let (_scratch, top) = scratch();
     fs::write(&top, "dirty").unwrap();

@@ -7,9 +7,8 @@ mod keys;
 
 pub use keys::{KeySlots, NoKeySlots};
 
-use alloc::vec::Vec;
 use instar_guest_ops::{Context, Disk};
-use instar_plan_amend::{AmendError, Image, Layer, Request, amend, check};
+use instar_plan_amend::{AmendError, Image, Layer, Request, amend, amend_keeping_size, check};
 use instar_qcow2::Header;
 use instar_qcow2::header::CryptMethod;
 use instar_shared::edit::{
@@ -19,29 +18,66 @@ use instar_shared::edit::{
 use instar_shared::encrypt::KeyState;
 use instar_shared::op::Outcome;
 use instar_shared::zerocopy::little_endian::U32;
-use op_chain::{Reported, Stopped, stopped};
-use op_edit::{Below, Chain, Opened, Progress, failed, open_below, open_for_change};
+use op_chain::{Open, Reported, Stopped, ask_for_fuller, open_qcow2, open_unencrypted, stopped};
+use op_edit::{Chain, Opened, Progress, failed, layers, open_below, open_for_change_by};
 
 const RAW: &str = "Format driver 'raw' does not support option amendment";
 const NOT_ENCRYPTED: &str = "Can't amend encryption options - encryption not present";
 const NOT_LUKS: &str = "Only LUKS encryption options can be amended";
 
+/// What a program is linked with, beside key slots.
+#[derive(Clone, Copy, Debug)]
+pub struct Parts {
+    /// How it opens qcow2 images.
+    pub open: Open,
+    /// How it changes them.
+    pub amend: Amend,
+    /// It can change sizes.
+    pub sizes: bool,
+}
+
+/// Changes the options of an image with this backing chain.
+pub type Amend = fn(
+    Image<'_, Disk>,
+    &[Layer<'_, Disk>],
+    &Request<'_>,
+    &mut Progress<'_>,
+) -> Result<Header, AmendError>;
+
+/// Neither LUKS headers nor another size.
+pub const FEW: Parts = Parts {
+    open: open_unencrypted,
+    amend: |image, _, request, progress| amend_keeping_size(image, request, progress),
+    sizes: false,
+};
+
+/// All that there is.
+pub const ALL: Parts = Parts {
+    open: open_qcow2,
+    amend: |image, below, request, progress| amend(image, below, request, progress),
+    sizes: true,
+};
+
 /// Does what the host's [`AmendConfig`] says, and tells the host how it went. `keys` changes key slots.
-pub fn run(ctx: &mut Context, keys: &impl KeySlots) {
+pub fn run(ctx: &mut Context, parts: Parts, keys: &impl KeySlots) {
     let config: AmendConfig = ctx.config();
     let mut result = EditResult::zeroed();
-    let outcome = change(ctx, &config, &mut result, keys);
+    let outcome = change(ctx, parts, &config, &mut result, keys);
     result.outcome.set(outcome.unwrap_or(Outcome::Failed).raw());
     ctx.set_result(&result);
 }
 
 fn change(
     ctx: &mut Context,
+    parts: Parts,
     config: &AmendConfig,
     result: &mut EditResult,
     keys: &impl KeySlots,
 ) -> Result<Outcome, Reported> {
-    let opened = open_for_change(ctx, 0, config.format.get(), Chain::Ignored)?;
+    if config.given.get() & AMEND_SIZE != 0 && !parts.sizes {
+        return Err(ask_for_fuller(ctx));
+    }
+    let opened = open_for_change_by(parts.open, ctx, 0, config.format.get(), Chain::Ignored)?;
     result.format.set(opened.format.raw());
     let Some(header) = &opened.header else {
         return Ok(failed(ctx, &RAW));
@@ -49,12 +85,18 @@ fn change(
     result.old_size.set(header.whole_sectors_size());
     result.size.set(header.whole_sectors_size());
     // The whole chain must be there, whatever is asked for.
-    let below = open_below(ctx, opened.disk.slot(), header)?;
+    let below = open_below(parts.open, ctx, opened.disk.slot(), header)?;
     let request = request(config);
     if let Some(outcome) = change_keys(ctx, config, &opened, header, &request, keys)? {
         return Ok(outcome);
     }
-    match amend_image(ctx, &opened, header, &below, &request) {
+    let image = Image {
+        storage: &opened.disk,
+        data: opened.data.as_ref(),
+        header,
+        cipher: None,
+    };
+    match (parts.amend)(image, &layers(&below), &request, &mut Progress(ctx)) {
         Ok(header) => {
             result.size.set(header.whole_sectors_size());
             Ok(Outcome::Done)
@@ -106,31 +148,6 @@ fn change_keys<K: KeySlots>(
         Ok(()) => Ok(None),
         Err(sentence) => Ok(Some(failed(ctx, &sentence))),
     }
-}
-
-fn amend_image(
-    ctx: &mut Context,
-    opened: &Opened,
-    header: &Header,
-    below: &[Below],
-    request: &Request<'_>,
-) -> Result<Header, AmendError> {
-    let image = Image {
-        storage: &opened.disk,
-        data: opened.data.as_ref(),
-        header,
-        cipher: None,
-    };
-    let layers: Vec<Layer<'_, Disk>> = below
-        .iter()
-        .map(|below| Layer {
-            storage: &below.disk,
-            data: below.data.as_ref(),
-            header: below.header.as_ref(),
-            cipher: None,
-        })
-        .collect();
-    amend(image, &layers, request, &mut Progress(ctx))
 }
 
 /// The options that the configuration names.

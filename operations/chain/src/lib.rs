@@ -21,7 +21,7 @@ pub use stopped::{Stopped, stopped};
 use alloc::vec;
 use instar_guest_ops::{Context, Disk, OpenError};
 use instar_plan_check::{Cancelled, MessageKind, Reporter};
-use instar_qcow2::header::Lossy;
+use instar_qcow2::header::{Lossy, OpenError as HeaderError};
 use instar_qcow2::snapshot::Snapshot;
 use instar_qcow2::{Header, OpenMode};
 use instar_raw::ImageFormat as Probed;
@@ -203,6 +203,34 @@ pub fn open_qcow2(
 ) -> Result<(Header, Option<Disk>), Reported> {
     let header = read_header(ctx, disk, mode)?;
     with_data_file(ctx, disk, header, access)
+}
+
+/// How a program opens a qcow2 image for a mode: by [`open_qcow2`] or by [`open_unencrypted`].
+pub type Open =
+    fn(&mut Context, &Disk, OpenMode, FileAccess) -> Result<(Header, Option<Disk>), Reported>;
+
+/// As [`open_qcow2`], in a program without the code for encrypted images: for one of them its fuller program runs.
+///
+/// # Errors
+/// As there; the image is encrypted, and the host knows.
+pub fn open_unencrypted(
+    ctx: &mut Context,
+    disk: &Disk,
+    mode: OpenMode,
+    access: FileAccess,
+) -> Result<(Header, Option<Disk>), Reported> {
+    let header = match Header::read_unencrypted(disk, mode) {
+        Ok(header) => header,
+        Err(HeaderError::KeyRequired) => return Err(ask_for_fuller(ctx)),
+        Err(e) => return Err(fail(ctx, disk.slot(), format_args!("{e}"))),
+    };
+    with_data_file(ctx, disk, header, access)
+}
+
+/// Ends the operation, which must not have written anything: the host runs its fuller program in its place.
+pub fn ask_for_fuller(ctx: &mut Context) -> Reported {
+    let _ = ctx.records().record(RecordKind::NeedsFuller, &[]);
+    Reported
 }
 
 /// Reads the header of a qcow2 image for `mode`.

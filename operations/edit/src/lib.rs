@@ -6,7 +6,7 @@ extern crate alloc;
 mod below;
 mod writing;
 
-pub use below::{Below, open_below};
+pub use below::{Below, layers, open_below};
 pub use writing::{Written, open_image, open_written};
 
 use core::fmt::Display;
@@ -19,7 +19,7 @@ use instar_shared::record::{NeedsRepair, REPAIR_SILENT, RecordKind};
 use instar_shared::zerocopy::IntoBytes;
 use instar_shared::zerocopy::little_endian::U32;
 use op_chain::{
-    NamedBy, Reported, Stopped, fail, format_of, open_chain_below, open_qcow2, stopped,
+    NamedBy, Open, Reported, Stopped, fail, format_of, open_chain_below, open_qcow2, stopped,
 };
 
 /// Whether the images below must be there.
@@ -55,6 +55,20 @@ pub fn open_for_change(
     told: u32,
     chain: Chain,
 ) -> Result<Opened, Reported> {
+    open_for_change_by(open_qcow2, ctx, slot, told, chain)
+}
+
+/// As [`open_for_change`], in a program that opens qcow2 images by `open`.
+///
+/// # Errors
+/// As there.
+pub fn open_for_change_by(
+    open: Open,
+    ctx: &mut Context,
+    slot: u16,
+    told: u32,
+    chain: Chain,
+) -> Result<Opened, Reported> {
     let disk = ctx.disk(slot).map_err(|_| Reported)?;
     let told = ImageFormat::try_from(told).map_err(|_| Reported)?;
     let format = format_of(ctx, &disk, told, NamedBy::User)?;
@@ -66,7 +80,7 @@ pub fn open_for_change(
             data: None,
         });
     }
-    let (header, data) = open_qcow2(ctx, &disk, OpenMode::Change, FileAccess::ReadWrite)?;
+    let (header, data) = open(ctx, &disk, OpenMode::Change, FileAccess::ReadWrite)?;
     if header.incompatible.corrupt() {
         let reason = "qcow2: Image is corrupt; cannot be opened read/write";
         return Err(fail(ctx, slot, format_args!("{reason}")));

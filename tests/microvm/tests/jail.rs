@@ -66,6 +66,7 @@ fn run(case: Case, argument: u64, files: &[PathBuf], threads: Threads) -> u8 {
             base: None,
         },
         repair: None,
+        fuller: None,
         sequel: None,
     };
     instar_sandbox::run_job(job, Box::new(Ending))

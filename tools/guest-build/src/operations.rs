@@ -36,7 +36,12 @@ const KEYED: &[&str] = &[
 ];
 
 /// Programs of their own for what few runs of an operation need.
-const FURTHER: &[&str] = &["op-bench-write", "op-convert-into-bitmaps"];
+const FURTHER: &[&str] = &[
+    "op-bench-write",
+    "op-convert-into-bitmaps",
+    "op-resize-full",
+    "op-amend-full",
+];
 
 /// All programs of the operations.
 pub fn programs() -> impl Iterator<Item = &'static str> {

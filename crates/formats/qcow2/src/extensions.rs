@@ -4,7 +4,7 @@
 //! between the header and the backing file name, ended by type 0 or by the end
 //! of the first cluster. Unknown types are skipped.
 
-use crate::header::{OpenError, OpenMode, RawHeaderFields, ReadStage};
+use crate::header::{OpenError, RawHeaderFields, ReadStage};
 use crate::units::HostOffset;
 use crate::window::Window;
 use alloc::vec::Vec;
@@ -209,11 +209,11 @@ pub(crate) struct Found {
 }
 
 /// Reads the whole chain and checks what QEMU checks on the way; the LUKS header
-/// is judged where the chain points to it.
+/// is judged where the chain points to it, and not looked at if `is_keyless`.
 pub(crate) fn read<S: Storage>(
     window: &mut Window<'_, S>,
     fields: &RawHeaderFields,
-    mode: OpenMode,
+    is_keyless: bool,
 ) -> Result<Found, OpenError> {
     let mut found = Found {
         extensions: Extensions::default(),
@@ -226,7 +226,7 @@ pub(crate) fn read<S: Storage>(
     while let Some(ext) = chain.next(window)? {
         found.extensions.take(window, fields, &ext)?;
         if let (EXT_CRYPTO_HEADER, Some(pointer)) = (ext.kind, found.extensions.crypto_header) {
-            if mode.is_keyless() {
+            if is_keyless {
                 return Err(OpenError::KeyRequired);
             }
             let (offset, room) = (pointer.offset.get(), pointer.length);

@@ -168,6 +168,24 @@ impl Header {
         storage: &S,
         mode: OpenMode,
     ) -> Result<(Self, Option<LuksInfo>), OpenError> {
+        Self::read_by::<S, true>(storage, mode)
+    }
+
+    /// As [`Header::read`], without the code for LUKS headers: [`OpenError::KeyRequired`] where another program has to
+    /// look at one, or at the image's data.
+    ///
+    /// # Errors
+    /// [`OpenError`]: the first thing wrong, in QEMU's order.
+    pub fn read_unencrypted<S: Storage>(storage: &S, mode: OpenMode) -> Result<Self, OpenError> {
+        Self::read_by::<S, false>(storage, mode).map(|(header, _)| header)
+    }
+
+    /// Reads the header; without `LUKS`, encrypted images are refused in all modes.
+    fn read_by<S: Storage, const LUKS: bool>(
+        storage: &S,
+        mode: OpenMode,
+    ) -> Result<(Self, Option<LuksInfo>), OpenError> {
+        let is_keyless = !LUKS || mode.is_keyless();
         let mut window = Window::new(storage).map_err(|e| ReadStage::Header.window(e))?;
         let mut raw = RawHeader::new_zeroed();
         window
@@ -182,11 +200,11 @@ impl Header {
         fields.check_tables(mode)?;
         let crypt_method = fields.crypt_method()?;
         fields.check_refcount_table_readable()?;
-        let Found { extensions, luks } = extensions::read(&mut window, &fields, mode)?;
+        let Found { extensions, luks } = extensions::read(&mut window, &fields, is_keyless)?;
         if mode.needs_data_file() {
             fields.check_data_file(&extensions)?;
         }
-        check_encryption(mode, crypt_method, &extensions)?;
+        check_encryption(is_keyless, crypt_method, &extensions)?;
         let backing_file = fields.read_backing_name(&mut window)?;
         let sectors = fields.check_virtual_size();
         let header = fields.into_header(crypt_method, compression_type, extensions, backing_file);

@@ -10,11 +10,11 @@ pub use options::{CREATION_ONLY_LINE, Kind, OptionList, Value};
 
 use crate::cli::{self, AmendOptions, LimitOptions, UsageError};
 use crate::edit::{EditOutput, Ending, Shown};
-use crate::files::{AMEND, Growth, Secret, SecretRole};
+use crate::files::{AMEND, AMEND_FULL, Growth, Secret, SecretRole};
 use crate::image::{self, Image};
 use crate::keyring;
 use crate::launch::{self, How};
-use instar_shared::edit::AmendConfig;
+use instar_shared::edit::{AMEND_SIZE, AmendConfig};
 use instar_shared::op::ImageFormat;
 use instar_shared::zerocopy::IntoBytes;
 use keys::KeyOptions;
@@ -88,7 +88,13 @@ pub fn run(options: &AmendOptions, limits: &LimitOptions) -> Result<u8, UsageErr
         secrets,
         ..How::default()
     };
-    launch::start_as(how, AMEND, config.as_bytes(), vec![input], limits, output)
+    // The one without the code for another size would only find out that it lacks it.
+    let elf = if config.given.get() & AMEND_SIZE == 0 {
+        AMEND
+    } else {
+        AMEND_FULL
+    };
+    launch::start_as(how, elf, config.as_bytes(), vec![input], limits, output)
 }
 
 fn request(options: &AmendOptions) -> Result<Request, UsageError> {

@@ -1,6 +1,7 @@
 //! One transaction that does everything.
 
 use crate::options::{self, Changes};
+use crate::size::Size;
 use crate::tables::Survey;
 use crate::{AmendError, Image, Layer, Request, downgrade};
 use instar_plan_resize::{Preallocation, Wish};
@@ -39,13 +40,10 @@ pub struct Wanted<'a> {
     pub changes: Changes,
 }
 
-/// A new size, or why the image cannot have it.
-type Resize<'a, S> = Result<instar_plan_resize::Change<'a, S>, AmendError>;
-
 /// Changes everything.
-pub fn change<S: StorageMut>(
-    image: Image<'_, S>,
-    below: &[Layer<'_, S>],
+pub fn change<'a, S: StorageMut, Z: Size<'a, S>>(
+    image: Image<'a, S>,
+    below: &[Layer<'a, S>],
     wanted: &Wanted<'_>,
     monitor: &mut dyn Monitor,
 ) -> Result<Header, AmendError> {
@@ -55,7 +53,8 @@ pub fn change<S: StorageMut>(
         survey = Some(taken.map_err(AmendError::in_step(AmendError::Zeros))?);
     }
     let size = wanted.request.size.filter(|size| *size != 0);
-    let mut resize = size.map(|size| plan_resize(image, below, size, wanted, monitor));
+    // A new size, or why the image cannot have it.
+    let mut resize = size.map(|size| plan_size::<S, Z>(image, below, size, wanted, monitor));
     let mut footprint = footprint(image.header, &wanted.changes, survey.as_ref());
     if let Some(Ok(resize)) = &resize {
         let more = resize.footprint();
@@ -68,7 +67,7 @@ pub fn change<S: StorageMut>(
         txn: txn.map_err(&failed)?,
         written: Written::Nothing,
     };
-    let built = change.build(wanted, resize.as_mut(), survey, monitor);
+    let built = change.build(image.header, wanted, (resize.as_mut(), survey), monitor);
     let done = match built {
         Ok(()) => change.commit(monitor).map_err(failed),
         Err(e) => {
@@ -89,13 +88,13 @@ pub fn change<S: StorageMut>(
     }
 }
 
-fn plan_resize<'a, S: StorageMut>(
+fn plan_size<'a, S: StorageMut, Z: Size<'a, S>>(
     image: Image<'a, S>,
     below: &[Layer<'a, S>],
     size: u64,
     wanted: &Wanted<'_>,
     monitor: &mut dyn Monitor,
-) -> Resize<'a, S> {
+) -> Result<Z, AmendError> {
     options::check_size(size)?;
     let version = if wanted.changes.upgrade {
         3
@@ -106,10 +105,9 @@ fn plan_resize<'a, S: StorageMut>(
         new_size: size,
         preallocation: Preallocation::Off,
         version,
+        unpack: Some(instar_plan_resize::unpack),
     };
-    Ok(instar_plan_resize::Change::plan(
-        image, below, wish, monitor,
-    )?)
+    Z::plan(image, below, wish, monitor)
 }
 
 /// A change that is being built.
@@ -120,11 +118,11 @@ struct Change<'s, S> {
 
 impl<S: StorageMut> Change<'_, S> {
     /// In the order in which `qemu-img` goes through the options.
-    fn build(
+    fn build<'a, Z: Size<'a, S>>(
         &mut self,
+        old: &Header,
         wanted: &Wanted<'_>,
-        resize: Option<&mut Resize<'_, S>>,
-        survey: Option<Survey>,
+        (resize, mut survey): (Option<&mut Result<Z, AmendError>>, Option<Survey>),
         monitor: &mut dyn Monitor,
     ) -> Result<(), AmendError> {
         if let Some(order) = wanted.changes.refcount_order {
@@ -135,9 +133,7 @@ impl<S: StorageMut> Change<'_, S> {
             self.complete_snapshots()
                 .map_err(AmendError::in_step(AmendError::Header))?;
         }
-        let old = self.txn.old_header().clone();
-        options::set(&old, &mut self.txn.header, &wanted.request)?;
-        let mut survey = survey;
+        options::set(old, &mut self.txn.header, &wanted.request)?;
         if let Some(resize) = resize {
             let resize = resize.as_mut().map_err(|e| e.clone())?;
             if resize.is_needed() {

@@ -33,7 +33,8 @@
 //! Modules: `options` (checks that need no more than the header), `change` (the
 //! transaction), `downgrade` (version 3 to 2), `zeros` (zero clusters to data clusters), `tables` (all L2
 //! tables and how often each is referred to), `metadata` (clusters that hold no
-//! guest data), `bitmaps` (giving them up).
+//! guest data), `bitmaps` (giving them up), `size` (another size, in programs that have the code
+//! for it).
 //!
 //! Memory: what a transaction takes, two L1 tables, 2 MiB of L2 tables; for
 //! version 2, about 64 bytes for each L2 table of the image and for each
@@ -51,6 +52,7 @@ mod change;
 mod downgrade;
 mod metadata;
 mod options;
+mod size;
 mod tables;
 mod zeros;
 
@@ -61,6 +63,7 @@ use instar_plan_resize::ResizeError;
 use instar_plan_txn::{Monitor, TxnError};
 use instar_qcow2::Header;
 use instar_storage::{Errno, StorageMut};
+use size::{Kept, Size};
 
 /// What is to change; `None`: stays as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -126,6 +129,9 @@ pub enum AmendError {
     /// A size of 2^63 or more.
     #[error("Image size cannot be negative")]
     NegativeSize,
+    /// Another size was asked of [`amend_keeping_size`].
+    #[error("the size cannot be changed along with it")]
+    SizeIsKept,
     /// The size could not be changed.
     #[error("{0}")]
     Resize(ResizeError),
@@ -215,11 +221,32 @@ pub fn amend<S: StorageMut>(
     request: &Request<'_>,
     monitor: &mut dyn Monitor,
 ) -> Result<Header, AmendError> {
+    amend_by::<S, instar_plan_resize::Change<'_, S>>(image, below, request, monitor)
+}
+
+/// As [`amend`], for a program without the code for another size: a request for one is refused.
+///
+/// # Errors
+/// As [`amend`]; [`AmendError::SizeIsKept`].
+pub fn amend_keeping_size<S: StorageMut>(
+    image: Image<'_, S>,
+    request: &Request<'_>,
+    monitor: &mut dyn Monitor,
+) -> Result<Header, AmendError> {
+    amend_by::<S, Kept>(image, &[], request, monitor)
+}
+
+fn amend_by<'a, S: StorageMut, Z: Size<'a, S>>(
+    image: Image<'a, S>,
+    below: &[Layer<'a, S>],
+    request: &Request<'_>,
+    monitor: &mut dyn Monitor,
+) -> Result<Header, AmendError> {
     let wanted = Wanted {
         request: *request,
         changes: options::check(image.header, request)?,
     };
-    let header = change::change(image, below, &wanted, monitor)?;
+    let header = change::change::<S, Z>(image, below, &wanted, monitor)?;
     if request.data_file == Some(b"") && header.extensions.data_file_name.is_some() {
         return change::remove_data_file_name(image.storage, &header)
             .map_err(AmendError::in_step(AmendError::Header));

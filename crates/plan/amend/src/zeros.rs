@@ -16,11 +16,11 @@
 
 use crate::metadata::Metadata;
 use crate::tables::{L1Table, Survey, Table, ask_for, l1_tables};
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use instar_plan_txn::{Monitor, Transaction, TxnError, for_each_l2};
-use instar_qcow2::HostOffset;
 use instar_qcow2::entries::{ALL_ZEROS, L1Entry, L2Entry, OFFSET_MASK};
+use instar_qcow2::{Header, HostOffset};
 use instar_storage::StorageMut;
 
 /// L2 tables that are looked at between two looks at the monitor.
@@ -45,12 +45,14 @@ pub fn expand<S: StorageMut>(
     let l1_tables = l1_tables(txn.storage(), &txn.header)?;
     let metadata = Metadata::of(txn.storage(), &txn.header, &l1_tables)?;
     let encrypted = txn.header.crypt_method != instar_qcow2::header::CryptMethod::None;
+    let header = txn.header.clone();
     let mut expansion = Expansion {
+        header: &header,
         survey,
         metadata,
         keeps_clusters: !encrypted,
         fills: !encrypted && txn.header.backing_file.is_some(),
-        released: BTreeSet::new(),
+        released: BTreeMap::new(),
         refresh_all: false,
         run: (0, 0),
         done: 0,
@@ -83,14 +85,16 @@ pub fn expand<S: StorageMut>(
 }
 
 struct Expansion<'a> {
+    /// The transaction's, when it began.
+    header: &'a Header,
     survey: &'a mut Survey,
     metadata: Metadata,
     /// Clusters of zero entries become data clusters.
     keeps_clusters: bool,
     /// Zero entries without a cluster get one.
     fills: bool,
-    /// Clusters to which the zero entries' references were taken away.
-    released: BTreeSet<u64>,
+    /// Clusters from which the references of zero entries were taken away, and how many.
+    released: BTreeMap<u64, u64>,
     /// Refcounts of data clusters fell: COPIED may change in every table.
     refresh_all: bool,
     /// Bytes to be filled with zeros: where, how many.
@@ -116,7 +120,7 @@ impl Expansion<'_> {
                 continue;
             }
             lower(txn, cluster, zero_paths)?;
-            self.released.insert(cluster);
+            self.released.insert(cluster, zero_paths);
             self.refresh_all |= refcount > zero_paths;
         }
         Ok(())
@@ -130,11 +134,11 @@ impl Expansion<'_> {
     ) -> Result<BTreeMap<u64, u64>, TxnError> {
         let mut shared = BTreeMap::new();
         let bits = txn.header.cluster_bits;
-        let header = txn.header.clone();
+        let header = self.header;
         let offsets: Vec<u64> = self.with_zeros().collect();
         for some in offsets.chunks(TABLES_PER_STEP) {
             self.monitor.progress(0, self.total)?;
-            for_each_l2(txn.storage(), &header, some, &mut |at, l2| {
+            for_each_l2(txn.storage(), header, some, &mut |at, l2| {
                 let offset = some.get(at).copied().unwrap_or_default();
                 let paths = self.table(offset).paths;
                 for raw in l2.as_chunks::<8>().0 {
@@ -196,7 +200,7 @@ impl Expansion<'_> {
         at: L1Table,
     ) -> Result<Vec<u64>, TxnError> {
         let l1 = txn.read_l1(at.offset, at.entries)?;
-        let header = txn.header.clone();
+        let header = self.header;
         let mut todo = Vec::new();
         for entries in l1.chunks(TABLES_PER_STEP) {
             self.monitor.progress(self.done, self.total)?;
@@ -209,7 +213,7 @@ impl Expansion<'_> {
                     self.mark(offset, None);
                 }
             }
-            for_each_l2(txn.storage(), &header, &todo, &mut |at, l2| {
+            for_each_l2(txn.storage(), header, &todo, &mut |at, l2| {
                 let offset = todo.get(at).copied().unwrap_or_default();
                 self.rewrite(txn, offset, l2)
             })?;
@@ -264,7 +268,7 @@ impl Expansion<'_> {
     ) -> Result<u64, TxnError> {
         let bits = txn.header.cluster_bits;
         let host = entry.host_offset().get();
-        let released = self.released.contains(&(host >> bits.get()));
+        let released = self.released.contains_key(&(host >> bits.get()));
         if host != 0 && !released && self.keeps_clusters {
             self.fill(txn.storage(), host, bits.size_bytes())?;
             return Ok(entry.0 & !ALL_ZEROS);

@@ -7,12 +7,13 @@
 //! after that end are not to appear when the disk grows.
 
 use crate::ResizeError;
+use crate::content::zeroed;
 use crate::error::{At, Stage};
 use alloc::vec::Vec;
 use instar_plan_txn::{Monitor, Transaction, TxnError};
 use instar_qcow2::bitmaps::{BitmapTableEntry, MAX_BITMAP_BYTES, RawBitmap};
 use instar_qcow2::extensions::BitmapsExtension;
-use instar_qcow2::{Header, HostOffset};
+use instar_qcow2::{ClusterBits, Header, HostOffset};
 use instar_storage::{Storage, StorageMut};
 use zerocopy::FromBytes;
 
@@ -43,13 +44,7 @@ fn buffer(len: u64, monitor: &mut dyn Monitor) -> Result<Vec<u8>, ResizeError> {
     if len >= 1 << 20 && monitor.grant(len) < len {
         return Err(ResizeError::OutOfMemory);
     }
-    let len = usize::try_from(len).map_err(|_| ResizeError::OutOfMemory)?;
-    let mut bytes = Vec::new();
-    bytes
-        .try_reserve_exact(len)
-        .map_err(|_| ResizeError::OutOfMemory)?;
-    bytes.resize(len, 0);
-    Ok(bytes)
+    zeroed(len)
 }
 
 /// Bits of a bitmap of a disk of `size` bytes.
@@ -59,8 +54,8 @@ fn bits_for(size: u64, raw: &RawBitmap) -> u64 {
 }
 
 /// Entries of the bitmap table that `bits` bits need.
-const fn entries_for(header: &Header, bits: u64) -> u64 {
-    header.cluster_bits.clusters_for(bits.div_ceil(8))
+const fn entries_for(cluster_bits: ClusterBits, bits: u64) -> u64 {
+    cluster_bits.clusters_for(bits.div_ceil(8))
 }
 
 impl Bitmaps {
@@ -104,7 +99,7 @@ impl Bitmaps {
     pub fn plan(&mut self, header: &Header, new_size: u64) -> Result<(), ResizeError> {
         let mut at = 0;
         while let Some((item, next)) = self.item(at)? {
-            let entries = entries_for(header, bits_for(new_size, &item.raw));
+            let entries = entries_for(header.cluster_bits, bits_for(new_size, &item.raw));
             let bytes = entries.saturating_mul(header.cluster_bits.size_bytes());
             if bytes > MAX_BITMAP_BYTES {
                 let name = self.name(&item);
@@ -218,10 +213,10 @@ fn resize_one<S: StorageMut>(
     new_size: u64,
     monitor: &mut dyn Monitor,
 ) -> Result<Option<(HostOffset, u32)>, ResizeError> {
-    let header = txn.old_header().clone();
+    let cluster_bits = txn.old_header().cluster_bits;
     let (old_bits, new_bits) = (bits_for(old_size, raw), bits_for(new_size, raw));
     let old_entries = raw.table_size.get();
-    let new_entries = entries_for(&header, new_bits);
+    let new_entries = entries_for(cluster_bits, new_bits);
     let count = u32::try_from(new_entries).map_err(|_| ResizeError::OutOfMemory)?;
     if old_bits == new_bits {
         return Ok(None);
@@ -232,7 +227,7 @@ fn resize_one<S: StorageMut>(
         .at(Stage::Bitmaps)?;
     let kept_bits = old_bits.min(new_bits);
     let mut changed = count != old_entries;
-    drop_past(txn, &mut table, entries_for(&header, kept_bits))?;
+    drop_past(txn, &mut table, entries_for(cluster_bits, kept_bits))?;
     changed |= cut_last(txn, &mut table, kept_bits)?;
     if !changed {
         return Ok(None);
@@ -290,11 +285,10 @@ fn cut_last<S: StorageMut>(
         return Ok(false);
     };
     let entry = BitmapTableEntry::from_be_bytes(*raw);
-    let len = usize::try_from(cluster).map_err(|_| ResizeError::OutOfMemory)?;
-    let mut bits = Vec::new();
-    bits.try_reserve_exact(len)
-        .map_err(|_| ResizeError::OutOfMemory)?;
-    bits.resize(len, if entry.all_ones() { 0xff } else { 0 });
+    let mut bits = zeroed(cluster)?;
+    if entry.all_ones() {
+        bits.fill(0xff);
+    }
     if entry.host_offset().get() != 0 {
         txn.read(entry.host_offset().get(), &mut bits)
             .at(Stage::Bitmaps)?;

@@ -10,11 +10,19 @@ use instar_codec::Decoder;
 use instar_layers::Decompress;
 use instar_qcow2::Header;
 use instar_qcow2::entries::{L1Entry, L2Entry, SUBCLUSTERS, SubclusterBitmap};
-use instar_qcow2::header::CryptMethod;
+use instar_qcow2::header::{CompressionType, CryptMethod};
 use instar_storage::{Cipher, DataPlace, Storage, StorageError};
 
 /// EIO.
 const EIO: u32 = 5;
+
+/// Decompresses a cluster from the front of some bytes; false if they are damaged.
+pub type Unpack = fn(CompressionType, &[u8], &mut [u8]) -> bool;
+
+/// The decompressors of all types.
+pub fn unpack(kind: CompressionType, packed: &[u8], cluster: &mut [u8]) -> bool {
+    Decoder::new().decompress(kind, packed, cluster).is_ok()
+}
 
 /// One image of a chain.
 #[derive(Debug)]
@@ -135,7 +143,13 @@ impl<S: Storage> Layer<'_, S> {
     }
 
     /// Reads the compressed cluster of an entry, whole.
-    fn inflate(&self, header: &Header, entry: L2Entry) -> Result<Vec<u8>, ResizeError> {
+    fn inflate(
+        &self,
+        header: &Header,
+        entry: L2Entry,
+        unpack: Option<Unpack>,
+    ) -> Result<Vec<u8>, ResizeError> {
+        let unpack = unpack.ok_or(ResizeError::Compressed)?;
         let bits = header.cluster_bits;
         let descriptor = entry.compressed(bits).ok_or(DAMAGED)?;
         let mut packed = zeroed(descriptor.size_bytes())?;
@@ -143,8 +157,9 @@ impl<S: Storage> Layer<'_, S> {
             .read_at(descriptor.offset.get(), &mut packed)
             .map_err(failed)?;
         let mut cluster = zeroed(bits.size_bytes())?;
-        let unpacked = Decoder::new().decompress(header.compression_type, &packed, &mut cluster);
-        unpacked.map(|()| cluster).map_err(|_| DAMAGED)
+        unpack(header.compression_type, &packed, &mut cluster)
+            .then_some(cluster)
+            .ok_or(DAMAGED)
     }
 }
 
@@ -154,6 +169,19 @@ impl<S: Storage> Layer<'_, S> {
 /// # Errors
 /// The store's; damaged tables or compressed data; encrypted data without its key.
 pub fn read_guest<S: Storage>(
+    layers: &[Layer<'_, S>],
+    offset: u64,
+    buf: &mut [u8],
+) -> Result<(), ResizeError> {
+    read_guest_by(Some(unpack), layers, offset, buf)
+}
+
+/// As [`read_guest`], by other decompressors or none.
+///
+/// # Errors
+/// As there; [`ResizeError::Compressed`].
+pub fn read_guest_by<S: Storage>(
+    unpack: Option<Unpack>,
     layers: &[Layer<'_, S>],
     offset: u64,
     buf: &mut [u8],
@@ -177,7 +205,8 @@ pub fn read_guest<S: Storage>(
         let left = unit.saturating_sub(at.checked_rem(unit).unwrap_or(0));
         let len = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
         let (piece, after) = rest.split_at_mut(len);
-        read_unit(layer, header, below, at, piece)?;
+        let chain = (layer, header, below);
+        read_unit(unpack, chain, at, piece)?;
         at = at.saturating_add(len as u64);
         rest = after;
     }
@@ -196,9 +225,8 @@ pub fn unit_bytes(header: &Header) -> u64 {
 
 /// Reads within one subcluster, or cluster.
 fn read_unit<S: Storage>(
-    layer: &Layer<'_, S>,
-    header: &Header,
-    below: &[Layer<'_, S>],
+    unpack: Option<Unpack>,
+    (layer, header, below): (&Layer<'_, S>, &Header, &[Layer<'_, S>]),
     offset: u64,
     buf: &mut [u8],
 ) -> Result<(), ResizeError> {
@@ -207,7 +235,7 @@ fn read_unit<S: Storage>(
     let mapping = layer.mapping(header, offset >> bits.get())?;
     let unit = in_cluster.checked_div(unit_bytes(header)).unwrap_or(0);
     match place(header, mapping, unit)? {
-        Place::Below => read_guest(below, offset, buf),
+        Place::Below => read_guest_by(unpack, below, offset, buf),
         Place::Zeros => {
             buf.fill(0);
             Ok(())
@@ -229,7 +257,7 @@ fn read_unit<S: Storage>(
             cipher.decipher(at, buf).map_err(failed)
         }
         Place::Compressed => {
-            let cluster = layer.inflate(header, mapping.entry)?;
+            let cluster = layer.inflate(header, mapping.entry, unpack)?;
             let from = usize::try_from(in_cluster).map_err(|_| DAMAGED)?;
             let bytes = cluster.get(from..).and_then(|c| c.get(..buf.len()));
             buf.copy_from_slice(bytes.ok_or(DAMAGED)?);

@@ -7,19 +7,20 @@ use crate::error::{At, Stage};
 use crate::reserve::Work;
 use crate::tables::read_table;
 use instar_plan_txn::{Transaction, TxnError, for_each_l2, references};
+use instar_qcow2::Header;
 use instar_qcow2::entries::{COPIED, L1Entry};
 use instar_storage::StorageMut;
 
-/// Drops all that the active tables refer to from byte `new_size` of the disk on.
+/// Drops all that the active tables refer to from byte `new_size` of the disk on. `header` is that of the old state.
 ///
 /// # Errors
 /// The tables are damaged there; the store's; the monitor wants the end.
 pub fn crop<S: StorageMut>(
     txn: &mut Transaction<'_, S>,
+    header: &Header,
     new_size: u64,
     work: &mut Work<'_>,
 ) -> Result<(), ResizeError> {
-    let header = txn.old_header().clone();
     let entries = header.l1_size;
     let mut l1 = txn
         .read_l1(header.l1_table_offset, entries)
@@ -27,11 +28,11 @@ pub fn crop<S: StorageMut>(
     let keep = new_size.div_ceil(header.l2_table_span());
     let keep = usize::try_from(keep).unwrap_or(usize::MAX).min(l1.len());
     let (kept, cropped) = l1.split_at_mut(keep);
-    let mut changed = crop_boundary(txn, new_size, kept)?;
+    let mut changed = crop_boundary(txn, header, new_size, kept)?;
     let storage = txn.storage();
     let cluster = header.cluster_bits.size_bytes();
-    for_each_l2(storage, &header, cropped, &mut |_, table| {
-        references(&header, table, &mut |first, count| {
+    for_each_l2(storage, header, cropped, &mut |_, table| {
+        references(header, table, &mut |first, count| {
             txn.drop_references(first, count)
         })?;
         work.step(cluster)?;
@@ -55,10 +56,10 @@ pub fn crop<S: StorageMut>(
 /// Clears the rest of the table in which the new disk ends; true if there was anything.
 fn crop_boundary<S: StorageMut>(
     txn: &mut Transaction<'_, S>,
+    header: &Header,
     new_size: u64,
     kept: &mut [u64],
 ) -> Result<bool, ResizeError> {
-    let header = txn.old_header().clone();
     let clusters = header.cluster_bits.clusters_for(new_size);
     let start = clusters.checked_rem(header.l2_entries()).unwrap_or(0);
     let index = clusters.checked_div(header.l2_entries()).unwrap_or(0);
@@ -74,7 +75,7 @@ fn crop_boundary<S: StorageMut>(
     if past.iter().all(|byte| *byte == 0) {
         return Ok(false);
     }
-    references(&header, past, &mut |first, count| {
+    references(header, past, &mut |first, count| {
         txn.drop_references(first, count)
     })
     .at(Stage::Crop)?;

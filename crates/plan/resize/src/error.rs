@@ -130,6 +130,9 @@ pub enum ResizeError {
     /// Encrypted data would have to be copied.
     #[error("Parameter 'encrypt.key-secret' is required for cipher")]
     KeyRequired,
+    /// A compressed cluster would have to be read, and there is no decompressor: nothing has been written.
+    #[error("the disk ends in a compressed cluster")]
+    Compressed,
     /// A step failed.
     #[error("{stage}: {}", Errno(*errno))]
     Failed {

@@ -1,14 +1,14 @@
 //! A disk that grows: space for its new clusters, their tables, and the cluster in which it ended.
 
 use crate::bitmaps::Bitmaps;
-use crate::content::{Layer, unit_bytes};
+use crate::content::{Layer, unit_bytes, zeroed};
 use crate::device::{Need, check_data_file, refuse_reserving, why_no_room};
 use crate::error::{At, ReserveError, Stage};
 use crate::head::{self, Growth};
 use crate::layout::{Entry, Runs, clusters};
 use crate::reserve::{Work, clear, reserve};
 use crate::tables::{self, Part};
-use crate::{Image, Preallocation, ResizeError};
+use crate::{Image, Preallocation, ResizeError, Wish};
 use alloc::vec::Vec;
 use instar_plan_txn::{Footprint, Monitor, Transaction, TxnError};
 use instar_qcow2::header::{MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES};
@@ -36,18 +36,17 @@ pub struct Grow<'a, S> {
 }
 
 impl<'a, S: StorageMut> Grow<'a, S> {
-    /// Plans the growth. `version` is the image's version in the new state.
+    /// Plans the growth.
     ///
     /// # Errors
     /// The size or the format does not allow it; the store's.
     pub fn new(
         image: Image<'a, S>,
         below: &[Layer<'a, S>],
-        preallocation: Preallocation,
-        new_size: u64,
-        version: u32,
+        wish: &Wish,
     ) -> Result<Self, ResizeError> {
         let header = image.header;
+        let (new_size, preallocation) = (wish.new_size, wish.preallocation);
         let old_size = header.whole_sectors_size();
         let needed = new_size.div_ceil(header.l2_table_span());
         let l1_size = needed.max(header.l1_size.into());
@@ -72,8 +71,9 @@ impl<'a, S: StorageMut> Grow<'a, S> {
             new_size,
             clusters: in_tables(image, preallocation),
             hide,
+            unpack: wish.unpack,
         };
-        growth.check_version(header, version)?;
+        growth.check_version(header, wish.version)?;
         let part = plan_part(image, &layers, &growth)?;
         let grow = Self {
             image,
@@ -324,11 +324,7 @@ impl<'a, S: StorageMut> Grow<'a, S> {
         if !storage.can_grow() || clusters(old) != clusters(new) {
             return Ok(false);
         }
-        let len = usize::try_from(new.saturating_sub(old)).map_err(|_| ResizeError::OutOfMemory)?;
-        let mut rest = Vec::new();
-        rest.try_reserve_exact(len)
-            .map_err(|_| ResizeError::OutOfMemory)?;
-        rest.resize(len, 0);
+        let mut rest = zeroed(new.saturating_sub(old))?;
         let offset = header.l1_table_offset.get().saturating_add(old);
         storage
             .read_at(offset, &mut rest)
@@ -367,7 +363,7 @@ impl<'a, S: StorageMut> Grow<'a, S> {
         l1.try_reserve_exact(more.saturating_sub(l1.len()))
             .map_err(|_| ResizeError::OutOfMemory)?;
         l1.resize(more, 0);
-        tables::write(txn, &self.growth, &mut self.part, &mut l1, work)?;
+        tables::write(txn, header, &self.growth, (&mut self.part, &mut l1), work)?;
         txn.replace_active_l1(&l1).at(Stage::L1)
     }
 }
@@ -399,6 +395,9 @@ fn plan_part<S: StorageMut>(
         let layer = layers.first();
         let old = layer.map(|l| l.mapping(header, first)).transpose()?;
         let planned = head::plan(header, growth, old.unwrap_or_default())?;
+        if growth.unpack.is_none() {
+            head::check_unpacked(&planned, layers, header, growth)?;
+        }
         if planned.changes || planned.writes() {
             head = Some((planned, Entry::default()));
         } else {

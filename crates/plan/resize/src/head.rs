@@ -5,7 +5,7 @@
 //! Writing in place past the old end is safe: no state of the image shows those bytes before the switch. A cluster
 //! that a snapshot shares is copied.
 
-use crate::content::{Layer, Mapping, read_guest, unit_bytes, zeroed};
+use crate::content::{Layer, Mapping, Unpack, read_guest_by, unit_bytes, zeroed};
 use crate::error::Stage;
 use crate::layout::{self, ALL_ALLOCATED, Entry};
 use crate::{Preallocation, ResizeError};
@@ -31,6 +31,8 @@ pub struct Growth {
     pub clusters: Preallocation,
     /// The backing file is longer than the old disk, and must not show.
     pub hide: bool,
+    /// What decompresses the cluster in which the old disk ends, if that can be done.
+    pub unpack: Option<Unpack>,
 }
 
 impl Growth {
@@ -266,8 +268,7 @@ pub fn write<S: StorageMut>(
     };
     for unit in (0..64).filter(|unit| head.fill & (1 << unit) != 0) {
         let at = cut.unit.saturating_mul(unit);
-        let bytes = unit_content(layers, start.saturating_add(at), &cut, at)?;
-        data(at, bytes)?;
+        data(at, unit_content(layers, growth, &cut, at)?)?;
     }
     if head.wipe {
         let end = cut.unit.saturating_mul(cut.head_units);
@@ -284,17 +285,40 @@ pub fn write<S: StorageMut>(
     Ok(Entry(head.entry.0 | offset, head.entry.1))
 }
 
+/// Judges whether [`write()`] will find the disk's bytes without a decompressor, before anything is written. Other
+/// troubles are its own to tell.
+///
+/// # Errors
+/// [`ResizeError::Compressed`].
+pub fn check_unpacked<S: StorageMut>(
+    head: &Head,
+    layers: &[Layer<'_, S>],
+    header: &Header,
+    growth: &Growth,
+) -> Result<(), ResizeError> {
+    let cut = cut(header, growth);
+    for unit in (0..64).filter(|unit| head.fill & (1 << unit) != 0) {
+        let at = cut.unit.saturating_mul(unit);
+        if let Err(ResizeError::Compressed) = unit_content(layers, growth, &cut, at) {
+            return Err(ResizeError::Compressed);
+        }
+    }
+    Ok(())
+}
+
 /// The bytes of the unit at `at` of the cluster: the disk's up to its old end, then zeros.
 fn unit_content<S: StorageMut>(
     layers: &[Layer<'_, S>],
-    guest: u64,
+    growth: &Growth,
     cut: &Cut,
     at: u64,
 ) -> Result<Vec<u8>, ResizeError> {
+    let start = growth.old_size.saturating_sub(cut.from);
     let mut bytes = zeroed(cut.unit)?;
     let keep = cut.from.saturating_sub(at).min(cut.unit);
     let keep = usize::try_from(keep).map_err(|_| ResizeError::OutOfMemory)?;
-    read_guest(layers, guest, bytes.get_mut(..keep).unwrap_or_default())?;
+    let kept = bytes.get_mut(..keep).unwrap_or_default();
+    read_guest_by(growth.unpack, layers, start.saturating_add(at), kept)?;
     Ok(bytes)
 }
 

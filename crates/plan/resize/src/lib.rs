@@ -50,9 +50,9 @@ mod request;
 mod reserve;
 mod tables;
 
-pub use content::{Layer, read_guest};
+pub use content::{Layer, Unpack, read_guest, unpack};
 pub use error::{ReserveError, ResizeError, SHRINK_WARNING, Stage};
-pub use qcow2::{Change, Image, Wish, resize_qcow2, resize_qcow2_to};
+pub use qcow2::{Change, Image, Wish, resize_qcow2, resize_qcow2_to, resize_qcow2_unpacked};
 pub use raw::resize_raw;
 pub use request::{NewSize, Preallocation, Request, Resized};
 

@@ -1,7 +1,7 @@
 //! qcow2: the checks, and the order of things.
 
 use crate::bitmaps::Bitmaps;
-use crate::content::Layer;
+use crate::content::{Layer, Unpack, unpack};
 use crate::crop::crop;
 use crate::device::check_data_file;
 use crate::error::{At, ReserveError, Stage};
@@ -49,6 +49,25 @@ pub fn resize_qcow2<S: StorageMut>(
     resize_qcow2_to(image, below, new_size, request.preallocation, monitor)
 }
 
+/// As [`resize_qcow2`], for a program without decompressors.
+///
+/// # Errors
+/// As [`resize_qcow2`]; [`ResizeError::Compressed`].
+pub fn resize_qcow2_unpacked<S: StorageMut>(
+    image: Image<'_, S>,
+    below: &[Layer<'_, S>],
+    request: &Request,
+    monitor: &mut dyn Monitor,
+) -> Result<Resized, ResizeError> {
+    let wish = Wish {
+        new_size: target(request, image.header.whole_sectors_size())?,
+        preallocation: request.preallocation,
+        version: image.header.version,
+        unpack: None,
+    };
+    resize(image, below, wish, monitor)
+}
+
 /// As [`resize_qcow2`], for a size that the caller has judged: larger or smaller.
 ///
 /// # Errors
@@ -60,12 +79,22 @@ pub fn resize_qcow2_to<S: StorageMut>(
     preallocation: Preallocation,
     monitor: &mut dyn Monitor,
 ) -> Result<Resized, ResizeError> {
-    let header = image.header;
     let wish = Wish {
         new_size,
         preallocation,
-        version: header.version,
+        version: image.header.version,
+        unpack: Some(unpack),
     };
+    resize(image, below, wish, monitor)
+}
+
+fn resize<S: StorageMut>(
+    image: Image<'_, S>,
+    below: &[Layer<'_, S>],
+    wish: Wish,
+    monitor: &mut dyn Monitor,
+) -> Result<Resized, ResizeError> {
+    let header = image.header;
     let mut change = Change::plan(image, below, wish, monitor)?;
     if !change.is_needed() {
         change.after_commit()?;
@@ -103,6 +132,9 @@ pub struct Wish {
     pub preallocation: Preallocation,
     /// The image's version in the new state.
     pub version: u32,
+    /// What decompresses the cluster in which the disk ends, where that is filled up; without it such an image is
+    /// left alone.
+    pub unpack: Option<Unpack>,
 }
 
 /// What is done to the tables.
@@ -159,8 +191,7 @@ impl<'a, S: StorageMut> Change<'a, S> {
         } else if new_size == old_size {
             Kind::Same
         } else {
-            let how = wish.preallocation;
-            let grow = Grow::new(image, below, how, new_size, wish.version)?;
+            let grow = Grow::new(image, below, &wish)?;
             Kind::Grow(alloc::boxed::Box::new(grow))
         };
         if let Some(bitmaps) = &mut bitmaps {
@@ -258,7 +289,7 @@ impl<'a, S: StorageMut> Change<'a, S> {
                     done: 0,
                     total: tables.saturating_mul(header.cluster_bits.size_bytes()),
                 };
-                crop(txn, self.new_size, &mut work)?;
+                crop(txn, header, self.new_size, &mut work)?;
                 if let Some(bitmaps) = bitmaps {
                     bitmaps.resize(txn, self.old_size, self.new_size, work.monitor)?;
                 }

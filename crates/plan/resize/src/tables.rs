@@ -4,6 +4,7 @@
 //! the data clusters it refers to were counted for each of its users before.
 
 use crate::ResizeError;
+use crate::content::zeroed;
 use crate::error::{At, Stage};
 use crate::head::{Growth, Head, new_cluster};
 use crate::layout::{Entry, Runs};
@@ -43,18 +44,18 @@ impl Part {
     }
 }
 
-/// Writes the tables and sets their entries in `l1`, which is long enough.
+/// Writes the tables of a part and sets their entries in the L1 table, which is long enough. `header` is that of the
+/// old state.
 ///
 /// # Errors
 /// The transaction's; the monitor wants the end.
 pub fn write<S: StorageMut>(
     txn: &mut Transaction<'_, S>,
+    header: &Header,
     growth: &Growth,
-    part: &mut Part,
-    l1: &mut [u64],
+    (part, l1): (&mut Part, &mut [u64]),
     work: &mut Work<'_>,
 ) -> Result<(), ResizeError> {
-    let header = txn.old_header().clone();
     let per_table = header.l2_entries();
     let cluster = header.cluster_bits.size_bytes();
     let mut guest = part.first;
@@ -69,7 +70,7 @@ pub fn write<S: StorageMut>(
         let start = guest.saturating_sub(index.saturating_mul(per_table));
         let count = end.saturating_sub(guest);
         let slots = Slots {
-            header: &header,
+            header,
             guest,
             start,
             count,
@@ -94,12 +95,7 @@ pub fn read_table<S: StorageMut>(
     entry: L1Entry,
     len: u64,
 ) -> Result<Vec<u8>, ResizeError> {
-    let len = usize::try_from(len).map_err(|_| ResizeError::OutOfMemory)?;
-    let mut table = Vec::new();
-    table
-        .try_reserve_exact(len)
-        .map_err(|_| ResizeError::OutOfMemory)?;
-    table.resize(len, 0);
+    let mut table = zeroed(len)?;
     if entry.is_unallocated() {
         return Ok(table);
     }

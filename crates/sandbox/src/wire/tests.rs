@@ -164,7 +164,10 @@ fn largest_reply_fits() {
 fn end_of_an_operation_and_what_follows_come_back() {
     assert_eq!(decode_message(&DONE), Some(Message::Done));
     assert_eq!(decode_message(&[DONE.as_slice(), b"x"].concat()), None);
-    for next in [Next::Sequel, Next::Again(b"why".to_vec())] {
+    let fuller = encode_fuller(3);
+    assert_eq!(decode_message(&fuller), Some(Message::Fuller(3)));
+    assert_eq!(decode_message(&fuller[..fuller.len() - 1]), None);
+    for next in [Next::Sequel, Next::Again(b"why".to_vec()), Next::Fuller(3)] {
         let packet = encode_next(&next);
         assert_eq!(decode_next(&packet), Some(next));
         assert_eq!(decode_next(&[packet.as_slice(), b"x"].concat()), None);

@@ -16,6 +16,15 @@ const NOT_REPAIRED: &[u8] = b"Could not repair dirty image: ";
 const DIRTY: &[u8] =
     b"It is marked dirty, as whoever used it last has not closed it: 'instar check -r all' repairs it";
 
+/// What an operation ends for before it has written anything.
+#[derive(Clone, Copy, Debug)]
+pub enum Needs {
+    /// An image must be repaired first.
+    Repair(NeedsRepair),
+    /// It lacks a part that its fuller program has.
+    Fuller,
+}
+
 /// Lines that the user sees.
 pub struct Lines {
     /// Lines so far.
@@ -32,7 +41,7 @@ impl Host<'_> {
     /// # Errors
     /// Why it is malformed.
     pub fn show(&mut self, kind: RecordKind, payload: &[u8]) -> Result<(), String> {
-        if self.dirty.is_some() {
+        if self.needs.is_some() {
             return Err("a record after the last one".into());
         }
         let Some(shown) = self.lines.shown else {
@@ -45,7 +54,11 @@ impl Host<'_> {
                 if dirty.flags.get() & !REPAIR_SILENT != 0 {
                     return Err(format!("a repair with the flags {:#x}", dirty.flags.get()));
                 }
-                self.dirty = Some(dirty);
+                self.needs = Some(Needs::Repair(dirty));
+                return Ok(());
+            }
+            RecordKind::NeedsFuller if payload.is_empty() => {
+                self.needs = Some(Needs::Fuller);
                 return Ok(());
             }
             RecordKind::Line | RecordKind::Diagnostic | RecordKind::Prefixed => {
@@ -86,7 +99,7 @@ impl Host<'_> {
     /// The end of the job; `None` if another round follows.
     ///
     /// # Errors
-    /// The guest asks for the repair of what it may not change.
+    /// The guest asks for the repair of what it may not change, or for a fuller program that there is not.
     pub fn last(&mut self, completed: Completed) -> Result<Option<Completed>, JobError> {
         let ended = outcome(&completed.result);
         if self.lines.shown.is_none() {
@@ -102,18 +115,29 @@ impl Host<'_> {
                 _ => Err(broken("a repair that nothing follows on")),
             };
         }
-        let Some(needs) = self.dirty.take() else {
-            if !self.has_sequel || ended != Some(Outcome::Done) {
-                return Ok(Some(completed));
-            }
-            return match self.ask(&wire::DONE) {
+        match self.needs.take() {
+            Some(Needs::Repair(needs)) => self.ask_for_repair(needs, completed),
+            Some(Needs::Fuller) => match self.ask(&wire::encode_fuller(self.lines.seen)) {
+                Ok((Reply::Noted, _)) => Ok(None),
+                _ => Err(broken("a fuller program that there is not")),
+            },
+            None if !self.has_sequel || ended != Some(Outcome::Done) => Ok(Some(completed)),
+            None => match self.ask(&wire::DONE) {
                 Ok((Reply::Noted, _)) => {
                     self.output.hand_on();
                     Ok(None)
                 }
                 _ => Err(broken("an end that nothing follows on")),
-            };
-        };
+            },
+        }
+    }
+
+    /// Has an image repaired before the operation runs again, unless that was tried.
+    fn ask_for_repair(
+        &mut self,
+        needs: NeedsRepair,
+        completed: Completed,
+    ) -> Result<Option<Completed>, JobError> {
         if self.asked_by.is_some() {
             let slot = u16::try_from(needs.slot.get()).unwrap_or(0);
             self.complain(slot, DIRTY)?;

@@ -12,5 +12,5 @@ use slots::Slots;
 instar_guest_ops::entry!(run);
 
 fn run(ctx: &mut Context) {
-    op_change::run(ctx, &Slots);
+    op_change::run(ctx, op_change::ALL, &Slots);
 }

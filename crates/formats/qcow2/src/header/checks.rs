@@ -311,7 +311,7 @@ impl RawHeaderFields {
 }
 
 pub(super) fn check_encryption(
-    mode: OpenMode,
+    is_keyless: bool,
     method: CryptMethod,
     extensions: &Extensions,
 ) -> Result<(), OpenError> {
@@ -319,7 +319,7 @@ pub(super) fn check_encryption(
         CryptMethod::Luks if extensions.crypto_header.is_none() => {
             Err(OpenError::CryptoHeaderMissing)
         }
-        CryptMethod::Aes if mode.is_keyless() => Err(OpenError::KeyRequired),
+        CryptMethod::Aes if is_keyless => Err(OpenError::KeyRequired),
         _ => Ok(()),
     }
 }

@@ -122,6 +122,8 @@ fn check_needs_key_and_data_file() {
         Err(OpenError::KeyRequired)
     );
     assert!(open(&builder, OpenMode::CheckWithKey).is_ok());
+    let unlooked = Header::read_unencrypted(&builder.storage(), OpenMode::CheckWithKey);
+    assert_eq!(unlooked, Err(OpenError::KeyRequired));
     let mut builder = Builder::v3();
     builder.raw.incompatible_features = U64::new(4);
     assert!(open(&builder, OpenMode::Info).is_ok());
@@ -145,6 +147,8 @@ fn a_luks_header_is_looked_at_with_a_key_alone() {
         assert_eq!(open(&builder, mode), Err(OpenError::KeyRequired));
     }
     for mode in [OpenMode::Info, OpenMode::CheckWithKey, OpenMode::Change] {
+        let unlooked = Header::read_unencrypted(&builder.storage(), mode);
+        assert_eq!(unlooked, Err(OpenError::KeyRequired));
         let error = open(&builder, mode).unwrap_err();
         assert_eq!(error, LuksError::NotLuks.into());
         assert_eq!(error.to_string(), "Volume is not in LUKS format");

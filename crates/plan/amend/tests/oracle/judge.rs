@@ -1,6 +1,6 @@
 //! Both amends, and what can be seen of an image after them.
 
-use instar_plan_amend::{AmendError, Image, Layer, Request, amend};
+use instar_plan_amend::{AmendError, Image, Layer, Request, amend, amend_keeping_size};
 use instar_plan_txn::{Cancelled, Monitor};
 use instar_qcow2::{Header, OpenMode};
 use instar_storage::FileStorage;
@@ -72,7 +72,11 @@ pub fn ours(path: &Path, options: &str) -> Result<(), AmendError> {
         cipher: None,
     };
     let request = request(options);
-    let after = amend(image, &below, &request, &mut Free)?;
+    // As the programs do it: one that changes no size refuses to before anything is written.
+    let after = match request.size {
+        None => amend_keeping_size(image, &request, &mut Free)?,
+        Some(_) => amend(image, &below, &request, &mut Free)?,
+    };
     let mode = if request.data_file == Some(b"") {
         OpenMode::Info
     } else {

@@ -2,6 +2,7 @@
 
 use instar_plan_resize::{
     Image, Layer, NewSize, Preallocation, Request, ResizeError, Resized, resize_qcow2,
+    resize_qcow2_unpacked,
 };
 use instar_plan_txn::{Cancelled, Monitor};
 use instar_qcow2::{Header, OpenMode};
@@ -104,7 +105,7 @@ pub fn open_chain(dir: &Path, name: &str) -> Vec<Opened<MemStorage>> {
     chain
 }
 
-/// Resizes the first image of an opened chain.
+/// Resizes the first image of an opened chain, as the programs do: without decompressors first.
 pub fn resize<S: StorageMut>(
     chain: &[Opened<S>],
     request: &Request,
@@ -127,7 +128,10 @@ pub fn resize<S: StorageMut>(
             cipher: None,
         })
         .collect();
-    resize_qcow2(image, &below, request, monitor)
+    match resize_qcow2_unpacked(image, &below, request, monitor) {
+        Err(ResizeError::Compressed) => resize_qcow2(image, &below, request, monitor),
+        done => done,
+    }
 }
 
 /// What `qemu-img` would print on standard error.

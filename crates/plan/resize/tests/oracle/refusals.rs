@@ -1,8 +1,11 @@
 //! What is refused, in `qemu-img`'s words and order; the image stays as it was, byte by byte.
 
-use crate::ours::{arguments, load, on_file, open_chain, resize, sentence, size, to};
+use crate::ours::{Steps, arguments, load, on_file, open_chain, resize, save, sentence, size, to};
 use crate::{kinds, qemu};
-use instar_plan_resize::{NewSize, Preallocation, Request, ResizeError, SHRINK_WARNING};
+use instar_plan_resize::{
+    Image, Layer, NewSize, Preallocation, Request, ResizeError, SHRINK_WARNING,
+    resize_qcow2_unpacked,
+};
 use std::fs;
 use std::path::Path;
 
@@ -166,6 +169,57 @@ fn a_compressed_cluster_with_subclusters_keeps_its_data() {
         }
     }
     assert_eq!(refused, 2);
+}
+
+/// A program without decompressors leaves an image alone that needs one, and does all else.
+#[test]
+fn without_decompressors_an_image_that_needs_one_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
+    let create = |more: &[&str]| {
+        let words = ["create", "-q", "-f", "qcow2", "-o", "cluster_size=4k"];
+        qemu::img_ok(path, &[&words, more].concat());
+    };
+    create(&["base.qcow2", "1M"]);
+    qemu::io(path, "base.qcow2", "write -c -P 7 100k 4k");
+    let over = ["-b", "base.qcow2", "-F", "qcow2", NAME, "104448"];
+    for (more, write, left_alone) in [
+        (&[NAME, "104448"][..], "write -c -P 9 100k 2k", true),
+        (&[NAME, "104448"], "write -P 9 100k 2k", false),
+        // The cluster is in the backing file, and what is behind the old end must not show.
+        (&over, "write -c -P 9 0 4k", true),
+        (&over, "write -P 9 100k 2k", false),
+    ] {
+        create(more);
+        qemu::io(path, NAME, write);
+        let chain = open_chain(path, NAME);
+        let [top, below @ ..] = chain.as_slice() else {
+            panic!("no image")
+        };
+        let header = top.header.as_ref().unwrap();
+        let image = Image {
+            storage: &top.store,
+            data: None,
+            header,
+            cipher: None,
+        };
+        let below: Vec<_> = below
+            .iter()
+            .map(|opened| Layer {
+                storage: &opened.store,
+                data: None,
+                header: opened.header.as_ref(),
+                cipher: None,
+            })
+            .collect();
+        let request = to(1 << 20, Preallocation::Metadata);
+        let done = resize_qcow2_unpacked(image, &below, &request, &mut Steps(u64::MAX));
+        assert_eq!(done == Err(ResizeError::Compressed), left_alone, "{write}");
+        let now = path.join("now.qcow2");
+        save(&top.store, &now);
+        let is_as_it_was = fs::read(now).unwrap() == fs::read(path.join(NAME)).unwrap();
+        assert_eq!(is_as_it_was, left_alone, "{write}: {done:?}");
+    }
 }
 
 /// Encrypted data cannot be copied without the key; everything else can be done.

@@ -43,6 +43,7 @@ fn files_with_base(top: &Path, access: Access, writable: bool, base: Option<Base
             ..Policy::default()
         },
         repair: None,
+        fuller: None,
         sequel: None,
     };
     Files::new(&job, &opened, Vec::new())

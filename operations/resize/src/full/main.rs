@@ -1,0 +1,11 @@
+//! The resize operation, whole.
+#![no_std]
+#![no_main]
+
+use instar_guest_ops::Context;
+
+instar_guest_ops::entry!(run);
+
+fn run(ctx: &mut Context) {
+    op_size::run(ctx, op_size::ALL);
+}
