@@ -75,7 +75,8 @@ pub struct Promise {
     pub setup_us: Option<u64>,
 }
 
-const MIB: u64 = 1 << 20;
+/// Bytes.
+pub const MIB: u64 = 1 << 20;
 
 const NONE: Promise = Promise {
     ratio: None,
@@ -91,6 +92,15 @@ const CHECK: Promise = Promise {
     memory_over_bytes: Some(16 * MIB),
     ..NONE
 };
+
+/// What holds for all that moves data: a time as a part of `qemu-img`'s.
+pub const fn moving(ratio: f64) -> Promise {
+    Promise {
+        ratio: Some(ratio),
+        memory_over_bytes: Some(48 * MIB),
+        ..NONE
+    }
+}
 
 /// A case of which nothing else is to be said.
 pub fn case(

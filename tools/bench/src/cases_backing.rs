@@ -1,20 +1,11 @@
 //! Cases of `commit` and `rebase`, with 2 GiB of changed data.
 
-use crate::cases::{Case, Promise, case};
+use crate::cases::{Case, Promise, case, moving};
 use crate::images::Image;
 use crate::place::Place;
 
-const MIB: u64 = 1 << 20;
-
 /// What holds for both.
-const COPY: Promise = Promise {
-    ratio: Some(1.0),
-    memory_bytes: None,
-    memory_over_bytes: Some(48 * MIB),
-    size: None,
-    exits: None,
-    setup_us: None,
-};
+const COPY: Promise = moving(1.0);
 
 /// `commit` and `rebase`.
 pub fn all() -> Vec<Case> {
@@ -64,6 +55,15 @@ fn rebase() -> Vec<Case> {
     };
     let image = Image::NoiseUnder(2);
     const ELSEWHERE: &[&str] = &["rebase", "-F", "qcow2", "-b", "empty.qcow2", "over.qcow2"];
+    const COMPRESSED: &[&str] = &[
+        "rebase",
+        "-c",
+        "-F",
+        "qcow2",
+        "-b",
+        "empty.qcow2",
+        "over.qcow2",
+    ];
     vec![
         below("rebase, 2 GiB that differ", image, ELSEWHERE),
         below(
@@ -75,6 +75,11 @@ fn rebase() -> Vec<Case> {
             "rebase, 2 GiB onto nothing",
             image,
             &["rebase", "-b", "", "over.qcow2"],
+        ),
+        below(
+            "rebase -c, 192 MiB that differ",
+            Image::CorpusUnder,
+            COMPRESSED,
         ),
         Case {
             place: Place::Disk,

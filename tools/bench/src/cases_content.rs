@@ -1,19 +1,12 @@
 //! Cases of the commands that read what a guest would.
 
-use crate::cases::{Case, Promise, case};
+use crate::cases::{Case, case, moving};
 use crate::images::Image;
 use crate::place::Place;
 
-const MIB: u64 = 1 << 20;
-
 /// `map` and `compare`.
 pub fn all() -> Vec<Case> {
-    let promise = |ratio: f64| Promise {
-        ratio: Some(ratio),
-        memory_over_bytes: Some(48 * MIB),
-        ..Promise::default()
-    };
-    let (map, compare) = (promise(1.0 / 2.0), promise(1.0 / 1.2));
+    let (map, compare) = (moving(1.0 / 2.0), moving(1.0 / 1.2));
     vec![
         case(
             "map, 64 GiB in a million pieces, JSON",

@@ -1,24 +1,11 @@
 //! Cases of the commands that make images.
 
-use crate::cases::{Case, Promise, Rival, case};
+use crate::cases::{Case, Promise, Rival, case, moving};
 use crate::images::Image;
 use crate::place::Place;
 
-const MIB: u64 = 1 << 20;
-
 /// What holds for every copy.
-const COPY: Promise = promise(1.0);
-
-const fn promise(ratio: f64) -> Promise {
-    Promise {
-        ratio: Some(ratio),
-        memory_bytes: None,
-        memory_over_bytes: Some(48 * MIB),
-        size: None,
-        exits: None,
-        setup_us: None,
-    }
-}
+const COPY: Promise = moving(1.0);
 
 /// `convert`, `create` and `measure`.
 pub fn all() -> Vec<Case> {
@@ -90,7 +77,7 @@ fn compress() -> Vec<Case> {
         slow: true,
         promise: Promise {
             size: Some(size),
-            ..promise(ratio)
+            ..moving(ratio)
         },
         ..copy(name, Image::Corpus, Place::Disk, args)
     };
@@ -166,7 +153,7 @@ fn share() -> Vec<Case> {
 fn small() -> Vec<Case> {
     let made = |name, args: &'static [&'static str]| Case {
         output: Some("new.qcow2"),
-        promise: promise(0.75),
+        promise: moving(0.75),
         ..case(name, Image::Nothing, args, COPY)
     };
     vec![
@@ -190,19 +177,19 @@ fn small() -> Vec<Case> {
             "measure --size 1T",
             Image::Nothing,
             &["measure", "-O", "qcow2", "--size", "1T"],
-            promise(0.75),
+            moving(0.75),
         ),
         case(
             "measure, small qcow2",
             Image::Small,
             &["measure", "-O", "qcow2", "small.qcow2"],
-            promise(0.75),
+            moving(0.75),
         ),
         case(
             "measure, 20,000 clusters of 4 KiB",
             Image::Fragmented,
             &["measure", "-O", "qcow2", "fragmented.qcow2"],
-            promise(0.75),
+            moving(0.75),
         ),
     ]
 }

@@ -1,20 +1,11 @@
 //! Cases of encrypted images.
 
-use crate::cases::{Case, Promise, case};
+use crate::cases::{Case, Promise, case, moving};
 use crate::images::Image;
 use crate::noise::{LUKS, SECRET};
 use crate::place::Place;
 
-const MIB: u64 = 1 << 20;
-
-const COPY: Promise = Promise {
-    ratio: Some(1.0),
-    memory_bytes: None,
-    memory_over_bytes: Some(48 * MIB),
-    size: None,
-    exits: None,
-    setup_us: None,
-};
+const COPY: Promise = moving(1.0);
 
 /// The image with its key.
 const OPENED: &str = "driver=qcow2,encrypt.key-secret=key,file.filename=luks.qcow2";

@@ -54,6 +54,8 @@ pub enum Image {
     NoiseLuks(u64),
     /// Text, programs and free space, raw.
     Corpus,
+    /// [`Image::Corpus`] in `two.qcow2`; `empty.qcow2` of that size; `over.qcow2`, empty, over the first.
+    CorpusUnder,
     /// None.
     Nothing,
 }
@@ -116,6 +118,7 @@ pub fn make(image: Image, qemu_img: &Program) -> Result<()> {
         Image::NoiseUnder(gib) => noise::under(qemu_img, gib),
         Image::NoiseLuks(gib) => noise::luks(qemu_img, gib),
         Image::Corpus => noise::corpus(qemu_img),
+        Image::CorpusUnder => noise::corpus_under(qemu_img),
         Image::Nothing => Ok(()),
         Image::Fragmented => {
             create("fragmented.qcow2", "cluster_size=4k", "8G")?;

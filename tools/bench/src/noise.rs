@@ -84,10 +84,23 @@ pub fn under(qemu_img: &Program, gib: u64) -> Result<()> {
     qcow2(qemu_img, gib)?;
     let file = |name: &str| qemu_img.folder().join(name);
     std::fs::copy(file("two.qcow2"), file("same.qcow2"))?;
-    let size = format!("{gib}G");
-    qemu_img.must(&["create", "-q", "-f", "qcow2", "empty.qcow2", &size])?;
+    overlay(qemu_img, &format!("{gib}G"))
+}
+
+/// `empty.qcow2` of this size, and `over.qcow2`, empty, over `two.qcow2`.
+fn overlay(qemu_img: &Program, size: &str) -> Result<()> {
+    qemu_img.must(&["create", "-q", "-f", "qcow2", "empty.qcow2", size])?;
     let create = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"];
     qemu_img.must(&[&create[..], &["two.qcow2", "over.qcow2"]].concat())
+}
+
+/// [`corpus`] as `two.qcow2`, with `empty.qcow2` of that size, and `over.qcow2`, empty, over the first.
+pub fn corpus_under(qemu_img: &Program) -> Result<()> {
+    corpus(qemu_img)?;
+    let convert = ["convert", "-f", "raw", "-O", "qcow2"];
+    qemu_img.must(&[&convert[..], &["corpus.raw", "two.qcow2"]].concat())?;
+    let length = qemu_img.folder().join("corpus.raw").metadata()?.len();
+    overlay(qemu_img, &length.to_string())
 }
 
 /// [`raw`], and the same encrypted as `luks.qcow2`.
