@@ -245,7 +245,7 @@ impl Console {
         if self.stdout.is_terminal() {
             self.stdout.flush();
         }
-        failure::write(&mut self.stderr, sentence);
+        failure::write(&mut self.stderr, self.job, sentence);
         self.stderr.flush();
     }
 
@@ -276,7 +276,7 @@ impl Console {
             Ok(()) => code,
             Err(error) => {
                 let sentence = format!("Cannot write the output: {}", failure::system_text(&error));
-                failure::write(&mut self.stderr, sentence.as_bytes());
+                failure::write(&mut self.stderr, self.job, sentence.as_bytes());
                 let _ = self.stderr.finish();
                 EXIT_FAILED
             }
@@ -296,6 +296,15 @@ impl Console {
         let sentence = format!("The operation sent a malformed result: {what}");
         self.complain(sentence.as_bytes());
         self.end(EXIT_FAILED)
+    }
+
+    /// Ends a run that was not done, as its result says it, or whose result says something that cannot be.
+    #[must_use]
+    pub fn end_undone(self, ended: Result<Outcome, u32>) -> u8 {
+        match ended {
+            Ok(outcome) => self.end_without_result(outcome),
+            Err(raw) => self.end_malformed(&format!("its outcome is {raw}")),
+        }
     }
 
     /// Ends a run whose operation ended in order but without a result.

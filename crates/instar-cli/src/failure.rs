@@ -23,6 +23,8 @@ pub enum JobKind {
     /// As `Check`; and a file is made: what stands between its name and the reason why it cannot be,
     /// such as `error while converting raw: `.
     Make(&'static str),
+    /// As `Check`; the format of each disk comes from its name, or from an option that is not `-f` alone.
+    Run,
 }
 
 /// What `qemu-img` adds on a line of its own when an image is in use.
@@ -35,6 +37,10 @@ const MORE_LINES: [&[u8]; 4] = [
     b"\nTry --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it",
 ];
 
+/// What to do about a format that is not the image's.
+const FORMAT_HINT: &str = "without -f, instar looks for the format itself";
+/// The same for `run`, where a guest could have written a header that looks like another format's.
+const RUN_FORMAT_HINT: &str = "a name that ends in .qcow2 means qcow2 and any other raw, unless -f, or format= of a disk, says otherwise";
 /// What to do after a wrong use.
 const USAGE_HINT: &[u8] = b"'instar --help' and 'instar COMMAND --help' show the options";
 
@@ -94,7 +100,7 @@ pub fn open(job: JobKind, failed: &FailedOpen, files: &FileTable) -> Vec<u8> {
 fn output(job: JobKind, failed: &FailedOpen) -> Vec<u8> {
     let doing = match job {
         JobKind::Make(doing) => doing,
-        JobKind::Info | JobKind::Check | JobKind::Commit => "",
+        JobKind::Info | JobKind::Check | JobKind::Commit | JobKind::Run => "",
     };
     [
         failed.given_name.as_bytes(),
@@ -130,7 +136,7 @@ struct Place<'a> {
 impl Place<'_> {
     fn sentence(&self, job: JobKind, reason: &[u8]) -> Vec<u8> {
         let (name, levels) = match (job, self.top) {
-            (JobKind::Check | JobKind::Commit | JobKind::Make(_), Some(top)) => {
+            (JobKind::Check | JobKind::Commit | JobKind::Make(_) | JobKind::Run, Some(top)) => {
                 (Some(top), self.levels)
             }
             _ => (self.named.or(self.top), 0),
@@ -147,23 +153,29 @@ impl Place<'_> {
 }
 
 /// Writes `instar: SENTENCE` and, if there is one, the line `hint: …`; as `qemu-img` only its own sentence.
-pub fn write(out: &mut Sink, sentence: &[u8]) {
+pub fn write(out: &mut Sink, job: JobKind, sentence: &[u8]) {
     // The policy's own advice names the folder; it stands last, so no name can pose as it.
     let advice = format!("; add {} ", Policy::FLAG);
-    let parts = cut(
+    let (sentence, advice) = cut(
         sentence,
         sentence
             .windows(advice.len())
             .rposition(|bytes| bytes == advice.as_bytes()),
     );
-    write_parts(out, parts);
+    let advice = match (job, advice) {
+        (JobKind::Run, Some(advice)) if advice == FORMAT_HINT.as_bytes() => {
+            Some(RUN_FORMAT_HINT.as_bytes())
+        }
+        (_, advice) => advice,
+    };
+    write_parts(out, (sentence, advice));
 }
 
 /// Writes what is wrong with the command line, and where the right way stands.
 pub fn write_usage(out: &mut Sink, error: &UsageError) {
     let sentence = error.sentence.as_bytes();
     if !persona::is_qemu_img() && !error.help {
-        return write(out, sentence);
+        return write(out, JobKind::Check, sentence);
     }
     match error.of_command.as_deref() {
         Some(command) => {
@@ -317,10 +329,7 @@ const HINTS: [(&str, &str); 24] = [
         "Permission denied",
         "your user may not read this file, or write here; 'ls -l' shows who may",
     ),
-    (
-        "not in qcow2 format",
-        "without -f, instar looks for the format itself",
-    ),
+    ("not in qcow2 format", FORMAT_HINT),
     ("Unknown driver", "instar reads the formats raw and qcow2"),
     (
         "Unknown protocol",

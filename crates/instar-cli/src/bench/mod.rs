@@ -399,8 +399,7 @@ impl Output for BenchOutput {
         }
         match Outcome::try_from(result.outcome.get()) {
             Ok(Outcome::Done) => self.done(&result),
-            Ok(outcome) => self.console.end_without_result(outcome),
-            Err(raw) => self.console.end_malformed(&format!("its outcome is {raw}")),
+            ended => self.console.end_undone(ended),
         }
     }
 

@@ -287,8 +287,7 @@ impl Output for CheckOutput {
                     .complain(b"This image format does not support checks");
                 self.console.end(EXIT_NO_CHECK)
             }
-            Ok(outcome) => self.console.end_without_result(outcome),
-            Err(raw) => self.console.end_malformed(&format!("its outcome is {raw}")),
+            ended => self.console.end_undone(ended),
         }
     }
 

@@ -271,8 +271,7 @@ impl Output for CompareOutput {
                 Ok(found) => return self.end(&found, files),
                 Err(reason) => self.console.end_malformed(&reason),
             },
-            Ok(outcome) => self.console.end_without_result(outcome),
-            Err(raw) => self.console.end_malformed(&format!("its outcome is {raw}")),
+            ended => self.console.end_undone(ended),
         };
         code.max(EXIT_NOT_OPEN)
     }

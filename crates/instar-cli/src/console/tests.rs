@@ -74,6 +74,26 @@ fn failure_ends_with_its_sentence_and_a_hint() {
 }
 
 #[test]
+fn a_machine_that_meets_another_format_is_told_where_it_comes_from() {
+    let (mut console, _, err) = console(false, false);
+    console.job = JobKind::Run;
+    let payload = failure(
+        FailureKind::OpenImage.raw(),
+        0,
+        b"Image is not in qcow2 format",
+    );
+    console
+        .record(RecordKind::Failure, &payload, &no_files())
+        .unwrap();
+    assert_eq!(console.end_without_result(Outcome::Failed), 1);
+    assert_eq!(
+        err.text(),
+        "instar: Could not open '': Image is not in qcow2 format\n\
+         hint: a name that ends in .qcow2 means qcow2 and any other raw, unless -f, or format= of a disk, says otherwise\n"
+    );
+}
+
+#[test]
 fn malformed_records_are_refused() {
     let (mut console, _, _) = console(false, false);
     for (kind, payload) in [

@@ -175,8 +175,7 @@ impl Output for ConvertOutput {
         };
         match Outcome::try_from(result.outcome.get()) {
             Ok(Outcome::Done) => self.done(&result),
-            Ok(outcome) => self.console.end_without_result(outcome),
-            Err(raw) => self.console.end_malformed(&format!("its outcome is {raw}")),
+            ended => self.console.end_undone(ended),
         }
     }
 

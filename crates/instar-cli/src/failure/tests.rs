@@ -78,7 +78,7 @@ fn file_that_cannot_be_made_is_named_with_what_was_done() {
 fn written(sentence: &[u8], terminal: bool) -> String {
     let capture = Capture::default();
     let mut sink = capture.sink(terminal);
-    write(&mut sink, sentence);
+    write(&mut sink, JobKind::Check, sentence);
     sink.finish().unwrap();
     capture.text()
 }

@@ -202,8 +202,7 @@ impl Output for InfoOutput {
                     Err(reason) => self.console.end_malformed(&reason),
                 }
             }
-            Ok(outcome) => self.console.end_without_result(outcome),
-            Err(raw) => self.console.end_malformed(&format!("its outcome is {raw}")),
+            ended => self.console.end_undone(ended),
         }
     }
 

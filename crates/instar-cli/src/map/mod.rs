@@ -271,8 +271,7 @@ impl Output for MapOutput {
                 .console
                 .end_malformed("its reserved bytes are not zero"),
             Ok(Outcome::Done) => self.end_done(),
-            Ok(outcome) => self.console.end_without_result(outcome),
-            Err(raw) => self.console.end_malformed(&format!("its outcome is {raw}")),
+            ended => self.console.end_undone(ended),
         }
     }
 

@@ -14,9 +14,10 @@ mod seed;
 pub use options::RunOptions;
 
 use crate::cli::{LimitOptions, UsageError};
-use crate::failure::system_text;
+use crate::failure::{JobKind, system_text};
 use crate::serve::live;
 use config::{Config, Disk, Format, Net, NetKind, Stream, Transport};
+use instar_sandbox::LiveImage;
 use instar_sandbox::machine::{
     self, Before, BootFiles, DiskFile, DiskImage, MachineJob, NetName, NetTo, PasstNet, UserNet,
     VsockName,
@@ -193,7 +194,10 @@ fn disk_image(of: Disk, format: Format, limits: &LimitOptions) -> Result<DiskIma
         ..limits.clone()
     };
     let image = live::image(disk, format.image_format(), &limits)?;
-    Ok(DiskImage::Live(Box::new(image)))
+    Ok(DiskImage::Live(Box::new(LiveImage {
+        output: || live::output_of(JobKind::Run),
+        ..image
+    })))
 }
 
 fn disk(disk: Disk) -> DiskFile {

@@ -1,6 +1,6 @@
 //! What `run` itself says: on standard error, as the guest has standard output.
 
-use crate::failure;
+use crate::failure::{self, JobKind};
 use crate::sink::{Out, Sink};
 use instar_sandbox::machine::{MachineFailure, MachineOutput};
 use instar_vmm::machine::control::{Outcome, Report};
@@ -67,7 +67,9 @@ impl MachineOutput for RunOutput {
     fn failed(&mut self, error: &MachineFailure) {
         let sentence = error.to_string();
         match error {
-            MachineFailure::Disk(_) => failure::write(&mut self.stderr, sentence.as_bytes()),
+            MachineFailure::Disk(_) => {
+                failure::write(&mut self.stderr, JobKind::Run, sentence.as_bytes())
+            }
             _ => failure::write_ended(&mut self.stderr, sentence.as_bytes()),
         }
         self.stderr.flush();

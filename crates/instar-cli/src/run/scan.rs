@@ -102,7 +102,7 @@ impl Scan for ImageScan {
         match launch::start(BOOTSCAN, config.as_bytes(), inputs, &limits, output) {
             Ok(code) => code,
             Err(error) => {
-                Console::new(JobKind::Check, false, true).end_wrong(error.sentence.as_bytes())
+                Console::new(JobKind::Run, false, true).end_wrong(error.sentence.as_bytes())
             }
         }
     }
@@ -121,7 +121,7 @@ impl ScanOutput {
     /// Asks about the terminal: call it before confinement.
     fn new(words: Words) -> Self {
         Self {
-            console: Console::new(JobKind::Check, false, false),
+            console: Console::new(JobKind::Run, false, false),
             words,
             found: Found::default(),
             plan: Vec::new(),
@@ -211,8 +211,7 @@ impl Output for ScanOutput {
         };
         match Outcome::try_from(result.outcome.get()) {
             Ok(Outcome::Done) => self.done(&result),
-            Ok(outcome) => self.console.end_without_result(outcome),
-            Err(raw) => self.console.end_malformed(&format!("its outcome is {raw}")),
+            ended => self.console.end_undone(ended),
         }
     }
 

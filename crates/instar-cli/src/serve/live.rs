@@ -50,11 +50,16 @@ pub fn image(
             repair: None,
             ..job
         },
-        output: || Box::new(BlockdOutput(Console::new(JobKind::Check, false, false))),
+        output: || output_of(JobKind::Check),
         guessed: format == ImageFormat::Probe,
         serial: disk.serial,
         rate: disk.rate,
     })
+}
+
+/// Tells the user what the operation of a disk says.
+pub fn output_of(job: JobKind) -> Box<dyn Output> {
+    Box::new(BlockdOutput(Console::new(job, false, false)))
 }
 
 /// What the operation says.
@@ -80,8 +85,7 @@ impl Output for BlockdOutput {
         };
         match Outcome::try_from(result.outcome.get()) {
             Ok(Outcome::Done) => self.0.end(0),
-            Ok(outcome) => self.0.end_without_result(outcome),
-            Err(raw) => self.0.end_malformed(&format!("its outcome is {raw}")),
+            ended => self.0.end_undone(ended),
         }
     }
 

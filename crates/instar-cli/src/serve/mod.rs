@@ -3,7 +3,7 @@
 pub mod live;
 
 use crate::cli::{LimitOptions, UsageError};
-use crate::failure;
+use crate::failure::{self, JobKind};
 use crate::sink::{Out, Sink};
 use clap::Args;
 use instar_sandbox::machine::{DiskFile, DiskImage, MachineFailure};
@@ -122,7 +122,7 @@ impl ServeOutput for Said {
     }
 
     fn failed(&mut self, error: &MachineFailure) {
-        failure::write(&mut self.0, error.to_string().as_bytes());
+        failure::write(&mut self.0, JobKind::Check, error.to_string().as_bytes());
         self.0.flush();
     }
 }

@@ -158,8 +158,7 @@ impl Output for ListOutput {
                 }
                 self.console.end(0)
             }
-            Ok(outcome) => self.console.end_without_result(outcome),
-            Err(raw) => self.console.end_malformed(&format!("its outcome is {raw}")),
+            ended => self.console.end_undone(ended),
         }
     }
 
