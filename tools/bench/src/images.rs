@@ -78,16 +78,14 @@ pub fn make(image: Image, qemu_img: &Program) -> Result<()> {
             create("overlay.qcow2", options, "8G")?;
             writes(qemu_img, "overlay.qcow2", 5000)
         }
-        Image::Tiny => create(
-            "tiny.qcow2",
-            "cluster_size=512,preallocation=metadata",
-            "1G",
-        ),
-        Image::Large => create(
-            "large.qcow2",
-            "cluster_size=2M,preallocation=metadata",
-            "1T",
-        ),
+        Image::Tiny => {
+            let options = "cluster_size=512,preallocation=metadata";
+            create("tiny.qcow2", options, "1G")
+        }
+        Image::Large => {
+            let options = "cluster_size=2M,preallocation=metadata";
+            create("large.qcow2", options, "1T")
+        }
         Image::Full => create("full.qcow2", "preallocation=metadata", "256G"),
         Image::FullWithSnapshot => {
             create("full.qcow2", "preallocation=metadata", "256G")?;
