@@ -1,8 +1,10 @@
 //! Programs that lack a part which few runs need, and the fuller ones that run in their place: nothing of that is seen.
 
-use anyhow::ensure;
-use instar_tests::image;
+use anyhow::{Context, Result, ensure};
+use instar_tests::run::{Outcome as Ran, Run};
+use instar_tests::scratch::Scratch;
 use instar_tests::twins::Twins;
+use instar_tests::{image, tools};
 
 use crate::Outcome;
 
@@ -43,51 +45,66 @@ fn a_compressed_end_is_filled_up() -> Outcome {
     Ok(())
 }
 
-/// No key is asked for, but the LUKS header is looked at: that of the image, and that of one below.
+/// `instar` in a folder, with its exit code.
+fn instar(folder: &Scratch, words: &[&str], code: i32) -> Result<Ran> {
+    let ran = Run::new(&tools::instar()?, folder.path())
+        .args(words)
+        .go()?;
+    ran.expect_code(code)?;
+    Ok(ran)
+}
+
+fn text(bytes: &[u8]) -> std::borrow::Cow<'_, str> {
+    String::from_utf8_lossy(bytes)
+}
+
+/// No key is asked for where none is needed, which `qemu-img` does all the same.
 #[test]
 fn an_encrypted_image_is_changed_without_its_key() -> Outcome {
     for format in ["luks", "aes"] {
-        let mut twins = Twins::new()?;
-        twins.set_keyed();
+        let folder = Scratch::new()?;
         let option = format!("encrypt.format={format}");
-        twins.build(|folder| image::create_encrypted(folder, NAME, &[&option]))?;
+        image::create_encrypted(&folder, NAME, &[&option])?;
         for words in [
             &["resize", NAME, "2M"][..],
             &["resize", "--shrink", NAME, "512k"],
             &["amend", "-o", "lazy_refcounts=on", NAME],
-            &["amend", "-o", "size=3M,compat=0.10", NAME],
             &["amend", "-o", "refcount_bits=8", NAME],
-            &["amend", "-o", "encrypt.state=active", NAME],
+            &["amend", "-o", "size=3M", NAME],
         ] {
-            twins.run(words)?;
-            twins.compare(NAME)?;
+            instar(&folder, words, 0)?;
+            instar(&folder, &["check", NAME], 0)?;
+        }
+        let info = instar(&folder, &["info", "--output=json", NAME], 0)?;
+        for wanted in ["\"virtual-size\": 3145728", "\"refcount-bits\": 8"] {
+            ensure!(text(&info.stdout).contains(wanted), "{}", info.describe());
         }
     }
     Ok(())
 }
 
+/// The LUKS header is looked at, that of an image below as well.
 #[test]
-fn a_damaged_luks_header_is_refused_in_the_same_words() -> Outcome {
-    let mut twins = Twins::new()?;
+fn a_damaged_luks_header_is_refused() -> Outcome {
+    let folder = Scratch::new()?;
     let base = "base.qcow2";
-    twins.build(|folder| {
-        image::create_encrypted(folder, base, &["encrypt.format=luks"])?;
-        let mut bytes = folder.read(base)?;
-        let magic = bytes.windows(6).position(|some| some == b"LUKS\xba\xbe");
-        let magic = magic.ok_or_else(|| anyhow::anyhow!("no LUKS header"))?;
-        bytes[magic] = b'X';
-        folder.write(base, &bytes)?;
-        let over = ["-u", "-b", base, "-F", "qcow2", NAME, "1M"];
-        let words = [&["create", "-q", "-f", "qcow2"], &over[..]].concat();
-        image::qemu_img(folder, &words).map(drop)
-    })?;
+    image::create_encrypted(&folder, base, &["encrypt.format=luks"])?;
+    let mut bytes = folder.read(base)?;
+    let magic = bytes.windows(6).position(|some| some == b"LUKS\xba\xbe");
+    bytes[magic.context("no LUKS header")?] = b'X';
+    folder.write(base, &bytes)?;
+    let over = ["-u", "-b", base, "-F", "qcow2", NAME, "1M"];
+    let words = [&["create", "-q", "-f", "qcow2"], &over[..]].concat();
+    image::qemu_img(&folder, &words)?;
     for name in [base, NAME] {
         for words in [
             &["resize", name, "2M"][..],
             &["amend", "-o", "lazy_refcounts=on", name],
             &["amend", "-o", "size=2M", name],
         ] {
-            ensure!(twins.run(words)? == 1, "{words:?}");
+            let ran = instar(&folder, words, 1)?;
+            let told = text(&ran.stderr).contains("Volume is not in LUKS format");
+            ensure!(told, "{words:?}: {}", ran.describe());
         }
     }
     Ok(())
