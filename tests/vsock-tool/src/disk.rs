@@ -59,7 +59,7 @@ pub fn run(load: &Load<'_>) -> Result<()> {
 /// One thread's part.
 fn requests(disk: &File, load: &Load<'_>, number: u64, writes: bool) -> Result<()> {
     let mut page = Page([0x5a; PAGE]);
-    // Numerical Recipes' generator: the same places on each run.
+    // Knuth's generator for MMIX: the same places on each run.
     let mut seed = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     for _ in 0..load.count / load.threads.max(1) {
         seed = seed

@@ -5,13 +5,14 @@
 
 use super::super::vectors;
 use instar_devices::net::{NetBackend, Offloads};
+use instar_shared::net::Header;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use vm_memory::VolatileSlice;
 
 /// Length of virtio-net's header in bytes, which is not on the stream. VirtIO 1.3 §5.1.6.
-const HEADER_BYTES: usize = 12;
+const HEADER_BYTES: usize = size_of::<Header>();
 /// Length of a frame's length in bytes.
 const LENGTH_BYTES: usize = 4;
 /// Shortest frame in bytes: an Ethernet header.
