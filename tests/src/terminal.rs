@@ -64,11 +64,22 @@ fn open() -> Result<(File, OwnedFd)> {
     Ok((screen, program))
 }
 
+/// A terminal's settings: input, output, control and local modes, and the keys with a meaning.
+fn settings(terminal: &OwnedFd) -> Result<String> {
+    // SAFETY: termios is plain integers, for which all zeros is a value.
+    let mut modes: libc::termios = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open, the settings are writable.
+    let got = unsafe { libc::tcgetattr(terminal.as_raw_fd(), &raw mut modes) };
+    ensure!(got == 0, "tcgetattr: {}", std::io::Error::last_os_error());
+    Ok(format!("{modes:?}"))
+}
+
 /// A program that has a terminal for all its streams, and someone who types.
 #[derive(Debug)]
 pub struct Session {
     screen: File,
     terminal: OwnedFd,
+    before: String,
     child: Child,
     shown: String,
 }
@@ -77,6 +88,7 @@ impl Session {
     /// Starts a program.
     pub fn start(program: &Path, args: &[&str], cwd: &Path) -> Result<Self> {
         let (screen, terminal) = open()?;
+        let before = settings(&terminal)?;
         rustix::io::ioctl_fionbio(&screen, true)?;
         let mut command = Command::new(program);
         command.args(args).current_dir(cwd).env("LC_ALL", "C");
@@ -87,19 +99,15 @@ impl Session {
         Ok(Self {
             screen,
             terminal,
+            before,
             child,
             shown: String::new(),
         })
     }
 
-    /// The terminal's settings: input, output, control and local modes, and the keys with a meaning.
-    pub fn settings(&self) -> Result<String> {
-        // SAFETY: termios is plain integers, for which all zeros is a value.
-        let mut modes: libc::termios = unsafe { std::mem::zeroed() };
-        // SAFETY: the descriptor is open, the settings are writable.
-        let got = unsafe { libc::tcgetattr(self.terminal.as_raw_fd(), &raw mut modes) };
-        ensure!(got == 0, "tcgetattr: {}", std::io::Error::last_os_error());
-        Ok(format!("{modes:?}"))
+    /// Whether the terminal has the settings that it had before the program was started.
+    pub fn is_as_before(&self) -> Result<bool> {
+        Ok(settings(&self.terminal)? == self.before)
     }
 
     /// Types.
