@@ -1,5 +1,8 @@
 use super::*;
+use crate::live::source::{Extent, ExtentKind, MAX_FETCH_BYTES};
 use crate::operation::Resident;
+use instar_devices::blk::Errno;
+use instar_shared::live::{DISK_READ_ONLY, LiveExtent, QUERY_UNMAP};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::thread;
 

@@ -180,3 +180,42 @@ pub trait ExtentSource: Debug + Send {
     /// One sentence; no question is answered any more, and nobody knows which of these was.
     fn ask(&mut self, questions: &[Question]) -> Result<Vec<Answer>, SourceGone>;
 }
+
+/// Who is asked. Answers come in the order of the questions.
+pub trait Questions: Debug + Send {
+    /// Takes a question; `by` comes back with its answer.
+    fn ask(&mut self, by: Option<u64>, question: Question);
+
+    /// Sends what was taken, as far as it can be sent now and is worth it: what nobody waits for may go later.
+    ///
+    /// # Errors
+    /// There will be no more answers.
+    fn send(&mut self) -> Result<(), SourceGone>;
+
+    /// Answers that have come since.
+    ///
+    /// # Errors
+    /// There will be no more answers.
+    fn answers(&mut self) -> Result<Vec<Answered>, SourceGone>;
+
+    /// Has those who asked forgotten; on return nothing of theirs is asked any more but links and what abandons
+    /// allocations.
+    fn forget(&mut self);
+
+    /// Whether something waits that is sent later without another question: [`Self::send`] is to be called again.
+    fn holds(&self) -> bool;
+
+    /// Sends links and what abandons allocations, as no more answers will be taken.
+    fn end(&mut self);
+}
+
+/// A question and its answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// Who asked; nobody if the answer is of no interest.
+    pub by: Option<u64>,
+    /// What was asked.
+    pub question: Question,
+    /// The answer.
+    pub answer: Answer,
+}
