@@ -130,6 +130,9 @@ fn send_raw(socket: RawFd, bytes: &[u8]) {
     }
 }
 
+/// More milliseconds than any test takes.
+const FOR_EVER: u64 = 3_600_000;
+
 fn pause(milliseconds: u64) {
     let (lock, never) = (Mutex::new(()), Condvar::new());
     let _ = never
@@ -274,7 +277,7 @@ impl Fake {
                 }
                 if std::env::var_os("HOLD").is_some() {
                     say("running");
-                    pause(60_000);
+                    pause(FOR_EVER);
                 }
             }
             Err(answer) => say(&format!(
@@ -309,7 +312,7 @@ impl Fake {
             }),
             _ => panic!("no such scenario"),
         }
-        pause(60_000);
+        pause(FOR_EVER);
         ended(Outcome::Done, 0)
     }
 }
@@ -395,7 +398,7 @@ impl Fake {
             }
             b"stubborn" => {
                 say("running");
-                pause(60_000);
+                pause(FOR_EVER);
             }
             b"crash" => std::process::abort(),
             _ => {}
@@ -409,7 +412,7 @@ impl Fake {
     fn follow(self, host: &mut dyn OperationHost) -> Completed {
         if self.arguments.iter().any(|word| word == b"stubborn-sequel") {
             say("running");
-            pause(60_000);
+            pause(FOR_EVER);
         }
         let text = format!("follows on {}", describe(&self.files[0]));
         host.record(RecordKind::Line, text.as_bytes()).unwrap();
@@ -463,7 +466,7 @@ impl Machine for Fake {
                 }
                 return Ok(ended(Outcome::Cancelled, 1));
             }
-            "stubborn" => pause(60_000),
+            "stubborn" => pause(FOR_EVER),
             "hostile" => return Ok(self.hostile(&argument)),
             "protocol" => return Err(RunError::Protocol("as it was told to".into())),
             "result" => {

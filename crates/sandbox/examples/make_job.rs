@@ -22,7 +22,8 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule,
 };
-use std::io::{IoSlice, Write};
+use std::fs::File;
+use std::io::{IoSlice, IoSliceMut, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
@@ -60,6 +61,9 @@ fn say(text: &str) {
     let _ = out.flush();
 }
 
+/// More milliseconds than any test takes.
+const FOR_EVER: u64 = 3_600_000;
+
 fn pause(milliseconds: u64) {
     let (lock, never) = (Mutex::new(()), Condvar::new());
     let _ = never
@@ -75,6 +79,13 @@ fn ended(outcome: Outcome, code: u8) -> Completed {
         result,
         stats: RunStats::default(),
     }
+}
+
+fn begins_with(file: &File, text: &[u8]) -> bool {
+    let mut content = vec![0; text.len()];
+    let mut parts = [IoSliceMut::new(&mut content)];
+    let read = rustix::io::preadv2(file, &mut parts, 0, ReadWriteFlags::empty());
+    read == Ok(text.len()) && content == text
 }
 
 struct Fake {
@@ -113,11 +124,14 @@ impl Fake {
             }),
             "hold" => {
                 say("running");
-                pause(60_000);
+                pause(FOR_EVER);
             }
-            "nap" => {
+            "until" => {
                 say("running");
-                pause(500);
+                let file = &self.files[first.parse::<usize>().unwrap()].file;
+                while !begins_with(file, second.as_bytes()) {
+                    pause(10);
+                }
             }
             "cancel" => {
                 say("running");

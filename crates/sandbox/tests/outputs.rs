@@ -4,13 +4,12 @@
 
 mod job;
 
-use job::{Running, program_named, stderr, stdout};
+use job::{Running, program_named, stderr, stdout, until};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Makes the file system look as if it had no files without a name.
@@ -286,14 +285,20 @@ fn file_that_somebody_made_meanwhile_stays_and_the_others_are_not_made() {
     for fail in [None, Some(NO_TMPFILE), Some("tmpfile=95,renameat2=22")] {
         for meanwhile in ["out", "data"] {
             let bed = fail.map_or_else(Bed::new, Bed::failing);
-            let steps = [&WRITE[..], &["announce=2,9", "write=2,more", "nap"]].concat();
+            let steps = [
+                &WRITE[..],
+                &["announce=2,9", "write=2,more", "until=0,go on"],
+            ]
+            .concat();
             let files = ["read=in", "durable=out", "durable=data"];
             let running = Running::of(bed.command(&files, &steps));
             fs::write(bed.path(meanwhile), "mine").unwrap();
+            fs::write(bed.path("in"), "go on").unwrap();
             let (code, text, _) = running.end();
             assert_eq!(text, "make: out: Could not create 'out': File exists\n");
             assert_eq!(code, Some(1));
-            assert_eq!(bed.state(), state(&[(meanwhile, "mine")]), "{fail:?}");
+            let left = state(&[(meanwhile, "mine"), ("in", "go on")]);
+            assert_eq!(bed.state(), left, "{fail:?}");
         }
     }
 }
@@ -316,8 +321,7 @@ fn signals_leave_nothing() {
             let steps = [&WRITE[..], &[step]].concat();
             let running = Running::of(bed.command(&FILES, &steps));
             for _ in 0..times {
-                running.signal(running.broker(), signal);
-                std::thread::sleep(Duration::from_millis(100));
+                running.tell(signal);
             }
             let (ended, text, _) = running.end();
             assert_eq!(ended, Some(code), "{text}");
@@ -361,11 +365,7 @@ fn broker_that_is_killed_takes_the_worker_along_and_leaves_no_new_name() {
         running.broker.wait().unwrap();
         let worker = format!("/proc/{}/cmdline", running.worker);
         let gone = || fs::read(&worker).map_or(true, |command| command.is_empty());
-        let deadline = Instant::now() + Duration::from_secs(120);
-        while !gone() {
-            assert!(Instant::now() < deadline, "the worker outlives its broker");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        until("the worker's end", gone);
         let mut found = bed.state();
         found.remove("in");
         match left {

@@ -155,12 +155,10 @@ fn signals_reach_the_repair_and_nothing_is_left() {
         let all = below(running.broker());
         assert!(all.len() >= 3, "{all:?}");
         for signal in signals {
-            running.signal(running.broker(), *signal);
-            std::thread::sleep(Duration::from_millis(200));
+            running.tell(*signal);
         }
-        let (ended, text, took) = running.end();
+        let (ended, text, _) = running.end();
         assert_eq!(ended, Some(code), "{how} {signals:?}: {text}");
-        assert!(took < Duration::from_secs(60), "{how} {took:?}");
         let left = left(&all);
         assert!(left.is_empty(), "{how} {signals:?}: {left:?}");
         if how == "stubborn" {
@@ -274,8 +272,7 @@ fn signals_reach_a_sequel_and_nothing_is_left() {
         .current_dir(top.parent().unwrap());
     let running = Running::of(command);
     let all = below(running.broker());
-    running.signal(running.broker(), libc::SIGINT);
-    std::thread::sleep(Duration::from_millis(200));
+    running.tell(libc::SIGINT);
     running.signal(running.broker(), libc::SIGTERM);
     let (ended, text, _) = running.end();
     assert_eq!(ended, Some(130), "{text}");

@@ -6,12 +6,12 @@
 mod inject;
 mod job;
 
-use job::{Running, command, program, scratch, stderr, stdout};
+use job::{Running, command, program, scratch, soon, status, stderr, stdout, until};
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 fn run(scenario: &str, arguments: &[&str]) -> Output {
     let (_scratch, top) = scratch();
@@ -146,7 +146,6 @@ fn worker_that_talks_nonsense_is_killed() {
         ("short", "malformed request"),
         ("flood", "it does not take its answers"),
     ] {
-        let started = Instant::now();
         let output = run("hostile", &[kind]);
         assert!(
             stderr(&output).contains(sentence),
@@ -154,7 +153,6 @@ fn worker_that_talks_nonsense_is_killed() {
             stderr(&output)
         );
         assert_eq!(output.status.code(), Some(1), "{kind}");
-        assert!(started.elapsed() < Duration::from_secs(20), "{kind} hangs");
     }
 }
 
@@ -165,26 +163,27 @@ fn signal_cancels_and_sets_the_exit_code() {
         (libc::SIGTERM, 143),
         (libc::SIGHUP, 129),
     ] {
-        let (_scratch, top) = scratch();
-        let running = Running::new("cancel", &top);
-        running.signal(running.broker(), signal);
-        let (code, text, took) = running.end();
+        let (code, text, _) = soon(|| {
+            let (_scratch, top) = scratch();
+            let running = Running::new("cancel", &top);
+            running.signal(running.broker(), signal);
+            running.end()
+        });
         assert_eq!(code, Some(expected), "{text}");
-        assert!(took < Duration::from_millis(4500), "{took:?}");
     }
 }
 
 #[test]
 fn second_signal_kills_at_once() {
-    let (_scratch, top) = scratch();
-    let running = Running::new("stubborn", &top);
-    running.signal(running.broker(), libc::SIGINT);
-    std::thread::sleep(Duration::from_millis(200));
-    running.signal(running.broker(), libc::SIGINT);
-    let (code, text, took) = running.end();
+    let (code, text, _) = soon(|| {
+        let (_scratch, top) = scratch();
+        let running = Running::new("stubborn", &top);
+        running.tell(libc::SIGINT);
+        running.signal(running.broker(), libc::SIGINT);
+        running.end()
+    });
     assert_eq!(code, Some(130));
     assert!(text.contains("killed before it came to an end"), "{text}");
-    assert!(took < Duration::from_millis(4500), "{took:?}");
 }
 
 #[test]
@@ -194,10 +193,7 @@ fn signal_that_is_not_obeyed_kills_after_five_seconds() {
     running.signal(running.broker(), libc::SIGTERM);
     let (code, _, took) = running.end();
     assert_eq!(code, Some(143));
-    assert!(
-        (Duration::from_millis(4900)..Duration::from_secs(60)).contains(&took),
-        "{took:?}"
-    );
+    assert!(took >= Duration::from_secs(5), "{took:?}");
 }
 
 #[test]
@@ -211,20 +207,12 @@ fn ignored_signal_stays_ignored() {
         .arg(&top)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let mut broker = shell.spawn().unwrap();
-    let mut lines = BufReader::new(broker.stdout.take().unwrap()).lines();
-    while lines.next().expect("it runs").unwrap() != "running" {}
-    let pid = broker.id().try_into().unwrap();
-    // SAFETY: kill has no memory to harm; the process is this test's own.
-    let kill = |signal| unsafe { libc::kill(pid, signal) };
-    kill(libc::SIGINT);
-    std::thread::sleep(Duration::from_millis(300));
-    assert!(
-        broker.try_wait().unwrap().is_none(),
-        "it took an ignored signal"
-    );
-    kill(libc::SIGTERM);
-    assert_eq!(broker.wait().unwrap().code(), Some(143));
+    let running = Running::of(shell);
+    running.tell(libc::SIGINT);
+    running.signal(running.broker(), libc::SIGTERM);
+    // The first signal that is taken says how it ends.
+    let (code, text, _) = running.end();
+    assert_eq!(code, Some(143), "{text}");
 }
 
 #[test]
@@ -235,20 +223,7 @@ fn worker_dies_with_its_broker() {
     running.broker.wait().unwrap();
     let state = format!("/proc/{}/stat", running.worker);
     let gone = || fs::read_to_string(&state).map_or(true, |stat| stat.contains(") Z "));
-    let dead = (0..5000).any(|_| {
-        std::thread::sleep(Duration::from_millis(20));
-        gone()
-    });
-    assert!(dead, "the worker lives on");
-}
-
-fn status_field(pid: i32, task: i32, field: &str) -> String {
-    let status = fs::read_to_string(format!("/proc/{pid}/task/{task}/status")).unwrap();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix(field))
-        .unwrap();
-    line.trim_start_matches(':').trim().to_string()
+    until("the worker's end", gone);
 }
 
 #[test]
@@ -256,12 +231,15 @@ fn both_processes_are_filtered_and_the_worker_has_only_its_own() {
     let (_scratch, top) = scratch();
     let running = Running::new("stubborn", &top);
     // The broker installs its filter while the worker starts.
-    std::thread::sleep(Duration::from_millis(100));
+    until("the broker's filter", || {
+        status(running.broker(), "Seccomp") == "2"
+    });
     for pid in [running.worker, running.broker()] {
         for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
-            let task = task.unwrap().file_name().to_str().unwrap().parse().unwrap();
-            assert_eq!(status_field(pid, task, "Seccomp"), "2", "task {task}");
-            assert_eq!(status_field(pid, task, "NoNewPrivs"), "1", "task {task}");
+            let task = task.unwrap().file_name().into_string().unwrap();
+            let place = format!("{pid}/task/{task}");
+            assert_eq!(status(&place, "Seccomp"), "2", "{place}");
+            assert_eq!(status(&place, "NoNewPrivs"), "1", "{place}");
         }
     }
     let limits = fs::read_to_string(format!("/proc/{}/limits", running.worker)).unwrap();
@@ -359,7 +337,6 @@ fn injected_call_ends_the_worker_and_the_broker_says_why() {
     for call in calls {
         let (_scratch, top) = scratch();
         let running = Running::new("stubborn", &top);
-        std::thread::sleep(Duration::from_millis(50));
         match inject::inject(running.worker, call, [0; 3]) {
             Ok(status) => {
                 let died = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGSYS;
@@ -386,7 +363,6 @@ fn injected_call_ends_the_worker_and_the_broker_says_why() {
 fn injected_call_that_is_allowed_returns() {
     let (_scratch, top) = scratch();
     let running = Running::new("stubborn", &top);
-    std::thread::sleep(Duration::from_millis(50));
     if let Ok(status) = inject::inject(running.worker, libc::SYS_getpid, [0; 3]) {
         assert!(
             libc::WIFSTOPPED(status),

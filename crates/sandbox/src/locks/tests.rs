@@ -443,7 +443,7 @@ fn image_that_a_storage_daemon_exports_is_not_changed() {
         .spawn()
         .expect("qemu-storage-daemon is installed");
     // The file comes once everything is open.
-    let ready = (0..500).any(|_| {
+    let ready = (0..6000).any(|_| {
         std::thread::sleep(std::time::Duration::from_millis(20));
         pid_file.exists()
     });

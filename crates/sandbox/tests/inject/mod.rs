@@ -4,6 +4,7 @@
 
 use std::io;
 use std::ptr::null_mut;
+use std::time::{Duration, Instant};
 
 /// The instruction `syscall`.
 const SYSCALL: libc::c_long = 0x050f;
@@ -45,11 +46,12 @@ fn wait(pid: i32) -> io::Result<i32> {
 ///
 /// # Errors
 /// The process cannot be traced (it is not dumpable, and the caller has no privilege), or it is in no
-/// system call for a whole second.
+/// system call for two minutes.
 pub fn stop_at_call(pid: i32, options: i32) -> io::Result<libc::user_regs_struct> {
     let options = std::ptr::without_provenance_mut(usize::try_from(options).unwrap_or(0));
     ptrace(libc::PTRACE_SEIZE, pid, 0, options)?;
-    for _ in 0..1000 {
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(120) {
         ptrace(libc::PTRACE_INTERRUPT, pid, 0, null_mut())?;
         wait(pid)?;
         // SAFETY: the structure is plain integers, for which zero is valid.
@@ -62,7 +64,7 @@ pub fn stop_at_call(pid: i32, options: i32) -> io::Result<libc::user_regs_struct
         }
         // Between two calls, or in a page fault: once more.
         ptrace(libc::PTRACE_CONT, pid, 0, null_mut())?;
-        std::thread::sleep(std::time::Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(1));
     }
     Err(io::Error::other("the thread is in no system call"))
 }

@@ -64,6 +64,34 @@ pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// How long to wait for what takes milliseconds where nothing else runs.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How long the broker leaves a worker that is to end.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Waits until `done`.
+pub fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !done() {
+        assert!(began.elapsed() < PATIENCE, "{what}: it does not happen");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// What a job that is told to end gives, [`Running::end`], if that is sooner than the broker kills a worker: a machine may be
+/// so busy that it is not, but not each time.
+pub fn soon(job: impl Fn() -> (Option<i32>, String, Duration)) -> (Option<i32>, String, Duration) {
+    let ended = (0..10).map(|_| job()).find(|(_, _, took)| *took < GRACE);
+    ended.expect("it ends before its time is up")
+}
+
+/// A field of `/proc/PID/status`, or of a thread's with `pid` as `PID/task/TID`.
+pub fn status(pid: impl std::fmt::Display, field: &str) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
+    line.unwrap().trim_start_matches(':').trim().to_string()
+}
+
 /// A job whose worker has said that it runs.
 pub struct Running {
     pub broker: Child,
@@ -98,6 +126,16 @@ impl Running {
     pub fn signal(&self, pid: i32, signal: i32) {
         // SAFETY: kill has no memory to harm; the process is this test's own.
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    }
+
+    /// Sends the broker a signal, and waits until its handler has run: of two of a kind that are on their way at once, one
+    /// comes.
+    pub fn tell(&self, signal: i32) {
+        self.signal(self.broker(), signal);
+        until("a signal is taken", || {
+            let pending = u64::from_str_radix(&status(self.broker(), "ShdPnd"), 16).unwrap();
+            pending & (1 << (signal - 1)) == 0
+        });
     }
 
     pub fn broker(&self) -> i32 {

@@ -9,7 +9,7 @@ use instar_user_net::{DNS_SERVER, GATEWAY, GATEWAY_MAC, GUEST, MAX_MTU};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{RecvFlags, SendFlags};
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 /// virtio-net's header, Ethernet's and IPv4's.
@@ -58,7 +58,7 @@ impl Guest {
     fn wait(&self, protocol: u8, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
         let mut buffer = vec![0; 70_000];
         let limit = Timespec {
-            tv_sec: 20,
+            tv_sec: 120,
             tv_nsec: 0,
         };
         loop {
@@ -98,8 +98,13 @@ fn tcp(guest: &Guest) {
     guest.wait(TCP, |segment| segment.ends_with(b"world"));
     guest.send_tcp(ports, (106, next + 5), RST, b"");
     assert!(server.join().unwrap());
-    // Nobody listens there any more.
-    guest.send_tcp((40_001, port), (100, 0), SYN, b"");
+    // Nobody listens at a port that is merely taken.
+    let flags = rustix::net::SocketFlags::CLOEXEC;
+    let closed = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None);
+    let closed = closed.unwrap();
+    rustix::net::bind(&closed, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+    let at = SocketAddr::try_from(rustix::net::getsockname(&closed).unwrap()).unwrap();
+    guest.send_tcp((40_001, at.port()), (100, 0), SYN, b"");
     guest.wait(TCP, |segment| segment[13] & RST != 0);
 }
 
@@ -129,15 +134,27 @@ fn echo(socket: &UdpSocket) {
     socket.send_to(&data[..len], peer).unwrap();
 }
 
+/// A network into which a port of the host leads, and which port. One that was free may be another program's a moment
+/// later, but not each time.
+fn with_a_port(net: impl Fn(u16) -> UserNet) -> (u16, UserNetwork) {
+    let opened = (0..100).find_map(|_| {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        match UserNetwork::open(&net(port), MAC) {
+            Err(MachineFailure::Forward(_)) => None,
+            network => Some((port, network.unwrap())),
+        }
+    });
+    opened.expect("a port that is free")
+}
+
 #[test]
 fn the_confined_process_serves_a_guest() {
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = free.local_addr().unwrap().port();
-    drop(free);
     let dns = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let net = UserNet {
+    let (port, network) = with_a_port(|port| UserNet {
         mtu: MAX_MTU,
         dns: vec![dns.local_addr().unwrap()],
         forwards: vec![
@@ -147,8 +164,7 @@ fn the_confined_process_serves_a_guest() {
         allow: vec!["host".to_owned()],
         deny: vec!["bad.example.com".to_owned()],
         log: Some(log.clone()),
-    };
-    let network = UserNetwork::open(&net, MAC).unwrap();
+    });
     let (child, card) = network.start().unwrap();
     let guest = Guest(card);
     // The router.
