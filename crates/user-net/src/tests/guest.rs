@@ -3,7 +3,7 @@
 use crate::forward::{Forward, Listener};
 use crate::frame;
 use crate::link::{HEADER_BYTES, MAX_MESSAGE_BYTES};
-use crate::policy::Policy;
+use crate::policy::{Policy, Protocol};
 use crate::{GATEWAY, GATEWAY_MAC, GUEST, MAX_MTU, Network, Settings};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::OwnedFd;
@@ -20,14 +20,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long anything may take where others work, too.
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A network for a test: rules, ports, DNS servers.
 #[derive(Default)]
 pub struct Bed {
     pub allow: Vec<&'static str>,
     pub deny: Vec<&'static str>,
-    pub forward: Vec<String>,
     pub servers: Vec<SocketAddr>,
     pub log: Option<OwnedFd>,
     pub listeners: Vec<Listener>,
@@ -51,16 +51,12 @@ impl Bed {
         )
         .unwrap();
         let owned = |rules: Vec<&str>| rules.into_iter().map(str::to_owned).collect::<Vec<_>>();
-        let mut listeners = self.listeners;
-        for text in self.forward {
-            listeners.push(Forward::parse(&text).unwrap().bind().unwrap());
-        }
         let settings = Settings {
             link,
             guest_mac: MAC,
             mtu: MAX_MTU,
             policy: Policy::new(&owned(self.allow), &owned(self.deny)).unwrap(),
-            listeners,
+            listeners: self.listeners,
             servers: self.servers,
             log: self.log,
         };
@@ -73,6 +69,38 @@ impl Bed {
         let thread = std::thread::spawn(move || network.run().unwrap());
         Guest::new(guest, Some(thread))
     }
+}
+
+/// A port of the host that leads to `guest_port`, and which one that is: the kernel chooses one that is nobody else's.
+pub fn forwarded(protocol: Protocol, guest_port: u16) -> (u16, Listener) {
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let forward = Forward {
+        protocol,
+        listen,
+        guest_port,
+    };
+    let listener = forward.bind().unwrap();
+    let at = rustix::net::getsockname(&listener.socket).unwrap();
+    (SocketAddr::try_from(at).unwrap().port(), listener)
+}
+
+/// A port that nobody listens at as long as the socket is there, which takes it.
+pub fn closed(protocol: Protocol) -> (u16, OwnedFd) {
+    let kind = match protocol {
+        Protocol::Tcp => SocketType::STREAM,
+        _ => SocketType::DGRAM,
+    };
+    let socket = rustix::net::socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, None);
+    let socket = socket.unwrap();
+    let here = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    rustix::net::bind(&socket, &here).unwrap();
+    if kind == SocketType::DGRAM {
+        // It hears nobody but itself then.
+        let own = rustix::net::getsockname(&socket).unwrap();
+        rustix::net::connect(&socket, &own).unwrap();
+    }
+    let at = rustix::net::getsockname(&socket).unwrap();
+    (SocketAddr::try_from(at).unwrap().port(), socket)
 }
 
 /// The guest's card.

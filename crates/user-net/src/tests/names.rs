@@ -1,6 +1,6 @@
 //! Names: queries, answers, and what they let a guest reach.
 
-use super::guest::{Bed, Guest};
+use super::guest::{Bed, Guest, closed};
 use crate::DNS_SERVER;
 use crate::policy::{Policy, Protocol, Target, Verdict};
 use domain::base::iana::Rcode;
@@ -95,12 +95,9 @@ pub fn ask(guest: &mut Guest, port: u16, text: &str) -> (Rcode, u16) {
 fn queries_go_to_the_hosts_servers() {
     let (at, _socket) = server(Ipv4Addr::new(1, 2, 3, 4));
     // The first one does not answer: its port is closed.
-    let closed = UdpSocket::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let (port, _closed) = closed(Protocol::Udp);
     let bed = Bed {
-        servers: vec![closed, at],
+        servers: vec![(Ipv4Addr::LOCALHOST, port).into(), at],
         ..Bed::default()
     };
     let mut guest = bed.start();

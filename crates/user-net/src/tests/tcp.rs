@@ -1,7 +1,8 @@
 //! Connections.
 
-use super::guest::{Bed, PATIENCE};
+use super::guest::{Bed, PATIENCE, closed, forwarded};
 use crate::GATEWAY;
+use crate::policy::Protocol;
 use smoltcp::socket::tcp::State;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -61,13 +62,9 @@ fn a_hundred_mebibytes_go_each_way() {
 
 #[test]
 fn a_connection_is_made_when_the_host_has_made_it() {
-    let closed = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let (port, _closed) = closed(Protocol::Tcp);
     let mut guest = Bed::allowing("host").start();
-    assert!(!guest.connects((GATEWAY, closed)));
+    assert!(!guest.connects((GATEWAY, port)));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     assert!(guest.connects((GATEWAY, listener.local_addr().unwrap().port())));
 }
@@ -217,11 +214,9 @@ fn a_thousand_connections_are_open_at_a_time() {
 
 #[test]
 fn a_forwarded_port_leads_into_the_guest() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    drop(listener);
+    let (port, listener) = forwarded(Protocol::Tcp, 22);
     let bed = Bed {
-        forward: vec![format!("tcp:{port}:22")],
+        listeners: vec![listener],
         ..Bed::default()
     };
     let mut guest = bed.start();

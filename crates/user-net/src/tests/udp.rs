@@ -1,6 +1,7 @@
 //! Addresses, datagrams and echo requests.
 
-use super::guest::{Bed, Guest, MAC};
+use super::guest::{Bed, Guest, MAC, PATIENCE, closed, forwarded};
+use crate::policy::Protocol;
 use crate::{DNS_SERVER, GATEWAY, GATEWAY_MAC, GUEST, MAX_MTU, NETMASK, frame};
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, DhcpMessageType, DhcpPacket, DhcpRepr, EthernetAddress,
@@ -114,9 +115,7 @@ fn the_router_and_the_dns_server_have_an_ethernet_address_and_nobody_else() {
 #[test]
 fn datagrams_go_and_come_back() {
     let server = UdpSocket::bind("127.0.0.1:0").unwrap();
-    server
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .unwrap();
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
     let port = server.local_addr().unwrap().port();
     let mut guest = Bed::allowing("udp:host").start();
     let to = SocketAddrV4::new(GATEWAY, port);
@@ -141,12 +140,8 @@ fn the_guest_hears_what_did_not_arrive() {
     guest.send_udp(5000, SocketAddrV4::new(lan, 9), b"x");
     assert_eq!(guest.icmp(), (lan, 3, 13));
     // The second one hears of the first.
-    let closed = UdpSocket::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
-    let to = SocketAddrV4::new(GATEWAY, closed);
+    let (port, _closed) = closed(Protocol::Udp);
+    let to = SocketAddrV4::new(GATEWAY, port);
     guest.send_udp(5000, to, b"x");
     std::thread::sleep(Duration::from_millis(200));
     guest.send_udp(5000, to, b"x");
@@ -206,11 +201,9 @@ fn the_router_answers_echo_requests() {
 
 #[test]
 fn a_forwarded_port_takes_datagrams() {
-    let free = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let port = free.local_addr().unwrap().port();
-    drop(free);
+    let (port, listener) = forwarded(Protocol::Udp, 7000);
     let bed = Bed {
-        forward: vec![format!("udp:{port}:7000")],
+        listeners: vec![listener],
         ..Bed::default()
     };
     let mut guest = bed.start();
@@ -228,9 +221,7 @@ fn a_forwarded_port_takes_datagrams() {
     assert_ne!(froms[0], froms[1]);
     for (index, client) in clients.iter().enumerate() {
         guest.send_udp(7000, froms[index], &[index as u8, 9]);
-        client
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut buffer = [0; 10];
         let (len, from) = client.recv_from(&mut buffer).unwrap();
         assert_eq!(from.port(), port);
