@@ -1,6 +1,7 @@
 //! What a worker has to do with rounds before and after its own.
 
-use super::{Host, outcome};
+use super::host::Host;
+use super::outcome;
 use crate::output::JobError;
 use crate::wire::{self, Dirty, Reply};
 use instar_shared::op::Outcome;
@@ -110,19 +111,19 @@ impl Host<'_> {
                 (Some(Outcome::Done), None) => Vec::new(),
                 (_, complaint) => complaint.unwrap_or_else(|| b"it did not say why".to_vec()),
             };
-            return match self.ask(&wire::encode_repaired(&complaint)) {
+            return match self.broker.ask(&wire::encode_repaired(&complaint)) {
                 Ok((Reply::Noted, _)) => Ok(None),
                 _ => Err(broken("a repair that nothing follows on")),
             };
         }
         match self.needs.take() {
             Some(Needs::Repair(needs)) => self.ask_for_repair(needs, completed),
-            Some(Needs::Fuller) => match self.ask(&wire::encode_fuller(self.lines.seen)) {
+            Some(Needs::Fuller) => match self.broker.ask(&wire::encode_fuller(self.lines.seen)) {
                 Ok((Reply::Noted, _)) => Ok(None),
                 _ => Err(broken("a fuller program that there is not")),
             },
             None if !self.has_sequel || ended != Some(Outcome::Done) => Ok(Some(completed)),
-            None => match self.ask(&wire::DONE) {
+            None => match self.broker.ask(&wire::DONE) {
                 Ok((Reply::Noted, _)) => {
                     self.output.hand_on();
                     Ok(None)
@@ -149,7 +150,7 @@ impl Host<'_> {
             silent: needs.flags.get() & REPAIR_SILENT != 0,
             shown: self.lines.seen,
         };
-        match self.ask(&wire::encode_repair(&dirty)) {
+        match self.broker.ask(&wire::encode_repair(&dirty)) {
             Ok((Reply::Noted, _)) => Ok(None),
             Ok((Reply::Tried(complaint), _)) => {
                 let why = if complaint.is_empty() {
