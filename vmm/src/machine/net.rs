@@ -52,7 +52,7 @@ impl NetBackend for Card {
     fn send(&mut self, from: &[VolatileSlice<'_>]) -> io::Result<()> {
         match self {
             Self::Tap(tap) => tap.send(from),
-            Self::Frames(socket) => vectors::send(socket, from).map(|_| ()),
+            Self::Frames(socket) => vectors::send(socket, from.iter().copied()).map(|_| ()),
             Self::Stream(stream) => stream.send(from),
         }
     }

@@ -8,6 +8,7 @@ use instar_devices::net::{NetBackend, Offloads};
 use instar_shared::net::Header;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use std::io;
+use std::iter;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use vm_memory::VolatileSlice;
 
@@ -85,26 +86,27 @@ impl Stream {
     }
 }
 
-/// Fills the slices, in order, from the bytes; how many fit.
-fn fill(into: &[VolatileSlice<'_>], bytes: &[u8]) -> usize {
+/// Fills the slices, in order, from the bytes, as far as they fit.
+fn fill<'a>(into: impl IntoIterator<Item = VolatileSlice<'a>>, bytes: &[u8]) {
     let mut rest = bytes;
     for slice in into {
         let (now, later) = rest.split_at(rest.len().min(slice.len()));
         slice.copy_from(now);
         rest = later;
     }
-    bytes.len().saturating_sub(rest.len())
 }
 
 /// The slices without their first bytes.
-fn behind<'a>(slices: &[VolatileSlice<'a>], skipped: usize) -> Vec<VolatileSlice<'a>> {
+fn behind<'a>(
+    slices: impl IntoIterator<Item = VolatileSlice<'a>>,
+    skipped: usize,
+) -> impl Iterator<Item = VolatileSlice<'a>> {
     let mut left = skipped;
-    let rest = slices.iter().filter_map(|slice| {
+    slices.into_iter().filter_map(move |slice| {
         let here = left.min(slice.len());
         left = left.saturating_sub(here);
         slice.offset(here).ok().filter(|slice| !slice.is_empty())
-    });
-    rest.collect()
+    })
 }
 
 impl NetBackend for Stream {
@@ -112,8 +114,9 @@ impl NetBackend for Stream {
         loop {
             let len = match self.next() {
                 Ok(Some(frame)) => {
-                    fill(into, &[0; HEADER_BYTES]);
-                    fill(&behind(into, HEADER_BYTES), frame);
+                    let into = || into.iter().copied();
+                    fill(into(), &[0; HEADER_BYTES]);
+                    fill(behind(into(), HEADER_BYTES), frame);
                     frame.len()
                 }
                 Ok(None) => {
@@ -132,16 +135,16 @@ impl NetBackend for Stream {
     }
 
     fn send(&mut self, from: &[VolatileSlice<'_>]) -> io::Result<()> {
-        let frame = behind(from, HEADER_BYTES);
-        let len = frame.iter().map(VolatileSlice::len).sum::<usize>();
+        let frame = || behind(from.iter().copied(), HEADER_BYTES);
+        let len = frame().map(|slice| slice.len()).sum::<usize>();
         if !(MIN_FRAME_BYTES..=MAX_FRAME_BYTES).contains(&len) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let mut length = u32::try_from(len).unwrap_or(0).to_be_bytes();
-        let mut whole = vec![VolatileSlice::from(length.as_mut_slice())];
-        whole.extend(frame);
-        let sent = vectors::send(&self.socket, &whole)?;
-        for slice in behind(&whole, sent) {
+        let length = VolatileSlice::from(length.as_mut_slice());
+        let whole = || iter::once(length).chain(frame());
+        let sent = vectors::send(&self.socket, whole())?;
+        for slice in behind(whole(), sent) {
             let at = self.unsent.len();
             self.unsent.resize(at.saturating_add(slice.len()), 0);
             slice.copy_to(self.unsent.get_mut(at..).unwrap_or_default());

@@ -31,7 +31,7 @@ impl Stream for SocketStream {
     }
 
     fn write(&mut self, from: &[VolatileSlice<'_>]) -> io::Result<usize> {
-        vectors::send(&self.0, from)
+        vectors::send(&self.0, from.iter().copied())
     }
 
     fn shutdown(&mut self, how: Shutdown) {
