@@ -1,6 +1,8 @@
 //! A network card on a tap device, or on a socket that takes frames.
 
 mod stream;
+#[cfg(feature = "fuzzing")]
+pub use stream::model;
 
 use super::events::{self, BACKEND_EVENT, QueueEvents, Wired};
 use super::parts::{Net, Wire};

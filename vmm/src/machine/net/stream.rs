@@ -171,5 +171,7 @@ impl NetBackend for Stream {
     }
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod model;
 #[cfg(test)]
 mod tests;

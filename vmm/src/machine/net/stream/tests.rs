@@ -145,3 +145,16 @@ fn what_is_no_frame_is_not_sent_and_ends_the_stream() {
     assert_eq!(kind(receive(&mut stream, 100)), ErrorKind::InvalidData);
     assert_eq!(other.read(&mut bytes).unwrap(), 0);
 }
+
+#[test]
+fn random_moves_of_both_ends_are_as_in_a_model() {
+    let mut seed = 11_u64;
+    let mut next = || {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (seed >> 33) as u8
+    };
+    for _ in 0..40 {
+        let moves: Vec<u8> = std::iter::repeat_with(&mut next).take(800).collect();
+        model::run(&moves);
+    }
+}
