@@ -5,7 +5,7 @@
 //!   guest's card <-- one frame, with virtio-net's header, per message (SOCK_SEQPACKET) --> Network <-- sockets --> host
 //! ```
 //!
-//! - [`Network`]: the event loop, and who gets a frame.
+//! - [`Network`]: the event loop. `network::frames`: who gets a frame.
 //! - `link`: frames to and from the guest. `frame`: how they are made.
 //! - `tcp`: each connection of the guest is one of smoltcp's sockets on its side and one of the host's on the other. The
 //!   guest's SYN is answered when the host is connected, and with a reset if it is refused.
