@@ -3,6 +3,7 @@
 use std::os::unix::fs::{FileExt, PermissionsExt};
 
 use anyhow::{Context, Result, ensure};
+use instar_tests::holder::Holder;
 use instar_tests::image::{bitmap, io, qemu_img, snapshot};
 use instar_tests::run::Run;
 use instar_tests::scratch::Scratch;
@@ -10,7 +11,6 @@ use instar_tests::tools;
 use instar_tests::twins::Twins;
 
 use crate::Outcome;
-use crate::files::Holder;
 
 const BASE: &str = "base.qcow2";
 const MID: &str = "mid.qcow2";
@@ -400,9 +400,9 @@ fn images_in_use_are_refused_in_the_same_words() -> Outcome {
                 let mut twins = Twins::new()?;
                 twins.build(|s| three(s, ["", "", ""]))?;
                 let access = if read_only {
-                    &["-f", "qcow2", "-r", "-c", "sleep 60000"][..]
+                    &["-f", "qcow2", "-r"][..]
                 } else {
-                    &["-f", "qcow2", "-d", "off", "-c", "sleep 60000"]
+                    &["-f", "qcow2", "-d", "off"]
                 };
                 let hold = |folder| Holder::open(folder, access, held);
                 let holders = [hold(twins.theirs())?, hold(twins.ours())?];

@@ -2,16 +2,18 @@
 //! locks and the words of `qemu-img`.
 
 use std::process::Child;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use instar_tests::compare::{differences, manners};
+use instar_tests::holder::Holder;
 use instar_tests::image;
 use instar_tests::run::Run;
 use instar_tests::scratch::Scratch;
 use instar_tests::tools;
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::Outcome;
+use crate::secrets_at_rest::wait_until_it_writes;
 
 fn stage() -> Result<Scratch> {
     let scratch = Scratch::new()?;
@@ -63,41 +65,11 @@ fn readers_read_beside_each_other() -> Outcome {
     Ok(())
 }
 
-/// A `qemu-io` that has an image open for writing.
-struct Holder(Child);
-
-impl Holder {
-    fn new(scratch: &Scratch, name: &str) -> Result<Self> {
-        let args = ["-f", "qcow2", "-c", "sleep 60000", name];
-        let child = Run::new(&tools::qemu_io()?, scratch.path())
-            .args(args)
-            .start()?;
-        let holder = Self(child);
-        for _ in 0..500 {
-            let tried = Run::new(&tools::qemu_img()?, scratch.path())
-                .args(["info", name])
-                .go()?;
-            if tried.code == Some(1) {
-                return Ok(holder);
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        bail!("{name} is not locked");
-    }
-}
-
-impl Drop for Holder {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn an_image_in_use_is_refused_in_the_same_words() -> Outcome {
     let scratch = stage()?;
     scratch.set_len("raw", 32 << 20)?;
-    let _top = Holder::new(&scratch, "top.qcow2")?;
+    let _top = Holder::open(&scratch, &["-f", "qcow2"], "top.qcow2")?;
     let (ours, theirs) = (tools::instar()?, tools::qemu_img()?);
     let mut failures = Vec::new();
     for words in [
@@ -156,6 +128,23 @@ fn an_image_in_use_is_refused_in_the_same_words() -> Outcome {
     Ok(())
 }
 
+/// The processes of a run, which stand still until this is dropped.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn new(child: &Child) -> Result<Self> {
+        let group = Pid::from_raw(i32::try_from(child.id())?).context("process id 0")?;
+        kill_process_group(group, Signal::STOP)?;
+        Ok(Self(group))
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = kill_process_group(self.0, Signal::CONT);
+    }
+}
+
 #[test]
 fn a_target_in_the_making_keeps_other_writers_out() -> Outcome {
     let scratch = stage()?;
@@ -172,18 +161,19 @@ fn a_target_in_the_making_keeps_other_writers_out() -> Outcome {
     ];
     let (ours, theirs) = (tools::instar()?, tools::qemu_img()?);
     let mut child = Run::new(&ours, scratch.path()).args(words).start()?;
-    std::thread::sleep(Duration::from_millis(1500));
+    wait_until_it_writes(&scratch, &mut child, "there.qcow2")?;
+    let stopped = Stopped::new(&child)?;
     let other = ["convert", "-O", "qcow2", "base.qcow2", "there.qcow2"];
     for _ in 0..4 {
         let run = |program| Run::new(program, scratch.path()).args(other).go();
         let (want, got) = (run(&theirs)?, run(&ours)?);
-        ensure!(child.try_wait()?.is_none(), "it ended too early");
         ensure!(want.code == Some(1), "not refused: {}", want.describe());
         let wrong = differences(&want, &got);
         ensure!(wrong.is_empty(), "{}\n{}", wrong.join("\n"), got.describe());
         // What is read may be read by others too.
         image::qemu_img(&scratch, &["info", "top.qcow2"])?;
     }
+    drop(stopped);
     wait(child).context("the conversion")?;
     image::qemu_img(&scratch, &["compare", "top.qcow2", "there.qcow2"])?;
     image::qemu_img(&scratch, &["check", "there.qcow2"]).map(drop)

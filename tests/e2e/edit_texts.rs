@@ -5,13 +5,13 @@ use std::os::unix::net::UnixListener;
 
 use anyhow::{Context, Result, ensure};
 use instar_tests::compare::{Bench, manners};
+use instar_tests::holder::Holder;
 use instar_tests::run::Run;
 use instar_tests::scratch::Scratch;
 use instar_tests::twins::Twins;
 use instar_tests::{image, tools};
 
 use crate::Outcome;
-use crate::files::Holder;
 
 const NAME: &str = "disk.qcow2";
 /// One change of each kind, as far as the name of the image.

@@ -1,54 +1,18 @@
 //! Locks, special files, files that change: what an image file can be.
 
 use std::os::unix::net::UnixListener;
-use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use instar_tests::compare::{Bench, manners};
+use instar_tests::holder::Holder;
 use instar_tests::image;
 use instar_tests::run::Run;
 use instar_tests::scratch::Scratch;
 use instar_tests::tools;
 
 use crate::Outcome;
-
-/// A `qemu-io` that has an image open until it is dropped.
-pub struct Holder(Child);
-
-impl Holder {
-    /// Starts it and waits until its locks are seen (or not, read-only).
-    pub fn open(scratch: &Scratch, args: &[&str], name: &str) -> anyhow::Result<Self> {
-        let child = Run::new(&tools::qemu_io()?, scratch.path())
-            .args(args)
-            .args([name])
-            .start()?;
-        let holder = Self(child);
-        let path = scratch.file(name).canonicalize()?;
-        let fds = format!("/proc/{}/fd", holder.0.id());
-        let started = Instant::now();
-        while started.elapsed() < Duration::from_secs(120) {
-            let open = std::fs::read_dir(&fds)?
-                .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
-                .any(|target| target == path);
-            if open {
-                // The locks are taken right after the open.
-                std::thread::sleep(Duration::from_millis(150));
-                return Ok(holder);
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        bail!("qemu-io did not open {name}");
-    }
-}
-
-impl Drop for Holder {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 #[test]
 fn image_open_for_writing_is_refused_without_force_share() -> Outcome {

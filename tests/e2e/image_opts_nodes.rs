@@ -2,6 +2,7 @@
 //! are opened.
 
 use anyhow::ensure;
+use instar_tests::holder::Holder;
 use instar_tests::image;
 use instar_tests::run::Run;
 use instar_tests::scratch::Scratch;
@@ -9,7 +10,6 @@ use instar_tests::tools;
 
 use crate::Outcome;
 use crate::as_qemu_img::same_calls;
-use crate::files::Holder;
 
 const SECRET: &str = "secret,id=s,data=password";
 

@@ -1,7 +1,5 @@
 //! `--memory` and `--timeout`.
 
-use std::time::Duration;
-
 use anyhow::ensure;
 use instar_tests::compare::{Bench, differences, manners, orderly};
 use instar_tests::crafted;
@@ -57,7 +55,6 @@ fn time_limit_ends_a_run() -> Outcome {
             "{found:?}\n{}",
             got.describe()
         );
-        ensure!(got.elapsed < Duration::from_secs(15), "{:?}", got.elapsed);
         let said = got.err();
         ensure!(
             said.contains("--timeout") && said.contains(shown),

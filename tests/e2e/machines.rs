@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::process::Child;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use instar_tests::family;
@@ -17,6 +17,10 @@ use rustix::process::Signal;
 
 use crate::Outcome;
 
+/// What a pipe holds: pipe(7).
+const PIPE_BYTES: u64 = 64 << 10;
+/// How long to wait for anything that takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// What a machine needs, and an end in any case.
 const COMMON: [&str; 7] = [
     "run",
@@ -25,7 +29,7 @@ const COMMON: [&str; 7] = [
     "--memory",
     "64M",
     "--timeout",
-    "60",
+    "600",
 ];
 
 fn machine(scratch: &Scratch, options: &[&str]) -> anyhow::Result<Run> {
@@ -90,8 +94,7 @@ fn a_terminal_is_as_it_was_however_a_machine_ends() -> Outcome {
         let mut session = session(&scratch, then)?;
         session.wait_for("ready\r\n")?;
         for _ in 0..signals {
-            session.signal(Signal::TERM)?;
-            std::thread::sleep(Duration::from_millis(100));
+            session.tell(Signal::TERM)?;
         }
         let (code, shown) = session.end()?;
         ensure!(code == Some(expected), "{then:?}: {code:?} {shown:?}");
@@ -206,9 +209,13 @@ fn a_guest_that_nobody_reads_says_everything_in_the_end() -> Outcome {
     kernel::create(&scratch, "kernel", Then::Talk(bytes))?;
     let run = machine(&scratch, &["--no-reboot"])?;
     let mut machine = run.start()?;
-    std::thread::sleep(Duration::from_secs(3));
     let mut said = Vec::new();
     let mut out = machine.stdout.take().context("a pipe")?;
+    let began = Instant::now();
+    while rustix::io::ioctl_fionread(&out)? < PIPE_BYTES {
+        ensure!(began.elapsed() < PATIENCE, "the pipe is never full");
+        std::thread::sleep(Duration::from_millis(5));
+    }
     out.read_to_end(&mut said)?;
     let expected = 7 + usize::try_from(bytes)?;
     ensure!(said.len() == expected, "{} of {expected}", said.len());

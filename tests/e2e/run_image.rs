@@ -92,7 +92,7 @@ impl Guest {
 
     fn start_on(scratch: &Scratch, image: &str, options: &[&str]) -> Result<Self> {
         let mut child = Command::new(tools::instar()?)
-            .args(["run", image, "--timeout", "100"])
+            .args(["run", image, "--timeout", "600"])
             .args(options)
             .current_dir(scratch.path())
             .stdin(Stdio::piped())

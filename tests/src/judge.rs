@@ -7,7 +7,8 @@
 use instar_storage::MemStorage;
 use std::fs::File;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
+use std::time::Duration;
 
 /// Runs the judge.
 pub fn run(dir: &Path, program: &str, args: &[&str]) -> Output {
@@ -22,6 +23,20 @@ pub fn ok(dir: &Path, program: &str, args: &[&str]) -> Vec<u8> {
     let out = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{program} {args:?}: {said}{out}");
     output.stdout
+}
+
+/// Waits until a program listens at a socket, whose name is there before that: the flag is that of proc_net_unix(5).
+pub fn wait_for_listener(program: &mut Child, path: &Path) {
+    let listens = || {
+        let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+        let mut lines = sockets.lines();
+        lines.any(|line| line.contains(" 00010000 ") && line.ends_with(path.to_str().unwrap()))
+    };
+    while !listens() {
+        let ended = program.try_wait().unwrap();
+        assert!(ended.is_none(), "it ended: {ended:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// What a guest reads.

@@ -15,6 +15,7 @@ pub mod crafted;
 pub mod family;
 pub mod faults;
 pub mod hidden;
+pub mod holder;
 pub mod image;
 pub mod joint;
 pub mod judge;

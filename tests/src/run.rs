@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-/// The longest time a run may take before it counts as hanging.
-pub const TIME_LIMIT: Duration = Duration::from_secs(60);
+/// The longest time a run may take before it counts as hanging, where others work, too.
+pub const TIME_LIMIT: Duration = Duration::from_secs(180);
 
 /// The most output of one stream that is kept, in bytes. The rest is read and
 /// dropped, so that a program never blocks on its output.

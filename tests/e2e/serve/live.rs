@@ -378,7 +378,7 @@ fn survives(victim: Victim) -> Outcome {
 
 /// Waits until nobody has the image open any more.
 fn free(scratch: &Scratch) -> Result<()> {
-    for _ in 0..500 {
+    for _ in 0..6000 {
         let info = img_says(scratch, &["check", IMAGE])?;
         if !info.err().contains("lock") {
             return Ok(());

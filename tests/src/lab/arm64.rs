@@ -18,7 +18,7 @@ use crate::scratch::Scratch;
 use crate::tools;
 
 /// The longest time that the machine may take.
-const TIME_LIMIT: Duration = Duration::from_secs(240);
+const TIME_LIMIT: Duration = Duration::from_secs(600);
 /// What starts a line that is for us.
 const MARK: &str = "@@";
 

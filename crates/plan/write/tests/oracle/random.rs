@@ -6,7 +6,7 @@ use instar_codec::Encoder;
 use instar_layers::CompressionType;
 use instar_plan_write::WriteImage;
 use instar_storage::{MemStorage, StorageMut};
-use instar_tests::judge::{check, content, frozen, load, ok, save};
+use instar_tests::judge::{check, content, frozen, load, ok, save, wait_for_listener};
 use instar_tests::kinds::{DATA_NAME, KINDS, Kind, NAME, SIZE, make};
 use instar_tests::rng::Rng;
 use std::path::Path;
@@ -222,9 +222,7 @@ fn dirty(dir: &Path, bitmap: &str) -> String {
         .current_dir(dir)
         .spawn()
         .expect("qemu-nbd is needed");
-    while !dir.join("s").exists() {
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
+    wait_for_listener(&mut served, &dir.join("s"));
     let out = ok(dir, "qemu-img", &[args[0], args[1], args[2], &url]);
     served.wait().unwrap();
     let _ = std::fs::remove_file(dir.join("s"));
