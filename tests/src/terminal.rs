@@ -141,14 +141,16 @@ impl Session {
         wait_until_taken(pid, signal)
     }
 
-    /// Waits until the screen shows `text` after what was waited for before.
-    pub fn wait_for(&mut self, text: &str) -> Result<()> {
+    /// Waits until the screen shows `text` after what was waited for before: what it has shown between the two.
+    pub fn wait_for(&mut self, text: &str) -> Result<String> {
         let until = Instant::now() + PATIENCE;
         loop {
             self.look();
             if let Some(at) = self.shown.find(text) {
-                self.shown.drain(..at + text.len());
-                return Ok(());
+                let rest = self.shown.split_off(at + text.len());
+                let mut shown = std::mem::replace(&mut self.shown, rest);
+                shown.truncate(at);
+                return Ok(shown);
             }
             ensure!(Instant::now() < until, "no {text:?} in {:?}", self.shown);
             std::thread::sleep(Duration::from_millis(5));
