@@ -94,7 +94,11 @@ runcmd:
 END
 machine killed &
 vm=$!
-until grep -q 'guest: durable 25' /results/killed; do
+# Lines that are whole: the last one may be cut off.
+durable() {
+	sed -n 's/^.*guest: durable \([0-9]*\)\r$/\1/p' /results/killed
+}
+until durable | grep -qx 25; do
 	kill -0 $vm 2>/dev/null || break
 	sleep 0.2
 done
@@ -103,7 +107,7 @@ same 'ssh' "$(inside 'hostname; head -c 3000000 /dev/zero | sha256sum')" \
 $(head -c 3000000 /dev/zero | sha256sum)"
 pkill -9 -f 'user-data killed.yaml'
 wait
-durable=$(said killed durable | tr -cd 0-9)
+durable=$(durable | tail -n 1)
 # Leaks are all that may be wrong with it.
 qemu-img check image.qcow2 >/results/check 2>&1
 case $? in

@@ -101,8 +101,10 @@ do_reboot() {
 }
 
 do_button() {
+	# Open before it may be pressed: what comes while nobody has it open is lost.
+	exec 7<"/dev/input/$(grep -l Power /sys/class/input/event*/device/name | cut -d/ -f5)"
 	say waiting
-	dd if="/dev/input/$(grep -l Power /sys/class/input/event*/device/name | cut -d/ -f5)" of=/dev/null bs=24 count=1 2>/dev/null
+	dd of=/dev/null bs=24 count=1 <&7 2>/dev/null
 	say pressed
 }
 

@@ -71,6 +71,7 @@ exec 9<>hold
 (
 	until "$INSTAR_VSOCK_TOOL" ask-unix vm.sock 1234 1000000 >from-vsock 2>/dev/null; do sleep 0.3; done
 ) &
+asking=$!
 machine all facts,blk,rng,net,vsock --cpus 4 --memory 6G --rng \
 	--disk vda.raw,serial=DISK-1 --disk vdb.raw,readonly --net tap:tap0,mac=02:00:00:00:00:09 --vsock 42:vm.sock \
 	--serial stdio --console /results/hvc <&9
@@ -87,6 +88,7 @@ same 'blk discard in the file' "$(dd if=vda.raw bs=64k skip=128 count=64 2>/dev/
 same 'read-only disk' "$(sha256sum <vdb.raw)" "$before"
 same 'tcp out' "$(said all sent)" "$(sum <from-guest)"
 same 'tcp in' "$(said all received)" "$(sum <vdb.raw)"
+wait $asking
 same 'vsock in' "$(cat from-vsock)" '1000000 bytes came back'
 case $(said all vsock-nobody) in *[Rr]e[sf]*) ok "$transport vsock nobody" ;; *) wrong "vsock nobody: $(said all vsock-nobody)" ;; esac
 [ ! -e vm.sock ] || wrong vm.sock is left
@@ -119,7 +121,7 @@ done
 ### virtio-console, by a terminal of its own.
 machine console console --memory 128M --serial /results/console.tty --console pty &
 vm=$!
-for _ in $(seq 300); do
+for _ in $(seq 1200); do
 	pty=$(sed -n 's/^instar: the console is at //p' /results/console.err)
 	[ -z "$pty" ] || break
 	sleep 0.1
@@ -176,10 +178,14 @@ recycled=$(sed -n 's/.*"recycled":\([0-9]*\).*/\1/p' /results/recycled.err)
 truncate -s 64M crash.raw
 mkfs.ext4 -q crash.raw
 machine crash crash --memory 128M --disk crash.raw &
-until grep -q '^guest: durable 25' /results/crash; do sleep 0.2; done
+# Lines that are whole: the last one may be cut off.
+durable() {
+	sed -n 's/^guest: durable \([0-9]*\)\r$/\1/p' /results/crash
+}
+until durable | grep -qx 25; do sleep 0.2; done
 pkill -9 -f 'do=crash'
 wait $!
-durable=$(said crash durable | tail -n 1)
+durable=$(durable | tail -n 1)
 lost=0
 e2fsck -fy crash.raw >/results/crash.fsck 2>&1
 [ $? -le 1 ] && e2fsck -fn crash.raw >>/results/crash.fsck 2>&1 || wrong "e2fsck: $(cat /results/crash.fsck)"

@@ -13,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress};
 const BASE: u64 = 0x10_0000;
 const OTHER: u64 = BASE + DRIVER_BYTES;
 const DATA: u64 = OTHER + DRIVER_BYTES;
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(120);
 
 struct Bed {
     memory: Memory,

@@ -16,7 +16,7 @@ const BUFFERS: u64 = RINGS + DRIVER_BYTES;
 const DISK_BYTES: u64 = 32 << 20;
 /// Of a place in memory and on the disk, of which each request has one for itself.
 const PLACE: u64 = 1 << 20;
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(120);
 
 struct Bed {
     file: File,

@@ -178,7 +178,7 @@ impl Guest {
         if self.driver.must_kick() {
             self.kick.write(1).unwrap();
         }
-        for _ in 0..20_000 {
+        for _ in 0..120_000 {
             if let Some((used, _)) = self.driver.take_used() {
                 assert_eq!(used, head);
                 return mem.read_obj(status).unwrap();
