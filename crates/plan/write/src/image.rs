@@ -1,65 +1,24 @@
 //! Writes into an image.
 
+mod part;
+mod read;
+
+use crate::WriteError;
+use crate::below::Below;
 use crate::counts::Counts;
 use crate::header::{keep_known_autoclear, write_fields};
 use crate::mapping::{Division, Mapping, mask};
 use crate::place::Packed;
 use crate::record::Recorder;
 use crate::tables::Tables;
-use crate::{WriteError, zeroed};
 use alloc::boxed::Box;
 use alloc::collections::BinaryHeap;
 use alloc::vec::Vec;
 use core::fmt;
-use instar_layers::{Chain, Decompress};
+use instar_layers::Decompress;
 use instar_qcow2::Header;
-use instar_qcow2::entries::CompressedDescriptor;
 use instar_qcow2::header::CryptMethod;
-use instar_storage::{Cipher, DataPlace, Storage, StorageMut};
-
-/// What lies below the image.
-pub trait Below {
-    /// Fills `buf` with what a guest would read at `guest`; zeros past the end.
-    ///
-    /// # Errors
-    /// It cannot be read.
-    fn read_below(&mut self, guest: u64, buf: &mut [u8]) -> Result<(), WriteError>;
-}
-
-/// No backing file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NothingBelow;
-
-impl Below for NothingBelow {
-    fn read_below(&mut self, _guest: u64, buf: &mut [u8]) -> Result<(), WriteError> {
-        buf.fill(0);
-        Ok(())
-    }
-}
-
-/// A backing chain, and what its compressed clusters need.
-impl<S: Storage, D: Decompress> Below for (Chain<S>, D) {
-    fn read_below(&mut self, guest: u64, buf: &mut [u8]) -> Result<(), WriteError> {
-        let left = self.0.len_bytes().saturating_sub(guest);
-        let len = usize::try_from(left).map_or(buf.len(), |left| left.min(buf.len()));
-        let (inside, past) = buf.split_at_mut(len);
-        past.fill(0);
-        if inside.is_empty() {
-            return Ok(());
-        }
-        Ok(self.0.read_at(guest, inside, &mut self.1)?)
-    }
-}
-
-/// Where a cluster goes.
-struct Target {
-    /// Its place.
-    host: u64,
-    /// The place reads as zeros.
-    fresh: bool,
-    /// Units that move along from a cluster that is left.
-    carried: u32,
-}
+use instar_storage::{Cipher, DataPlace, StorageMut};
 
 /// An image that takes writes.
 pub struct WriteImage<'a, S> {
@@ -190,40 +149,6 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
         Ok(())
     }
 
-    /// Fills `buf` with what a guest reads at `guest` now; writes to places that were given must have ended.
-    ///
-    /// # Errors
-    /// The tables, the data or the backing file cannot be read.
-    pub fn read_at(&mut self, guest: u64, buf: &mut [u8]) -> Result<(), WriteError> {
-        self.check_range(guest, buf.len() as u64)?;
-        let (bits, unit) = (self.header.cluster_bits, self.division.unit());
-        let (mut at, mut rest) = (guest, buf);
-        while !rest.is_empty() {
-            let (cluster, start) = (at >> bits.get(), at & bits.mask());
-            let old = self.mapping(cluster)?;
-            let whole = if old.compressed.is_some() {
-                bits.size_bytes()
-            } else {
-                unit
-            };
-            let skip = start & whole.saturating_sub(1);
-            let len = usize::try_from(whole.saturating_sub(skip)).unwrap_or(usize::MAX);
-            let (now, later) = rest.split_at_mut(len.min(rest.len()));
-            if let Some(data) = old.compressed {
-                let mut all = zeroed(whole)?;
-                self.decompress(data, &mut all)?;
-                let skip = usize::try_from(skip).unwrap_or(usize::MAX);
-                let part = all.get(skip..).unwrap_or_default();
-                now.iter_mut().zip(part).for_each(|(to, from)| *to = *from);
-            } else {
-                self.read_unit(cluster, &old, start, now)?;
-            }
-            at = at.saturating_add(now.len() as u64);
-            rest = later;
-        }
-        Ok(())
-    }
-
     /// Where the bytes at `guest` lie if nothing but they need be written, and how many of `len` do in a row: the file
     /// (true: the data file) and the offset there. The caller may write them itself, at any time.
     ///
@@ -341,147 +266,6 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
         self.place_part(cluster, start, len, Some(bytes)).map(drop)
     }
 
-    /// Gives the `len` bytes at byte `start` of a guest cluster a place, with all that surrounds them, and writes them
-    /// if they are there. Returns where the cluster lies.
-    pub(crate) fn place_part(
-        &mut self,
-        cluster: u64,
-        start: u64,
-        len: u64,
-        bytes: Option<&[u8]>,
-    ) -> Result<u64, WriteError> {
-        let (host, _, found) = self.part_place(cluster, start, len, bytes)?;
-        if !found {
-            self.name_part(cluster, host, self.units(start, len))?;
-        }
-        Ok(host)
-    }
-
-    /// Finds a place for the `len` bytes at byte `start` of a guest cluster, and writes there what surrounds them, and them
-    /// if they are there. Says where the cluster lies, whether that was allocated, and whether the tables say so already.
-    pub(crate) fn part_place(
-        &mut self,
-        cluster: u64,
-        start: u64,
-        len: u64,
-        bytes: Option<&[u8]>,
-    ) -> Result<(u64, bool, bool), WriteError> {
-        let old = self.mapping(cluster)?;
-        let touched = self.units(start, len);
-        let stays = old.placed && old.owned;
-        if stays {
-            self.check_place(old.host)?;
-            if old.data & touched == touched {
-                if let Some(bytes) = bytes {
-                    self.write_data(self.data_place(cluster, old.host).advanced(start), bytes)?;
-                }
-                return Ok((old.host, false, true));
-            }
-        }
-        self.tables.own(self.image, &mut self.counts, cluster)?;
-        let allocated = !stays && self.data.is_none();
-        let (host, fresh) = if stays {
-            (old.host, false)
-        } else if allocated {
-            self.counts.allocate_one(self.image)?
-        } else {
-            (cluster << self.header.cluster_bits.get(), false)
-        };
-        let to = Target {
-            host,
-            fresh: fresh && self.cipher.is_none(),
-            carried: if stays { 0 } else { self.carried(&old) },
-        };
-        let end = start.saturating_add(len);
-        let written = self.fill(cluster, &old, &to, (start, end), bytes);
-        if let Err(error) = written {
-            if allocated {
-                self.counts.give_back(self.image, host)?;
-            }
-            return Err(error);
-        }
-        Ok((host, allocated, false))
-    }
-
-    /// Units that move along when a cluster gets another place.
-    const fn carried(&self, old: &Mapping) -> u32 {
-        match old.compressed {
-            Some(_) => self.division.all(),
-            None => old.data,
-        }
-    }
-
-    /// A guest cluster lies at `host`: what it had, and the units `touched`.
-    pub(crate) fn name_part(
-        &mut self,
-        cluster: u64,
-        host: u64,
-        touched: u32,
-    ) -> Result<(), WriteError> {
-        let old = self.mapping(cluster)?;
-        self.tables.own(self.image, &mut self.counts, cluster)?;
-        let stays = old.placed && old.owned;
-        let kept = if stays { old.data } else { self.carried(&old) };
-        let data = kept | touched;
-        let new = Mapping {
-            host,
-            placed: true,
-            owned: true,
-            data,
-            zeros: old.zeros & !data,
-            compressed: None,
-        };
-        self.tables.set(cluster, new.encode(self.division));
-        if !stays {
-            self.leave(&old);
-        }
-        Ok(())
-    }
-
-    /// Writes what the units that hold `range` and those that move along held, around the range, and the range if `bytes`
-    /// are there.
-    fn fill(
-        &mut self,
-        cluster: u64,
-        old: &Mapping,
-        to: &Target,
-        (start, end): (u64, u64),
-        bytes: Option<&[u8]>,
-    ) -> Result<(), WriteError> {
-        let carried = to.carried;
-        let unit = self.division.unit();
-        let (mut low, mut high) = (start & !unit.saturating_sub(1), end.next_multiple_of(unit));
-        if carried != 0 {
-            let first = u64::from(carried.trailing_zeros()).saturating_mul(unit);
-            let last = u64::from(32_u32.saturating_sub(carried.leading_zeros()));
-            (low, high) = (low.min(first), high.max(last.saturating_mul(unit)));
-        }
-        let place = self.data_place(cluster, to.host);
-        if (low, high) == (start, end) {
-            return self.write_around(place, low, &[], (start, end), bytes);
-        }
-        let mut buf = zeroed(high.saturating_sub(low))?;
-        let at = |offset: u64| usize::try_from(offset.saturating_sub(low)).unwrap_or(usize::MAX);
-        if let Some(data) = old.compressed {
-            // All of it is carried, so that `low` is 0.
-            self.decompress(data, &mut buf)?;
-        } else {
-            let mut offset = low;
-            while offset < high {
-                let next = offset.saturating_add(unit);
-                let whole = start <= offset && next <= end;
-                if let (false, Some(part)) = (whole, buf.get_mut(at(offset)..at(next))) {
-                    self.read_unit(cluster, old, offset, part)?;
-                }
-                offset = next;
-            }
-        }
-        if to.fresh && bytes.is_none() && buf.iter().all(|byte| *byte == 0) {
-            return Ok(());
-        }
-        self.write_around(place, low, &buf, (start, end), bytes)
-    }
-
     /// The first byte of a guest cluster that lies at `host`.
     const fn data_place(&self, cluster: u64, host: u64) -> DataPlace {
         DataPlace {
@@ -498,75 +282,6 @@ impl<'a, S: StorageMut> WriteImage<'a, S> {
             None => file.write_at(at.host, bytes),
         };
         Ok(written?)
-    }
-
-    /// Writes `bytes` with what is around them, at once, or without them what is around them. `cluster` is where it
-    /// begins.
-    fn write_around(
-        &self,
-        cluster: DataPlace,
-        low: u64,
-        around: &[u8],
-        (start, end): (u64, u64),
-        bytes: Option<&[u8]>,
-    ) -> Result<(), WriteError> {
-        let head = usize::try_from(start.saturating_sub(low)).unwrap_or(usize::MAX);
-        let tail = usize::try_from(end.saturating_sub(low)).unwrap_or(usize::MAX);
-        let before = around.get(..head).unwrap_or_default();
-        let after = around.get(tail..).unwrap_or_default();
-        match bytes {
-            Some(bytes) if before.is_empty() && after.is_empty() => {
-                self.write_data(cluster.advanced(start), bytes)?;
-            }
-            Some(bytes) => {
-                let all = [before, bytes, after].concat();
-                self.write_data(cluster.advanced(low), &all)?;
-            }
-            None => {
-                if !before.is_empty() {
-                    self.write_data(cluster.advanced(low), before)?;
-                }
-                if !after.is_empty() {
-                    self.write_data(cluster.advanced(end), after)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads a unit of a cluster that is not compressed, at byte `offset` of it.
-    fn read_unit(
-        &mut self,
-        cluster: u64,
-        old: &Mapping,
-        offset: u64,
-        buf: &mut [u8],
-    ) -> Result<(), WriteError> {
-        let unit = self.units(offset, 1);
-        if old.data & unit != 0 {
-            let at = self.data_place(cluster, old.host).advanced(offset);
-            let read = match self.cipher {
-                Some(cipher) => cipher.read(self.file(), at, buf),
-                None => self.file().read_at(at.host, buf),
-            };
-            return Ok(read?);
-        }
-        if old.zeros & unit != 0 {
-            buf.fill(0);
-            return Ok(());
-        }
-        let guest = (cluster << self.header.cluster_bits.get()).saturating_add(offset);
-        self.below.read_below(guest, buf)
-    }
-
-    fn decompress(&mut self, data: CompressedDescriptor, buf: &mut [u8]) -> Result<(), WriteError> {
-        let mut packed = zeroed(data.size_bytes())?;
-        self.image.read_at(data.offset.get(), &mut packed)?;
-        let kind = self.header.compression_type;
-        let taken = self.codec.decompress(kind, &packed, buf);
-        taken.map_err(|_| WriteError::Corrupt {
-            what: "compressed cluster",
-        })
     }
 
     /// Nothing refers to the old place of a cluster any more.

@@ -40,6 +40,7 @@
 
 extern crate alloc;
 
+mod below;
 mod counts;
 mod header;
 mod image;
@@ -51,7 +52,8 @@ mod runs;
 mod sorted;
 mod tables;
 
-pub use image::{Below, NothingBelow, WriteImage};
+pub use below::{Below, NothingBelow};
+pub use image::WriteImage;
 pub use pending::Pending;
 pub use place::Placed;
 pub use runs::{TopKind, TopRun};
