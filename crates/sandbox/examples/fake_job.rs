@@ -300,6 +300,20 @@ impl Fake {
         Ok(ended(Outcome::Done, 0))
     }
 
+    /// Asks again and again for a file that there is not, and says how often it had an answer.
+    fn tireless(host: &mut dyn OperationHost) -> Completed {
+        for answers in 1.. {
+            let answer = host.open_file(&request(1, b"missing")).map(drop);
+            if answer.is_err_and(|answer| answer.errno.get() != libc::ENOENT.unsigned_abs()) {
+                break;
+            }
+            say(&format!("{answers} answers"));
+        }
+        // Its end comes from outside.
+        pause(FOR_EVER);
+        ended(Outcome::Done, 0)
+    }
+
     fn hostile(&self, kind: &[u8]) -> Completed {
         match kind {
             b"garbage" => send_raw(self.socket, &[0xff; 100]),
@@ -468,6 +482,7 @@ impl Machine for Fake {
             }
             "stubborn" => pause(FOR_EVER),
             "hostile" => return Ok(self.hostile(&argument)),
+            "tireless" => return Ok(Self::tireless(host)),
             "protocol" => return Err(RunError::Protocol("as it was told to".into())),
             "result" => {
                 // As the microVM's limits do.

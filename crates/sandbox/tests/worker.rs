@@ -157,6 +157,16 @@ fn worker_that_talks_nonsense_is_killed() {
 }
 
 #[test]
+fn worker_that_asks_for_ever_is_killed() {
+    let output = run("tireless", &[]);
+    let text = stderr(&output);
+    assert!(text.contains("too many requests"), "{text}");
+    let said = stdout(&output);
+    assert_eq!(said.lines().last(), Some("4096 answers"), "{text}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
 fn signal_cancels_and_sets_the_exit_code() {
     for (signal, expected) in [
         (libc::SIGINT, 130),
