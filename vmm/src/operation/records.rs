@@ -120,4 +120,15 @@ mod tests {
         assert!(RecordStream::window_bytes(7).is_err());
         assert!(RecordStream::window_bytes(8).is_ok());
     }
+
+    #[test]
+    fn a_stream_ends_after_4294967296_records() {
+        let mut stream = RecordStream {
+            taken: (1 << 32) - 1,
+        };
+        let one = record(1, b"one");
+        stream.split(&one, |_, _| Ok(())).unwrap();
+        let past = stream.split(&one, |_, _| panic!("it is taken over"));
+        assert_eq!(past.unwrap_err(), "too many records");
+    }
 }
