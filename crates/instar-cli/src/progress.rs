@@ -212,11 +212,15 @@ impl TermLike for FixedTerminal {
 mod tests {
     use super::*;
 
-    fn line(age: Duration, columns: Option<u16>) -> ProgressLine {
+    fn line(start: Instant, columns: Option<u16>) -> ProgressLine {
         ProgressLine {
-            start: Instant::now().checked_sub(age).unwrap(),
+            start,
             bar: columns.map(Bar::new),
         }
+    }
+
+    fn long_ago() -> Instant {
+        Instant::now().checked_sub(DELAY * 2).unwrap()
     }
 
     fn is_visible(line: &ProgressLine) -> bool {
@@ -226,8 +230,14 @@ mod tests {
 
     #[test]
     fn update_shows_a_bar_only_on_a_terminal_and_after_a_second() {
-        for (age, columns, shown) in [(0, Some(80), false), (2, None, false), (2, Some(80), true)] {
-            let mut line = line(Duration::from_secs(age), columns);
+        // However long this takes, that is less than a second ago.
+        let later = Instant::now() + Duration::from_secs(3600);
+        for (start, columns, shown) in [
+            (later, Some(80), false),
+            (long_ago(), None, false),
+            (long_ago(), Some(80), true),
+        ] {
+            let mut line = line(start, columns);
             assert!(!is_visible(&line));
             line.update(1, 2);
             assert_eq!(is_visible(&line), shown);
@@ -238,7 +248,7 @@ mod tests {
 
     #[test]
     fn update_with_any_numbers_does_not_panic() {
-        let mut line = line(Duration::from_secs(2), Some(0));
+        let mut line = line(long_ago(), Some(0));
         for (done, total) in [
             (0, 0),
             (5, 0),

@@ -9,13 +9,13 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 /// Longest that one test may take.
-const DEADLINE: Duration = Duration::from_secs(100);
+const DEADLINE: Duration = Duration::from_secs(300);
 
 /// Runs `body` in a child process and hands its error back.
 ///
 /// # Errors
 /// The error of `body`; or the child was killed by a signal, as a panic of the
-/// host does (`panic = "abort"`); or it was not done after 100 s.
+/// host does (`panic = "abort"`); or it was not done after 300 s.
 pub fn alone(body: impl FnOnce() -> Result<()>) -> Result<(), Failed> {
     in_child(body).map_err(|e| Failed(format!("{e:#}")))
 }

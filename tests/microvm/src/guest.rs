@@ -146,7 +146,8 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// A guest that does `case`, without files, and may spend 1 s without progress and 8 s in all.
+    /// A guest that does `case`, without files, and may spend 1 s of the processor without progress and a minute in
+    /// all.
     #[must_use]
     pub fn new(case: Case) -> Self {
         let (io, vcpus) = case.threads();
@@ -159,7 +160,7 @@ impl Guest {
             secrets: Vec::new(),
             limits: Limits {
                 threads,
-                ..limits(1000, 8000)
+                ..limits(1000, 60_000)
             },
             cancel: &NEVER,
             host: Host {

