@@ -41,12 +41,9 @@ impl Storage for Damaged {
             if *at >= end {
                 break;
             }
-            for (index, byte) in bytes.iter().enumerate() {
-                let place = at + index as u64;
-                if place >= offset && place < end {
-                    buf[(place - offset) as usize] = *byte;
-                }
-            }
+            let (from, to) = (offset.max(*at), end.min(at + 512));
+            let part = &bytes[(from - at) as usize..(to - at) as usize];
+            buf[(from - offset) as usize..(to - offset) as usize].copy_from_slice(part);
         }
         for (at, byte) in self.changed.borrow().iter() {
             if *at >= offset && *at < end {

@@ -15,10 +15,17 @@ fn main() -> Result<()> {
         // The tables' target takes 16 bytes of parameters first.
         let tables = [[0; 16].as_slice(), &image].concat();
         write(&to, "qcow2_tables", name, &tables)?;
+        let live = [live_requests().as_slice(), &image].concat();
+        write(&to, "live_image", name, &live)?;
         if let Some(at) = image.windows(6).position(|w| w == b"LUKS\xba\xbe") {
             let header = image.get(at..at + 592).context("a LUKS header cut short")?;
             write(&to, "luks_header", name, header)?;
         }
+    }
+    // Of each of the file systems, with sixteen changes, all of the same byte.
+    for number in 0..6_u8 {
+        let damage = [&[number], [255, 255, 255, 0].repeat(16).as_slice()].concat();
+        write(&to, "filesystem_damage", &format!("kind-{number}"), &damage)?;
     }
     write(&to, "hostile_guest", "read", &sound_read())?;
     write(&to, "hostile_guest", "change", &sound_changes())
@@ -28,6 +35,21 @@ fn write(to: &Path, target: &str, name: &str, bytes: &[u8]) -> Result<()> {
     let folder = to.join(target);
     std::fs::create_dir_all(&folder)?;
     std::fs::write(folder.join(name), bytes).with_context(|| folder.display().to_string())
+}
+
+/// Of a live image: how many requests come before it, and they: room for a write, its link, zeroes, a discard, a look at
+/// what came of it, and a flush.
+fn live_requests() -> Vec<u8> {
+    let requests = [
+        [0, 0, 0, 0, 127, 0],
+        [2, 0, 0, 0, 0, 0],
+        [5, 8, 0, 0, 7, 0],
+        [6, 64, 0, 0, 255, 0],
+        [4, 0, 0, 0, 255, 0],
+        [7, 0, 0, 0, 0, 0],
+    ];
+    let count = u16::try_from(requests.len()).unwrap_or(0);
+    [&count.to_le_bytes(), requests.as_flattened()].concat()
 }
 
 /// The moves of a guest that zeroes a range of slot 0, makes it longer and writes to it.
