@@ -20,8 +20,8 @@ DARWIN_CRATES := -p instar-shared -p instar-devices -p instar-guest-ops \
 	-p instar-plan-convert -p instar-plan-map -p instar-plan-compare -p instar-plan-rebase -p instar-vmm
 OPERATIONS := $(CARGO) run --quiet --locked -p instar-operations-tool --
 
-.PHONY: setup tools fmt lint check-binary-sizes build arm64 linux test test-arm64 test-linux bench bench-linux dist soak \
-	fuzz clean
+.PHONY: setup tools fmt lint check-binary-sizes build arm64 linux test test-arm64 test-linux bench bench-linux bench-serve dist \
+	soak fuzz clean
 
 setup:
 	sh scripts/setup.sh
@@ -73,6 +73,9 @@ bench: dist
 
 bench-linux: tools build linux
 	sh scripts/bench-linux.sh
+
+bench-serve: tools build
+	$(CARGO) run --release --quiet --locked -p instar-bench --bin instar-bench-serve
 
 dist:
 	sh scripts/dist.sh

@@ -1,6 +1,5 @@
 //! A disk that is served to QEMU's guest (vhost-user-blk), which boots from it, and to a driver of these tests.
 
-mod front;
 mod live;
 
 use std::io::{BufRead, BufReader, Read};

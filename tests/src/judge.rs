@@ -39,6 +39,16 @@ pub fn wait_for_listener(program: &mut Child, path: &Path) {
     }
 }
 
+/// Makes a qcow2 image of a raw one, compressed.
+pub fn compress(dir: &Path, raw: &str, qcow2: &str) {
+    let formats = ["-f", "raw", "-O", "qcow2"];
+    ok(
+        dir,
+        "qemu-img",
+        &[&["convert", "-c"], &formats[..], &[raw, qcow2]].concat(),
+    );
+}
+
 /// What a guest reads.
 pub fn content(dir: &Path, name: &str) -> Vec<u8> {
     read(dir, &[name])

@@ -3,8 +3,11 @@
 // Only tests use it.
 #![allow(clippy::unwrap_used)]
 
-use crate::judge::ok;
+use crate::judge::{check, compress, content, frozen, load, ok, save};
+use crate::rng::Rng;
+use instar_storage::MemStorage;
 use std::path::Path;
+use tempfile::TempDir;
 
 /// The image's name in its folder.
 pub const NAME: &str = "a.qcow2";
@@ -121,17 +124,7 @@ pub fn make(dir: &Path, options: &str, what: &[&str]) {
         .collect();
     // It ends inside a sector.
     std::fs::write(dir.join("base.raw"), &pattern[..pattern.len() - 100]).unwrap();
-    let convert = [
-        "convert",
-        "-c",
-        "-f",
-        "raw",
-        "-O",
-        "qcow2",
-        "base.raw",
-        "base.qcow2",
-    ];
-    ok(dir, "qemu-img", &convert);
+    compress(dir, "base.raw", "base.qcow2");
     let size = SIZE.to_string();
     let mut create = vec!["create", "-q", "-f", "qcow2", "-o", options];
     if what.contains(&"backing") {
@@ -148,6 +141,78 @@ pub fn make(dir: &Path, options: &str, what: &[&str]) {
             "snapshot" => drop(ok(dir, "qemu-img", &["snapshot", "-c", "one", NAME])),
             "bitmap" => drop(ok(dir, "qemu-img", &["bitmap", "--add", NAME, "rec"])),
             command => drop(ok(dir, "qemu-io", &["-c", command, NAME])),
+        }
+    }
+}
+
+/// Where a random request goes: its first byte and how many, whole sectors, few or many.
+pub fn range(rng: &mut Rng) -> (u64, u64) {
+    let at = rng.below(SIZE / 512) * 512;
+    let most = if rng.below(4) == 0 {
+        100 << 10
+    } else {
+        9 << 10
+    };
+    let len = (rng.below(most) / 512 * 512 + 512).min(SIZE - at);
+    (at, len)
+}
+
+/// An image in a folder of its own, and its files in memory.
+#[derive(Debug)]
+pub struct Made {
+    folder: TempDir,
+    kind: Kind,
+    /// The image file.
+    pub image: MemStorage,
+    /// Its data file, where it has one.
+    pub data: Option<MemStorage>,
+    old: Option<Vec<u8>>,
+}
+
+impl Made {
+    /// Makes an image of a kind.
+    pub fn new(kind: &Kind) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path();
+        let (options, what) = *kind;
+        make(dir, options, what);
+        let data = options.contains("data_file");
+        Self {
+            old: what.contains(&"snapshot").then(|| frozen(dir, NAME)),
+            image: load(&dir.join(NAME)),
+            data: data.then(|| load(&dir.join(DATA_NAME))),
+            kind: *kind,
+            folder,
+        }
+    }
+
+    /// Its folder.
+    pub fn dir(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// What a guest read of it when it was made, or judged for the last time.
+    pub fn content(&self) -> Vec<u8> {
+        content(self.dir(), NAME)
+    }
+
+    /// Judges what the files are now: sound without leaks, with `model` as content, and the snapshot as it was.
+    pub fn judge(&self, model: &[u8]) {
+        let (dir, kind) = (self.dir(), &self.kind);
+        save(&self.image, &dir.join(NAME));
+        if let Some(data) = &self.data {
+            save(data, &dir.join(DATA_NAME));
+        }
+        assert_eq!(check(dir, NAME), 0, "{kind:?}");
+        let now = self.content();
+        let differs = now.iter().zip(model).position(|(a, b)| a != b);
+        assert_eq!((differs, now.len()), (None, model.len()), "{kind:?}");
+        if let Some(old) = &self.old {
+            assert!(*old == frozen(dir, NAME), "snapshot of {kind:?}");
+        }
+        if let (Some(data), true) = (&self.data, kind.0.contains("data_file_raw")) {
+            let raw = data.to_vec();
+            assert!(raw[..model.len()] == *model, "raw file of {kind:?}");
         }
     }
 }

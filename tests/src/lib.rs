@@ -14,6 +14,7 @@ pub mod corpus;
 pub mod crafted;
 pub mod family;
 pub mod faults;
+pub mod front;
 pub mod hidden;
 pub mod holder;
 pub mod image;

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use instar_tests::front::{Front, PLACE_BYTES, PLACES, Request};
 use instar_tests::image;
 use instar_tests::rng::Rng;
 use instar_tests::run::Run;
@@ -11,7 +12,6 @@ use instar_tests::scratch::Scratch;
 use instar_tests::tools;
 use rustix::process::{Pid, Signal};
 
-use super::front::{Front, PLACE_BYTES, PLACES, Request};
 use super::{SOCKET, Server, boot, make_disk, sector_1, wait};
 use crate::Outcome;
 

@@ -7,6 +7,7 @@ use instar_shared::control::{FileAccess, FileRequest, FileResponse, FileStatus, 
 use instar_shared::live::{BLOCKD_READ_ONLY, BlockdConfig, BlockdResult};
 use instar_shared::op::Outcome;
 use instar_shared::record::RecordKind;
+use instar_tests::judge::{compress, ok};
 use instar_tests::rng::Rng;
 use instar_vmm::live::channel::{Asker, Port};
 use instar_vmm::live::source::{
@@ -17,7 +18,6 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -250,17 +250,6 @@ impl Disk {
     }
 }
 
-fn judge(dir: &Path, args: &[&str]) -> Result<String> {
-    let output = Command::new("qemu-img")
-        .args(args)
-        .current_dir(dir)
-        .output();
-    let output = output.context("qemu-img is needed")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "qemu-img {args:?}: {said}");
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
 /// A folder with an image of a kind, and what a guest reads of it.
 fn image(kind: &str, rng: &mut Rng) -> Result<(tempfile::TempDir, Vec<u8>)> {
     let this = std::env::current_exe()?;
@@ -271,17 +260,7 @@ fn image(kind: &str, rng: &mut Rng) -> Result<(tempfile::TempDir, Vec<u8>)> {
         .map(|n| ((n / 700) ^ (rng.seed() & 7)).to_le_bytes()[0])
         .collect();
     std::fs::write(dir.join("base.raw"), &base)?;
-    let args = [
-        "convert",
-        "-c",
-        "-f",
-        "raw",
-        "-O",
-        "qcow2",
-        "base.raw",
-        "base.qcow2",
-    ];
-    judge(dir, &args)?;
+    compress(dir, "base.raw", "base.qcow2");
     let size = SIZE.to_string();
     let mut create = vec!["create", "-q", "-f", "qcow2"];
     match kind {
@@ -290,7 +269,7 @@ fn image(kind: &str, rng: &mut Rng) -> Result<(tempfile::TempDir, Vec<u8>)> {
         options => create.extend(["-o", options]),
     }
     create.extend([NAME, &size]);
-    judge(dir, &create)?;
+    ok(dir, "qemu-img", &create);
     let mut model = vec![0; usize::try_from(SIZE)?];
     if kind.contains("backing") {
         model[..base.len()].copy_from_slice(&base);
@@ -339,12 +318,10 @@ fn used_disk_is_sound(kind: &str) -> Result<()> {
         Ok(())
     })?;
     let dir = folder.path();
-    judge(dir, &["check", NAME])?;
+    ok(dir, "qemu-img", &["check", NAME]);
     std::fs::write(dir.join("model.raw"), receiver.recv()?)?;
-    judge(
-        dir,
-        &["compare", "-f", "qcow2", "-F", "raw", NAME, "model.raw"],
-    )?;
+    let compare = ["compare", "-f", "qcow2", "-F", "raw", NAME, "model.raw"];
+    ok(dir, "qemu-img", &compare);
     Ok(())
 }
 
@@ -409,7 +386,7 @@ fn image_is_closed_when_its_user_is_gone() -> Result<(), Failed> {
             ensure!(matches!(answer, Answer::Allocated { ticket, .. } if ticket != 0));
             Ok(())
         })?;
-        judge(folder.path(), &["check", NAME])?;
+        ok(folder.path(), "qemu-img", &["check", NAME]);
         Ok(())
     })
 }

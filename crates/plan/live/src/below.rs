@@ -70,4 +70,9 @@ impl<S: Storage, D: Decompress> Below for SharedBacking<S, D> {
     fn read_below(&mut self, guest: u64, buf: &mut [u8]) -> Result<(), WriteError> {
         self.0.borrow_mut().chain.read_below(guest, buf)
     }
+
+    fn is_zero(&self, guest: u64, len: u64) -> bool {
+        let run = self.0.borrow().run_at(guest, len);
+        matches!(run, Ok((run, ExtentKind::Zero)) if run >= len)
+    }
 }

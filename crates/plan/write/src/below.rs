@@ -11,6 +11,11 @@ pub trait Below {
     /// # Errors
     /// It cannot be read.
     fn read_below(&mut self, guest: u64, buf: &mut [u8]) -> Result<(), WriteError>;
+
+    /// Whether the `len` bytes at `guest` are known to be zeros without being read.
+    fn is_zero(&self, _guest: u64, _len: u64) -> bool {
+        false
+    }
 }
 
 /// No backing file.
@@ -21,6 +26,10 @@ impl Below for NothingBelow {
     fn read_below(&mut self, _guest: u64, buf: &mut [u8]) -> Result<(), WriteError> {
         buf.fill(0);
         Ok(())
+    }
+
+    fn is_zero(&self, _guest: u64, _len: u64) -> bool {
+        true
     }
 }
 

@@ -1,7 +1,7 @@
 //! Power cuts: what was flushed is there, each sector holds what it held at some time since, and there are leaks at worst.
 
 use crate::image::sound;
-use crate::random::range;
+use crate::random::one;
 use crate::run_of;
 use crate::user::User;
 use instar_codec::Decoder;
@@ -36,29 +36,7 @@ fn use_it(dir: &Path, store: &CrashStorage, what: &[&str], rng: &mut Rng) -> Vec
         model,
     }];
     for _ in 0..24 {
-        let (at, len) = range(rng);
-        let mut flushed = false;
-        match rng.below(8) {
-            0..=3 => {
-                let bytes = vec![rng.below(255) as u8 + 1; len as usize];
-                if let Some(open) = user.begin(at, &bytes) {
-                    user.open.push(open);
-                }
-            }
-            4 => user.zeros(rng, at, len),
-            5 => {
-                // Its user's data comes first.
-                instar_storage::StorageMut::flush(store).unwrap();
-                user.live.flush().unwrap();
-                flushed = true;
-            }
-            _ => {
-                if let Some(open) = user.open.pop() {
-                    let link = rng.below(4) > 0;
-                    user.end(&open, link);
-                }
-            }
-        }
+        let flushed = one(rng, &mut user);
         moments.push(Moment {
             steps: store.steps(),
             flushed,

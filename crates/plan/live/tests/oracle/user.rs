@@ -237,6 +237,15 @@ impl<'a, S: Store> User<'a, S> {
         self.model[range].copy_from_slice(&now);
     }
 
+    /// Its user's data comes first.
+    pub fn flush(&mut self) {
+        self.files.0.flush().unwrap();
+        if let Some(data) = self.files.1 {
+            data.flush().unwrap();
+        }
+        self.live.flush().unwrap();
+    }
+
     /// Reads all and compares.
     pub fn compare(&mut self, what: &dyn std::fmt::Debug) {
         if self.shows_early && !self.open.is_empty() {

@@ -135,7 +135,11 @@ impl<S: StorageMut> WriteImage<'_, S> {
         if (low, high) == (start, end) {
             return self.write_around(place, low, &[], (start, end), bytes);
         }
-        let mut buf = zeroed(high.saturating_sub(low))?;
+        let around = high.saturating_sub(low);
+        if to.fresh && bytes.is_none() && self.is_zero(cluster, old, low, around) {
+            return Ok(());
+        }
+        let mut buf = zeroed(around)?;
         let at = |offset: u64| usize::try_from(offset.saturating_sub(low)).unwrap_or(usize::MAX);
         if let Some(data) = old.compressed {
             // All of it is carried, so that `low` is 0.
@@ -155,6 +159,15 @@ impl<S: StorageMut> WriteImage<'_, S> {
             return Ok(());
         }
         self.write_around(place, low, &buf, (start, end), bytes)
+    }
+
+    /// Whether the tables say that the `len` bytes at byte `start` of a guest cluster, whole units, read as zeros.
+    fn is_zero(&self, cluster: u64, old: &Mapping, start: u64, len: u64) -> bool {
+        let units = self.units(start, len);
+        let guest = (cluster << self.header.cluster_bits.get()).saturating_add(start);
+        old.compressed.is_none()
+            && old.data & units == 0
+            && (old.zeros & units == units || self.below.is_zero(guest, len))
     }
 
     /// Writes `bytes` with what is around them, at once, or without them what is around them. `cluster` is where it

@@ -2,12 +2,12 @@
 
 use crate::image::open;
 use crate::run_of;
-use instar_codec::Encoder;
+use instar_codec::{Decoder, Encoder};
 use instar_layers::CompressionType;
-use instar_plan_write::WriteImage;
+use instar_plan_write::{Below, WriteError, WriteImage};
 use instar_storage::{MemStorage, StorageMut};
-use instar_tests::judge::{check, content, frozen, load, ok, save, wait_for_listener};
-use instar_tests::kinds::{DATA_NAME, KINDS, Kind, NAME, SIZE, make};
+use instar_tests::judge::{check, content, load, ok, save, wait_for_listener};
+use instar_tests::kinds::{KINDS, Kind, Made, NAME, SIZE, make, range};
 use instar_tests::rng::Rng;
 use std::path::Path;
 
@@ -42,14 +42,7 @@ fn write_one<S: StorageMut>(
     files: Files<'_, S>,
     model: &mut [u8],
 ) {
-    let at = rng.below(SIZE / 512) * 512;
-    let most = if rng.below(4) == 0 {
-        100 << 10
-    } else {
-        9 << 10
-    };
-    let mut len = (rng.below(most) / 512 * 512 + 512).min(SIZE - at);
-    let mut at = at;
+    let (mut at, mut len) = range(rng);
     if rng.below(4) == 0 {
         // Any alignment.
         at += rng.below(512);
@@ -75,41 +68,20 @@ fn write_one<S: StorageMut>(
 }
 
 fn random_case(kind: &Kind, rng: &mut Rng, writes: u64) {
-    let folder = tempfile::tempdir().unwrap();
-    let dir: &Path = folder.path();
-    let (options, what) = *kind;
-    make(dir, options, what);
-    let mut model = content(dir, NAME);
-    let old = what.contains(&"snapshot").then(|| frozen(dir, NAME));
-    let image = load(&dir.join(NAME));
-    let data = options
-        .contains("data_file")
-        .then(|| load(&dir.join(DATA_NAME)));
+    let made = Made::new(kind);
+    let files = (&made.image, made.data.as_ref());
+    let mut model = made.content();
     for _ in 0..3 {
-        let mut ours = open(dir, &image, data.as_ref());
+        let mut ours = open(made.dir(), files.0, files.1);
         for _ in 0..writes {
-            write_one(rng, &mut ours, (&image, data.as_ref()), &mut model);
+            write_one(rng, &mut ours, files, &mut model);
             if rng.below(8) == 0 {
                 ours.commit().unwrap();
             }
         }
         ours.finish().unwrap();
         drop(ours);
-        save(&image, &dir.join(NAME));
-        if let Some(data) = &data {
-            save(data, &dir.join(DATA_NAME));
-        }
-        assert_eq!(check(dir, NAME), 0, "{kind:?}");
-        let now = content(dir, NAME);
-        let differs = now.iter().zip(&model).position(|(a, b)| a != b);
-        assert_eq!((differs, now.len()), (None, model.len()), "{kind:?}");
-        if let Some(old) = &old {
-            assert!(*old == frozen(dir, NAME), "snapshot of {kind:?}");
-        }
-        if let (Some(data), true) = (&data, options.contains("data_file_raw")) {
-            let raw = data.to_vec();
-            assert!(raw[..model.len()] == model, "raw file of {kind:?}");
-        }
+        made.judge(&model);
     }
 }
 
@@ -292,6 +264,46 @@ fn recording_bitmaps_are_in_use_and_others_are_not() {
     assert_eq!(info.matches("in-use").count(), 1, "{info}");
     let after = info.split("name: still").next().unwrap();
     assert!(after.contains("in-use"), "{info}");
+}
+
+/// Zeros that nobody may read.
+struct Hole;
+
+impl Below for Hole {
+    fn read_below(&mut self, guest: u64, _buf: &mut [u8]) -> Result<(), WriteError> {
+        panic!("{guest} is read")
+    }
+
+    fn is_zero(&self, _guest: u64, _len: u64) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_new_place_for_a_part_of_known_zeros_takes_neither_reads_nor_writes() {
+    let at = 70 << 10;
+    for options in ["cluster_size=64k", "cluster_size=16k,extended_l2=on"] {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path();
+        make(dir, options, &[]);
+        let image = load(&dir.join(NAME));
+        let header = instar_qcow2::Header::read(&image, instar_qcow2::OpenMode::Change).unwrap();
+        let codec = Box::new(Decoder::new());
+        let mut ours = WriteImage::open(&image, None, &header, Box::new(Hole), codec).unwrap();
+        let before = image.to_vec();
+        let place = ours.reserve(at, 512).unwrap();
+        assert!(image.to_vec() == before, "{options}");
+        let host = place.placed.offset + at - place.guest;
+        image.write_at(host, &[9; 512]).unwrap();
+        ours.link(&place).unwrap();
+        ours.finish().unwrap();
+        drop(ours);
+        save(&image, &dir.join(NAME));
+        assert_eq!(check(dir, NAME), 0, "{options}");
+        let mut model = vec![0; SIZE as usize];
+        model[at as usize..][..512].fill(9);
+        assert!(content(dir, NAME) == model, "{options}");
+    }
 }
 
 #[test]

@@ -38,14 +38,42 @@ const PATIENCE: Duration = Duration::from_secs(100);
 /// What a request does; offsets and lengths are in bytes.
 #[derive(Clone, Debug)]
 pub enum Request {
-    Read { start: u64, len: u64 },
-    Write { start: u64, bytes: Vec<u8> },
+    /// Fills its place.
+    Read {
+        /// First byte.
+        start: u64,
+        /// How many.
+        len: u64,
+    },
+    /// Writes what it has.
+    Write {
+        /// First byte.
+        start: u64,
+        /// What is written there.
+        bytes: Vec<u8>,
+    },
+    /// Makes what was written durable.
     Flush,
-    Discard { start: u64, len: u64 },
-    WriteZeroes { start: u64, len: u64, unmap: bool },
+    /// Gives a range back.
+    Discard {
+        /// First byte.
+        start: u64,
+        /// How many.
+        len: u64,
+    },
+    /// Makes a range zeros.
+    WriteZeroes {
+        /// First byte.
+        start: u64,
+        /// How many.
+        len: u64,
+        /// It may be given back.
+        unmap: bool,
+    },
 }
 
 /// A connection with a running ring.
+#[derive(Debug)]
 pub struct Front {
     socket: UnixStream,
     memory: File,
@@ -56,6 +84,10 @@ pub struct Front {
 }
 
 impl Front {
+    /// Connects, shares its memory, and starts the ring.
+    ///
+    /// # Errors
+    /// Nobody listens there, or a message is answered with less than is needed.
     pub fn connect(path: &Path) -> Result<Self> {
         let memory = rustix::fs::memfd_create("guest", MemfdFlags::CLOEXEC)?;
         let memory = File::from(memory);
