@@ -6,6 +6,7 @@
 # make check-binary-sizes  the operations are reproducible and within their budget
 # make bench               medians and ratios against qemu-img
 # make bench-linux         times, memory and throughput of Linux guests against QEMU's
+# make bench-serve         the rates of a served qcow2 image against qemu-storage-daemon's
 # make dist                the static binary, manual pages and completions, in dist/
 # make soak                the long versions of the seeded tests
 # make fuzz                each fuzz target for FUZZ_SECONDS

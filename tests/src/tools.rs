@@ -23,7 +23,7 @@ pub fn qemu_io() -> Result<PathBuf> {
 }
 
 /// The program under test: `INSTAR_BIN`, or the newest `instar` that cargo
-/// built beside this test (release, or the test's own profile).
+/// built beside this test (release, or the test's own profile) or this tool.
 pub fn instar() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("INSTAR_BIN") {
         let path = PathBuf::from(path);
@@ -43,7 +43,8 @@ pub fn instar() -> Result<PathBuf> {
         .nth(3)
         .context("this test is not in a target folder")?;
     let mine = this.ancestors().nth(2).map(|folder| folder.join("instar"));
-    let found = [Some(built.join("release/instar")), mine]
+    let beside = this.with_file_name("instar");
+    let found = [Some(built.join("release/instar")), mine, Some(beside)]
         .into_iter()
         .flatten()
         .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)))

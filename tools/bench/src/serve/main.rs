@@ -4,8 +4,7 @@
 //! instar-bench-serve [--runs N] [--only WORD]
 //! ```
 //!
-//! Both serve the same qcow2 image, made anew for each run of a case that changes where its clusters are, to the same
-//! driver with one ring. They take turns, `N` times (7 unless told). What is measured is from the first request to the
+//! Both serve the same qcow2 image, made anew for each run, to the same driver with one ring. They take turns, `N` times (7 unless told). What is measured is from the first request to the
 //! last answer; the flush that follows is told apart. `INSTAR_BIN` names another program.
 
 mod case;
